@@ -1,0 +1,1 @@
+"""The OpenAI-compatible proxy: HTTP in, RunPod jobs out, SSE back."""

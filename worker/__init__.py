@@ -1,0 +1,1 @@
+"""The GPU worker: one RunPod handler in front of a vLLM server on loopback."""
