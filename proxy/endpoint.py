@@ -1,0 +1,180 @@
+"""RunPod's HTTP API for one queue endpoint: URLs, timeouts, and httpx's errors turned into ours.
+
+Source of the shapes: https://docs.runpod.io/serverless/endpoints/operation-reference. Differences
+seen in practice, and relied on here: /stream answers one JSON document (not SSE), holds the call
+until there is something to say, takes `?wait=` in milliseconds (1000 to 300000), and hands each
+output out once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import httpx
+import orjson
+
+from proxy.errors import (
+    JobNotFound,
+    NotSent,
+    UpstreamBusy,
+    UpstreamMisconfigured,
+    UpstreamUnavailable,
+    WorkerFailed,
+)
+
+ANSWER_MARGIN_SECONDS = 15
+"""How long RunPod may take to answer a call, beyond the time we asked it to hold the call."""
+IDLE_CONNECTION_SECONDS = 30
+MAX_CONNECTIONS = 1000
+
+
+class JobStatus(StrEnum):
+    """RunPod's job states; a state that we do not know counts as running."""
+
+    IN_QUEUE = "IN_QUEUE"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Has the job ended?"""
+        return self not in (JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS)
+
+    @classmethod
+    def _missing_(cls, value: object) -> "JobStatus":
+        return cls.IN_PROGRESS
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPage:
+    """What one call of /stream handed out."""
+
+    status: JobStatus
+    outputs: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What /status says of a job; times are in milliseconds, as RunPod gives them."""
+
+    status: JobStatus
+    output: Any = None
+    error: Any = None
+    delay_ms: int | None = None
+    execution_ms: int | None = None
+
+
+class Endpoint:
+    """One RunPod endpoint: `run`, `stream`, `status`, `cancel` and `health`, as RunPod names them.
+
+    All of them raise UpstreamUnavailable when RunPod cannot be reached or answers 5xx, its
+    subclass UpstreamBusy on 429, UpstreamMisconfigured when it refuses our key or does not know
+    the endpoint; those that name a job raise JobNotFound when RunPod has forgotten it.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
+        self._client = client
+        self._url = url
+
+    async def run(self, job: bytes) -> str:
+        """Queue a job, given as its JSON, and return its id."""
+        try:
+            answer = await self._call("POST", "/run", content=job)
+        except JobNotFound:
+            raise UpstreamMisconfigured("RunPod knows no endpoint of this id.") from None
+        match answer:
+            case {"id": str(job_id)}:
+                return job_id
+        raise UpstreamUnavailable("RunPod accepted the job but gave it no id.")
+
+    async def stream(self, job_id: str, *, wait_seconds: float) -> StreamPage:
+        """The outputs since the last call; held for up to `wait_seconds` while there are none."""
+        wait_ms = max(1000, round(wait_seconds * 1000))
+        answer = await self._call(
+            "GET", f"/stream/{job_id}?wait={wait_ms}", hold_seconds=wait_ms / 1000
+        )
+        items = answer.get("stream") or []
+        outputs = [item["output"] for item in items if isinstance(item, dict) and "output" in item]
+        return StreamPage(JobStatus(str(answer.get("status"))), outputs)
+
+    async def status(self, job_id: str) -> JobState:
+        """How the job stands, with everything it has put out if it is done."""
+        answer = await self._call("GET", f"/status/{job_id}")
+        return JobState(
+            status=JobStatus(str(answer.get("status"))),
+            output=answer.get("output"),
+            error=answer.get("error"),
+            delay_ms=answer.get("delayTime"),
+            execution_ms=answer.get("executionTime"),
+        )
+
+    async def cancel(self, job_id: str) -> JobStatus:
+        """Ask for the job to be stopped, and return its state after that."""
+        answer = await self._call("POST", f"/cancel/{job_id}")
+        return JobStatus(str(answer.get("status")))
+
+    async def _call(
+        self, method: str, path: str, *, content: bytes | None = None, hold_seconds: float = 0
+    ) -> Mapping[str, Any]:
+        timeout = httpx.Timeout(self._client.timeout)
+        timeout.read = hold_seconds + ANSWER_MARGIN_SECONDS
+        try:
+            response = await self._client.request(
+                method, self._url + path, content=content, timeout=timeout
+            )
+        except httpx.ConnectError as exc:
+            raise NotSent("RunPod could not be reached.") from exc
+        except (httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
+            raise NotSent("The connection to RunPod took too long.") from exc
+        except httpx.HTTPError as exc:
+            raise UpstreamUnavailable("The connection to RunPod broke.") from exc
+        return _checked(response)
+
+
+def create_client(api_key: str, *, connect_timeout_seconds: float) -> httpx.AsyncClient:
+    """The HTTP client that all calls to RunPod share."""
+    return httpx.AsyncClient(
+        headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
+        timeout=httpx.Timeout(ANSWER_MARGIN_SECONDS, connect=connect_timeout_seconds),
+        limits=httpx.Limits(
+            max_connections=MAX_CONNECTIONS,
+            max_keepalive_connections=MAX_CONNECTIONS,
+            keepalive_expiry=IDLE_CONNECTION_SECONDS,
+        ),
+        follow_redirects=False,
+    )
+
+
+def _checked(response: httpx.Response) -> Mapping[str, Any]:
+    """The answer's JSON object, or the error that its status means."""
+    status = response.status_code
+    if status == 429:
+        raise UpstreamBusy(
+            "RunPod is limiting the rate of our calls.", retry_after_seconds=_retry_after(response)
+        )
+    if status in (401, 403):
+        raise UpstreamMisconfigured("RunPod refused the proxy's API key.")
+    if status == 404:
+        raise JobNotFound
+    if status in (400, 413, 422):
+        raise WorkerFailed(f"RunPod refused the job (HTTP {status}).")
+    if not response.is_success:
+        raise UpstreamUnavailable(f"RunPod answered HTTP {status}.")
+    try:
+        answer = orjson.loads(response.content)
+    except orjson.JSONDecodeError as exc:
+        raise UpstreamUnavailable("RunPod's answer is not JSON.") from exc
+    if not isinstance(answer, dict):
+        raise UpstreamUnavailable("RunPod's answer is not a JSON object.")
+    return answer
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    try:
+        return float(response.headers.get("retry-after", ""))
+    except ValueError:
+        return None

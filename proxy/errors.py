@@ -1,0 +1,200 @@
+"""Every error a client can see, and the one table from exception to HTTP answer.
+
+ProxyError                          what the client sees
+├── InvalidRequest                  400  invalid_request_error
+│   ├── InvalidAPIKey               401  invalid_request_error  invalid_api_key
+│   ├── ModelNotFound               404  invalid_request_error  model_not_found
+│   ├── UnknownRoute                404  invalid_request_error  unknown_url
+│   ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
+│   └── RequestTooLarge             413  invalid_request_error  request_too_large
+├── InternalError                   500  server_error           internal_error
+├── WorkerFailed                    502  server_error           worker_failed
+├── UpstreamMisconfigured           502  server_error           upstream_misconfigured
+├── UpstreamUnavailable             503  server_error           upstream_unavailable
+│   ├── UpstreamBusy                503  server_error           upstream_unavailable, Retry-After
+│   └── NotSent                     503  server_error           upstream_unavailable
+├── ColdStartTimeout                503  server_error           cold_start_timeout, Retry-After
+├── DeadlinePassed                  504  server_error           timeout
+└── VLLMError                       what vLLM itself answered, untouched
+
+JobNotFound is raised by `endpoint.py` and never reaches a client: `jobs.py` turns it into
+WorkerFailed. The shapes follow https://platform.openai.com/docs/guides/error-codes, so that the
+SDKs raise their own classes. Messages never hold a key, a prompt or a traceback.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import orjson
+
+
+class ProxyError(Exception):
+    """An error that leaves as `{"error": {"message", "type", "param", "code"}}`."""
+
+    status: int = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    retry: ClassVar[bool] = False
+    """May a client's SDK repeat the request by itself? If not, `x-should-retry: false` says so."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def body(self) -> bytes:
+        """The error envelope, as one line of JSON."""
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return orjson.dumps({"error": error})
+
+    @property
+    def event(self) -> bytes:
+        """The error as the last event of a stream that has begun."""
+        return b"data: " + self.body + b"\n\n"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`Retry-After` where it is known, and whether an SDK should try again by itself."""
+        headers = {} if self.retry else {"x-should-retry": "false"}
+        if self.retry_after_seconds is not None:
+            headers["retry-after"] = str(max(1, round(self.retry_after_seconds)))
+        return headers
+
+
+class InvalidRequest(ProxyError):
+    """The request is wrong, and would be wrong again: no job was started."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidAPIKey(InvalidRequest):
+    """No key, or one we do not know."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class ModelNotFound(InvalidRequest):
+    """No endpoint of ours serves this model."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class UnknownRoute(InvalidRequest):
+    """We serve no such path."""
+
+    status = 404
+    code = "unknown_url"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """We serve the path, but not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTooLarge(InvalidRequest):
+    """The body is larger than RunPod would take."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class InternalError(ProxyError):
+    """A defect of ours; the log has the traceback, the client has the request id."""
+
+    code = "internal_error"
+
+
+class WorkerFailed(ProxyError):
+    """The job ended without the answer it owed."""
+
+    status = 502
+    code = "worker_failed"
+
+
+class UpstreamMisconfigured(ProxyError):
+    """RunPod refused our key, or knows no such endpoint."""
+
+    status = 502
+    code = "upstream_misconfigured"
+
+
+class UpstreamUnavailable(ProxyError):
+    """RunPod could not be reached, or answered with an error of its own."""
+
+    status = 503
+    code = "upstream_unavailable"
+
+
+class UpstreamBusy(UpstreamUnavailable):
+    """RunPod answered 429."""
+
+    retry = True
+
+
+class NotSent(UpstreamUnavailable):
+    """The call never reached RunPod, so repeating it cannot start a job twice."""
+
+
+class ColdStartTimeout(ProxyError):
+    """No worker took the job in time. The GPU may be up when the client tries again."""
+
+    status = 503
+    code = "cold_start_timeout"
+
+
+class DeadlinePassed(ProxyError):
+    """A worker took the job, but its answer, or the next piece of it, did not come in time."""
+
+    status = 504
+    code = "timeout"
+
+
+class VLLMError(ProxyError):
+    """An error that vLLM itself answered: its status and its body are handed on as they are."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"vLLM answered {status}")
+        self.status = status
+        self._body = body
+
+    @property
+    def body(self) -> bytes:
+        """vLLM's own body."""
+        return self._body
+
+    @property
+    def event(self) -> bytes:
+        """vLLM's error on one line, in the envelope that the SDKs look for."""
+        return b"data: " + orjson.dumps({"error": _error_object(self._body)}) + b"\n\n"
+
+
+class JobNotFound(Exception):
+    """RunPod knows no such job, or has forgotten it."""
+
+
+def _error_object(body: bytes) -> Mapping[str, Any]:
+    """The inner error of vLLM's answer: its envelope's, an older flat one, or its text."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        parsed = body.decode(errors="replace")
+    if isinstance(parsed, dict):
+        inner = parsed.get("error", parsed)
+        if isinstance(inner, dict):
+            return inner
+        parsed = inner
+    return {"message": str(parsed), "type": "server_error", "param": None, "code": None}

@@ -1,0 +1,190 @@
+"""The life of a job: submitted, followed to its end, and cancelled if its end is not awaited."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from proxy.cancellation import Canceller
+from proxy.endpoint import Endpoint, JobState, JobStatus
+from proxy.errors import (
+    ColdStartTimeout,
+    DeadlinePassed,
+    JobNotFound,
+    ProxyError,
+    UpstreamUnavailable,
+    WorkerFailed,
+)
+
+SHORTEST_EXECUTION_MS = 5_000
+"""RunPod's lower limit of policy.executionTimeout; that of policy.ttl is twice as long."""
+TTL_MARGIN_SECONDS = 60
+RETRY_AFTER_COLD_START_SECONDS = 30
+LONGEST_PAUSE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long each part of a job may take, in seconds."""
+
+    queue: float
+    first_token: float
+    idle: float
+    total: float
+
+    @property
+    def policy(self) -> dict[str, int]:
+        """RunPod's own limits for the job, in ms, so that one we lose sight of ends by itself."""
+        execution_ms = max(SHORTEST_EXECUTION_MS, round(self.total * 1000))
+        ttl_ms = round((self.queue + self.total + TTL_MARGIN_SECONDS) * 1000)
+        return {"executionTimeout": execution_ms, "ttl": ttl_ms}
+
+
+class Jobs:
+    """The jobs of one endpoint."""
+
+    def __init__(
+        self, endpoint: Endpoint, deadlines: Deadlines, canceller: Canceller, poll_seconds: float
+    ) -> None:
+        self._endpoint = endpoint
+        self._deadlines = deadlines
+        self._canceller = canceller
+        self._poll_seconds = poll_seconds
+
+    async def submit(self, job_input: Mapping[str, Any]) -> "Job":
+        """Queue a job.
+
+        Cancelling this call does not lose the job: if RunPod has taken it, it is cancelled.
+        """
+        job = orjson.dumps({"input": job_input, "policy": self._deadlines.policy})
+        submission = asyncio.ensure_future(self._endpoint.run(job))
+        try:
+            job_id = await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            submission.add_done_callback(self._cancel_late)
+            raise
+        return Job(job_id, self._endpoint, self._deadlines, self._canceller, self._poll_seconds)
+
+    def _cancel_late(self, submission: asyncio.Future[str]) -> None:
+        if not submission.cancelled() and submission.exception() is None:
+            self._canceller.cancel(self._endpoint, submission.result(), is_running=False)
+
+
+class Job:
+    """One job in flight. Whoever holds it calls `close` in the end, whatever happens."""
+
+    def __init__(
+        self,
+        job_id: str,
+        endpoint: Endpoint,
+        deadlines: Deadlines,
+        canceller: Canceller,
+        poll_seconds: float,
+    ) -> None:
+        self.id = job_id
+        self.status = JobStatus.IN_QUEUE
+        self.has_ended = False
+        """Nothing is left to cancel: RunPod says so, or the answer is complete."""
+        self._endpoint = endpoint
+        self._deadlines = deadlines
+        self._canceller = canceller
+        self._poll_seconds = poll_seconds
+        self._submitted = self._moved = time.monotonic()
+        self._has_output = False
+
+    async def follow(self) -> AsyncGenerator[list[Any]]:
+        """Yield the outputs of each poll until the job has ended and all of them have come.
+
+        A turn in which nothing came yields an empty list, so the caller is back at work at least
+        every `poll_seconds` or so. A poll that fails is repeated until a deadline.
+
+        Raises:
+            ColdStartTimeout, DeadlinePassed: a deadline passed.
+            UpstreamUnavailable: it passed while RunPod could not be reached.
+            UpstreamMisconfigured: RunPod refuses our key.
+            WorkerFailed: RunPod has forgotten the job.
+        """
+        failures = quick_returns = 0
+        failure: UpstreamUnavailable | None = None
+        while True:
+            wait_seconds = min(self._poll_seconds, self._seconds_left(failure))
+            asked = time.monotonic()
+            try:
+                page = await self._endpoint.stream(self.id, wait_seconds=wait_seconds)
+            except JobNotFound:
+                self.has_ended = True
+                raise WorkerFailed("RunPod has forgotten the job before it was done.") from None
+            except UpstreamUnavailable as exc:
+                failures, failure = failures + 1, exc
+                yield []
+                await asyncio.sleep(exc.retry_after_seconds or _pause(failures))
+                continue
+            failures, failure = 0, None
+            self._note(page.status, page.outputs)
+            yield page.outputs
+            if page.outputs:
+                quick_returns = 0
+            elif self.has_ended:
+                return
+            elif time.monotonic() - asked < wait_seconds / 2:
+                # A platform that does not hold the call must not make us spin.
+                quick_returns += 1
+                await asyncio.sleep(min(_pause(quick_returns - 2), 1.0))
+
+    async def result(self) -> JobState:
+        """What RunPod says of the ended job, with its aggregate output."""
+        for attempt in range(4):
+            try:
+                return await self._endpoint.status(self.id)
+            except JobNotFound:
+                raise WorkerFailed("RunPod has forgotten the job's result.") from None
+            except UpstreamUnavailable as exc:
+                if attempt == 3:
+                    raise
+                await asyncio.sleep(exc.retry_after_seconds or _pause(attempt))
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Cancel the job unless it has ended."""
+        if not self.has_ended:
+            self.has_ended = True
+            self._canceller.cancel(self._endpoint, self.id, is_running=self._has_output)
+
+    def _note(self, status: JobStatus, outputs: list[Any]) -> None:
+        if outputs or status != self.status:
+            self._moved = time.monotonic()
+        self._has_output = self._has_output or bool(outputs)
+        self.status = status
+        self.has_ended = self.has_ended or status.is_terminal
+
+    def _seconds_left(self, failure: UpstreamUnavailable | None) -> float:
+        """Until the next deadline; raises the error that belongs to one that has passed."""
+        now = time.monotonic()
+        if (left := self._submitted + self._deadlines.total - now) <= 0:
+            raise failure or DeadlinePassed("The request took longer than it may in total.")
+        limit, error = self._limit()
+        if (phase_left := self._moved + limit - now) <= 0:
+            raise failure or error
+        return min(left, phase_left)
+
+    def _limit(self) -> tuple[float, ProxyError]:
+        """The limit of the part the job is in, and the error for passing it."""
+        if self._has_output:
+            return self._deadlines.idle, DeadlinePassed("The worker fell silent.")
+        if self.status is JobStatus.IN_QUEUE:
+            return self._deadlines.queue, ColdStartTimeout(
+                "No worker took the job in time: the endpoint may be starting, or out of GPUs. "
+                "Try again in a while.",
+                retry_after_seconds=RETRY_AFTER_COLD_START_SECONDS,
+            )
+        return self._deadlines.first_token, DeadlinePassed("The worker took too long to begin.")
+
+
+def _pause(attempt: int) -> float:
+    """Growing pauses with jitter: about 0.2, 0.4, 0.8 ... seconds, and a cap."""
+    longest = min(LONGEST_PAUSE_SECONDS, 0.2 * 2.0**attempt)
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret

@@ -1,0 +1,22 @@
+"""`/health`: the process is alive. `/ready`: it takes requests. Neither asks RunPod anything."""
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from proxy.services import services
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> Response:
+    """200 as long as the process serves at all."""
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 while new requests are welcome, 503 once the proxy is shutting down."""
+    if services(request).is_draining:
+        return JSONResponse({"status": "draining"}, status_code=503)
+    return JSONResponse({"status": "ready"})

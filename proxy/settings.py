@@ -1,0 +1,105 @@
+"""Settings of the proxy: the environment, read once at start-up."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+JOB_OVERHEAD_BYTES = 16_384
+"""What a job's JSON holds besides the client's body, generously."""
+
+
+def _without_trailing_slash(url: str) -> str:
+    return url.rstrip("/")
+
+
+class Settings(BaseSettings):
+    """What the environment says. The names of RunPod's own variables have no prefix."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PROXY_", env_ignore_empty=True, frozen=True, populate_by_name=True
+    )
+
+    runpod_api_key: SecretStr = Field(validation_alias="RUNPOD_API_KEY")
+    """The key of the RunPod account that owns the endpoint."""
+    runpod_endpoint_id: str = Field(
+        validation_alias="RUNPOD_ENDPOINT_ID", pattern=r"^[A-Za-z0-9_-]+$"
+    )
+    """The endpoint that jobs are sent to."""
+    runpod_endpoint_base_url: Annotated[str, AfterValidator(_without_trailing_slash)] = Field(
+        default="https://api.runpod.ai/v2",
+        validation_alias="RUNPOD_ENDPOINT_BASE_URL",
+        pattern=r"^https?://",
+    )
+    """RunPod's API, or an emulator of it."""
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """The keys that clients may use, separated by commas."""
+    allow_anonymous: bool = False
+    """Serve without keys: for a proxy that only trusted programs can reach."""
+    models: Annotated[tuple[str, ...], NoDecode] = ()
+    """The models the endpoint serves, separated by commas. Empty: any name is handed to vLLM, and
+    the list shows the endpoint's id, or the name once an answer has told it."""
+    host: str = "127.0.0.1"
+    """The address to listen on."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """The port to listen on."""
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    """debug, info, warning or error."""
+    max_body_bytes: int = Field(default=10_000_000 - JOB_OVERHEAD_BYTES, gt=0)
+    """The largest request body. RunPod's /run takes 10 MB, our part of the job included."""
+
+    connect_timeout_seconds: float = Field(default=10, gt=0)
+    """How long a connection to RunPod may take, and how long RunPod may stay out of reach."""
+    queue_timeout_seconds: float = Field(default=600, gt=0)
+    """How long a job may wait for a worker: the longest cold start."""
+    first_token_timeout_seconds: float = Field(default=300, gt=0)
+    """How long a worker that has the job may take until its first output."""
+    idle_timeout_seconds: float = Field(default=120, gt=0)
+    """How long a worker may be silent between two outputs."""
+    total_timeout_seconds: float = Field(default=1800, gt=0)
+    """How long a request may take, waiting included."""
+    first_byte_hold_seconds: float = Field(default=0.75, ge=0)
+    """How long a stream's headers are held back, so that an early failure keeps its HTTP status."""
+    keep_alive_seconds: float = Field(default=10, ge=1, le=60)
+    """How often a stream that has nothing to say sends a comment."""
+    drain_seconds: float = Field(default=30, ge=0)
+    """How long running requests may go on after SIGTERM."""
+
+    @field_validator("api_keys", "models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _keys_or_a_decision(self) -> "Settings":
+        if not self.api_keys and not self.allow_anonymous:
+            raise ValueError(
+                "set PROXY_API_KEYS to the keys clients may use, or PROXY_ALLOW_ANONYMOUS=true "
+                "if everybody who can reach this proxy may use the GPU"
+            )
+        return self
+
+
+def environment_names() -> list[str]:
+    """The names of all variables that Settings reads."""
+    return [
+        str(field.validation_alias or f"PROXY_{name.upper()}")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def misspelt(environment: Iterable[str]) -> list[str]:
+    """One sentence for each variable that carries our prefix and means nothing to us."""
+    known = environment_names()
+    sentences = []
+    for name in sorted(environment):
+        if name.startswith("PROXY_") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            sentences.append(f"unknown setting {name}{hint}")
+    return sentences

@@ -1,0 +1,88 @@
+"""An answer as Server-Sent Events: comments while it is awaited, events as they come, one end.
+
+What OpenAI's clients can read is narrower than the standard: no `id:`, no `retry:` and no event
+without data may be sent (openai-python's decoder fails on them); a plain comment is harmless.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from sse_starlette.sse import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from proxy.answer import Answer
+from proxy.endpoint import JobStatus
+from proxy.errors import InternalError, ProxyError, VLLMError
+
+log = logging.getLogger(__name__)
+
+
+class EventStream(EventSourceResponse):
+    """Sends an answer's events, and gives its job up when the client leaves.
+
+    `opening` is the call of `answer.open()` under way.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        opening: asyncio.Task[bytes],
+        *,
+        keep_alive_seconds: float,
+        drain_seconds: float,
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(
+            _events(answer, opening, keep_alive_seconds),
+            headers=headers,
+            ping=0,  # our own comments know whether anything was sent
+            shutdown_grace_period=drain_seconds,
+        )
+        self._answer = answer
+        self._opening = opening
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream. However it ends, its job is not left running."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._opening.cancel()
+            self._answer.job.close()
+
+
+async def _events(
+    answer: Answer, opening: asyncio.Task[bytes], keep_alive_seconds: float
+) -> AsyncIterator[bytes]:
+    try:
+        while not opening.done():
+            yield _comment(answer)
+            await asyncio.wait({opening}, timeout=keep_alive_seconds)
+        first = opening.result()
+        if answer.head is None or not answer.head.is_event_stream:
+            yield await _as_one_event(answer, first)
+            return
+        yield first
+        sent = time.monotonic()
+        async for piece in answer.pieces():
+            if piece or time.monotonic() - sent >= keep_alive_seconds * 0.9:
+                yield piece or _comment(answer)
+                sent = time.monotonic()
+    except ProxyError as exc:
+        yield exc.event
+    except Exception:
+        log.exception("a stream broke")
+        yield InternalError("The proxy failed to relay the answer.").event
+
+
+async def _as_one_event(answer: Answer, first: bytes) -> bytes:
+    """An answer that is no event stream, and came too late to be sent as what it is."""
+    body = first + await answer.rest()
+    if answer.head is not None and answer.head.status < 400:
+        return b"data: " + body.replace(b"\n", b" ") + b"\n\ndata: [DONE]\n\n"
+    return VLLMError(answer.head.status if answer.head else 502, body).event
+
+
+def _comment(answer: Answer) -> bytes:
+    return b": queued\n\n" if answer.job.status is JobStatus.IN_QUEUE else b": running\n\n"

@@ -1,0 +1,226 @@
+"""What a worker puts out, turned into what the client is sent: whole, in order, without gaps.
+
+Three kinds of worker are understood, told apart by the first output:
+
+- Ours, protocol 1: numbered frames (`{"seq": 0, "status": 200, "content_type": ..., "text": ...}`)
+  whose numbers have no holes. A frame may get lost on its way (the worker's SDK drops a post that
+  fails; /stream hands each output out once), which shows as a hole; it is filled from the
+  aggregate that /status gives when the job is done.
+- RunPod's worker-vllm: SSE text in pieces that are cut anywhere, or one parsed object. There is no
+  status: an error is an object with an `error`, or the failure of the job.
+- The older worker-vllm without RAW_OPENAI_OUTPUT: one parsed object for each chunk.
+
+A reader knows nothing of HTTP or of jobs. `feed` takes outputs as they come and returns the bytes
+that may go out now; `complete` takes the aggregate and returns the rest.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from proxy.errors import VLLMError, WorkerFailed
+
+PROTOCOL = 1
+SSE = "text/event-stream"
+JSON = "application/json"
+DONE = b"data: [DONE]"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The status and content type of the worker's answer."""
+
+    status: int
+    content_type: str
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Is the answer a stream of events that went well?"""
+        return self.status < 400 and self.content_type.startswith(SSE)
+
+
+class Reader(Protocol):
+    """Turns outputs into bytes of the answer."""
+
+    head: Head | None
+    """Known with the first bytes at the latest."""
+    ended: bool
+    """Has everything come?"""
+
+    def feed(self, outputs: list[Any]) -> bytes:
+        """Take outputs in the order they came, and return what may go to the client now."""
+        ...
+
+    def complete(self, aggregate: Any) -> bytes:
+        """Take the whole output of the finished job, and return what had not come yet.
+
+        Raises:
+            WorkerFailed: the answer cannot be made whole.
+        """
+        ...
+
+
+def reader_for(output: Any, *, wants_stream: bool) -> Reader:
+    """The reader for a worker whose first output is `output`."""
+    if isinstance(output, dict) and "seq" in output:
+        return FrameReader()
+    return PieceReader() if wants_stream else ObjectReader()
+
+
+class FrameReader:
+    """Protocol 1: drops what comes twice, holds back what comes after a hole."""
+
+    def __init__(self) -> None:
+        self.head: Head | None = None
+        self.ended = False
+        self._next = 0
+        self._held: dict[int, dict[str, Any]] = {}
+
+    def feed(self, outputs: list[Any]) -> bytes:
+        """The bytes of all frames up to the first that is missing."""
+        for frame in outputs:
+            seq = _seq(frame)
+            if seq >= self._next:
+                self._held.setdefault(seq, frame)
+        parts = []
+        while (frame := self._held.pop(self._next, None)) is not None:
+            parts.append(self._take(frame))
+        return b"".join(parts)
+
+    def complete(self, aggregate: Any) -> bytes:
+        """Fill the holes from the aggregate, the list of all frames."""
+        rest = self.feed(aggregate) if isinstance(aggregate, list) else b""
+        if not self.ended:
+            raise WorkerFailed("A part of the worker's answer was lost and could not be recovered.")
+        return rest
+
+    def _take(self, frame: dict[str, Any]) -> bytes:
+        if self._next == 0:
+            self.head = _head(frame)
+        self._next += 1
+        self.ended = self.ended or bool(frame.get("end"))
+        if "base64" in frame:
+            return _decoded(frame["base64"])
+        text = frame.get("text", "")
+        if not isinstance(text, str):
+            raise WorkerFailed("The worker put out a frame whose text is no string.")
+        return text.encode()
+
+
+class PieceReader:
+    """A stream from a worker without numbers: SSE text cut anywhere, or parsed chunks."""
+
+    def __init__(self) -> None:
+        self.head: Head | None = None
+        self.ended = False
+        self._partial = b""
+        self._passed = 0
+
+    def feed(self, outputs: list[Any]) -> bytes:
+        """All events that are whole by now."""
+        if not outputs or self.ended:
+            return b""
+        if self.head is None:
+            self.head = Head(200, SSE)
+        return self._whole_events(b"".join(map(_piece, outputs)))
+
+    def complete(self, aggregate: Any) -> bytes:
+        """The rest of the answer, if what has been passed on is a beginning of the aggregate."""
+        outputs = aggregate if isinstance(aggregate, list) else []
+        rest = b"".join(map(_piece, outputs))[self._passed + len(self._partial) :]
+        events = self._whole_events(rest)
+        if not self.ended and outputs and not isinstance(outputs[-1], str):
+            self.ended = True  # parsed chunks carry no end mark; the job's end is theirs
+            return events + DONE + b"\n\n"
+        if not self.ended:
+            raise WorkerFailed("The worker's answer ended before it was complete.")
+        return events
+
+    def _whole_events(self, piece: bytes) -> bytes:
+        text = self._partial + piece
+        end = max(_end_of_last(b"\n\n", text), _end_of_last(b"\r\n\r\n", text))
+        whole, self._partial = text[:end], text[end:]
+        self._passed += len(whole)
+        self.ended = self.ended or whole.rstrip().endswith(DONE)
+        return whole
+
+
+class ObjectReader:
+    """A plain answer from a worker without numbers: one parsed object, or text."""
+
+    def __init__(self) -> None:
+        self.head: Head | None = None
+        self.ended = False
+
+    def feed(self, outputs: list[Any]) -> bytes:
+        """The object as JSON; there is just one."""
+        if not outputs or self.ended:
+            return b""
+        output = outputs[0]
+        raise_for_error(output)
+        self.ended = True
+        if isinstance(output, str):
+            self.head = Head(200, "text/plain; charset=utf-8")
+            return output.encode()
+        self.head = Head(200, JSON)
+        return orjson.dumps(output)
+
+    def complete(self, aggregate: Any) -> bytes:
+        """The object, if it has not come before."""
+        answer = self.feed(aggregate if isinstance(aggregate, list) else [aggregate])
+        if not self.ended:
+            raise WorkerFailed("The worker finished without an answer.")
+        return answer
+
+
+def raise_for_error(output: Any) -> None:
+    """Raise VLLMError if an output is vLLM's error object, in its nested or its flat form.
+
+    The older worker-vllm hands vLLM's ErrorResponse on as an ordinary output.
+    """
+    if not isinstance(output, dict):
+        return
+    error = output.get("error") if "error" in output else output
+    if isinstance(error, dict) and ("error" in output or output.get("object") == "error"):
+        code = error.get("code")
+        status = code if isinstance(code, int) and 400 <= code <= 599 else 502
+        raise VLLMError(status, orjson.dumps({"error": error}))
+
+
+def _end_of_last(mark: bytes, text: bytes) -> int:
+    found = text.rfind(mark)
+    return found + len(mark) if found >= 0 else 0
+
+
+def _seq(frame: Any) -> int:
+    seq = frame.get("seq") if isinstance(frame, dict) else None
+    if not isinstance(seq, int) or seq < 0:
+        raise WorkerFailed("The worker put out something that is not a numbered frame.")
+    return seq
+
+
+def _head(frame: dict[str, Any]) -> Head:
+    match frame:
+        case {"status": int(status), "content_type": str(content_type)} if 100 <= status <= 599:
+            return Head(status, content_type)
+    raise WorkerFailed("The worker's first frame has no status and content type.")
+
+
+def _decoded(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error) as exc:
+        raise WorkerFailed("The worker put out a frame whose base64 is broken.") from exc
+
+
+def _piece(output: Any) -> bytes:
+    """One output of a stream as SSE text."""
+    if isinstance(output, str):
+        return output.encode()
+    if isinstance(output, list):
+        return b"".join(map(_piece, output))
+    raise_for_error(output)
+    return b"data: " + orjson.dumps(output) + b"\n\n"
