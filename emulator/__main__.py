@@ -1,0 +1,99 @@
+"""python -m emulator: reads the settings, serves until SIGTERM or Ctrl-C."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from pydantic import ValidationError
+
+from emulator.app import create_app
+from emulator.server import Server
+from emulator.settings import EmulatorSettings, read_toml
+
+DEFAULT_ENDPOINT = "local"
+
+_EMULATOR_FLAGS = ("host", "port", "public_url", "api_key", "log_dir")
+_ENDPOINT_FLAGS = (
+    "worker",
+    "min_workers",
+    "max_workers",
+    "scaler",
+    "scaler_value",
+    "idle_timeout_seconds",
+    "cold_start_delay_seconds",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. A flag that is not given leaves the file's value or the default."""
+    flags = argparse.ArgumentParser(prog="python -m emulator", description=__doc__)
+    flags.add_argument("--config", type=Path, help="a TOML file; flags win over it")
+    flags.add_argument("--host", help="where to listen (127.0.0.1)")
+    flags.add_argument("--port", type=int, help="(8400)")
+    flags.add_argument("--public-url", help="the base URL workers are told (from host and port)")
+    flags.add_argument("--api-key", help="of clients and workers (rpa_local)")
+    flags.add_argument("--log-dir", help="keep the workers' output here")
+    flags.add_argument("--endpoint", help="the endpoint that the flags below are about (local)")
+    flags.add_argument("--worker", help="the command of one worker, as in a shell")
+    flags.add_argument("--min-workers", type=int, help="(0)")
+    flags.add_argument("--max-workers", type=int, help="(1)")
+    flags.add_argument("--scaler", choices=["request_count", "queue_delay"])
+    flags.add_argument("--scaler-value", type=float, help="jobs per worker, or seconds (4)")
+    flags.add_argument("--idle-timeout", dest="idle_timeout_seconds", type=float, metavar="SECONDS")
+    flags.add_argument(
+        "--cold-start-delay", dest="cold_start_delay_seconds", type=float, metavar="SECONDS"
+    )
+    flags.add_argument("--access-log", action="store_true", help="log every request")
+    return flags
+
+
+def merged(flags: argparse.Namespace) -> dict[str, Any]:
+    """The file's contents with the flags on top, unchecked."""
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    contents = read_toml(flags.config) if flags.config else {}
+    contents |= {name: given[name] for name in _EMULATOR_FLAGS if name in given}
+    endpoints = contents.setdefault("endpoints", [])
+    changes = {name: given[name] for name in _ENDPOINT_FLAGS if name in given}
+    if flags.endpoint or changes or not endpoints:
+        _endpoint(endpoints, flags.endpoint).update(changes)
+    return contents
+
+
+def _endpoint(endpoints: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
+    """The endpoint the flags are about: the one named, or the only one, or a new one."""
+    if name is None and len(endpoints) == 1:
+        return endpoints[0]
+    for endpoint in endpoints:
+        if endpoint.get("id") == (name or DEFAULT_ENDPOINT):
+            return endpoint
+    endpoints.append({"id": name or DEFAULT_ENDPOINT})
+    return endpoints[-1]
+
+
+def main() -> None:
+    """Serve, and exit with 2 when the settings are wrong."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s emulator: %(message)s", datefmt="%H:%M:%S"
+    )
+    flags = parser().parse_args()
+    try:
+        settings = EmulatorSettings.model_validate(merged(flags))
+    except (OSError, ValueError, ValidationError) as error:
+        sys.exit(f"emulator: {error}")
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="info" if flags.access_log else "warning",
+        access_log=flags.access_log,
+        timeout_graceful_shutdown=3,
+    )
+    Server(app, config).run()
+
+
+if __name__ == "__main__":
+    main()

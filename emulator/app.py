@@ -1,0 +1,55 @@
+"""create_app(): the wiring of the whole emulator, as an ASGI application."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from emulator import client_api, worker_api
+from emulator.endpoint import Endpoint
+from emulator.queue import Queue
+from emulator.scaler import Scaler
+from emulator.settings import EmulatorSettings, EndpointSettings
+
+
+def create_app(settings: EmulatorSettings) -> Starlette:
+    """An emulator with these settings; its workers live as long as its lifespan.
+
+    The application must be served where `settings.base_url` says, or its workers will not find it.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        with tempfile.TemporaryDirectory(prefix="emulator-") as name:
+            directory = Path(name)
+            log_directory = (settings.log_dir or directory / "logs").absolute()
+            log_directory.mkdir(parents=True, exist_ok=True)
+            for endpoint in endpoints.values():
+                endpoint.scaler.start(directory, log_directory)
+            try:
+                yield
+            finally:
+                await stop_workers(app)
+
+    endpoints = {endpoint.id: _endpoint(settings, endpoint) for endpoint in settings.endpoints}
+    app = Starlette(routes=[*client_api.routes(), *worker_api.routes()], lifespan=lifespan)
+    app.state.settings = settings
+    app.state.endpoints = endpoints
+    return app
+
+
+async def stop_workers(app: Starlette) -> None:
+    """Stop all workers of all endpoints; returns when none of their processes is left."""
+    endpoints: dict[str, Endpoint] = app.state.endpoints
+    async with asyncio.TaskGroup() as group:
+        for endpoint in endpoints.values():
+            group.create_task(endpoint.scaler.stop())
+
+
+def _endpoint(settings: EmulatorSettings, endpoint: EndpointSettings) -> Endpoint:
+    queue = Queue(endpoint)
+    api_key = settings.api_key.get_secret_value()
+    return Endpoint(endpoint, queue, Scaler(endpoint, queue, settings.base_url, api_key))

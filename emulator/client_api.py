@@ -1,0 +1,151 @@
+"""The face RunPod shows to clients: /v2/{endpoint}/run, /runsync, /status, /stream and the rest.
+
+Differs from RunPod on purpose: the bodies of refusals (400, 401, 404) are `{"error": "..."}`, since
+RunPod's own are not known, and execution timeouts and TTLs may be as short as a test likes.
+"""
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from emulator.endpoint import Endpoint
+from emulator.errors import BadRequest
+from emulator.http import Json, Operation, guarded, hold, parse_object, read_body
+from emulator.job import Job, Policy
+
+MIN_WAIT_MS: Final = 1_000
+MAX_WAIT_MS: Final = 300_000
+RUNSYNC_WAIT_SECONDS: Final = 90.0
+
+
+async def run(request: Request, endpoint: Endpoint) -> Response:
+    """Queue a job and answer at once."""
+    body = await read_body(request, endpoint.settings.max_run_bytes)
+    job = _submit(endpoint, parse_object(body), is_sync=False)
+    return Json({"id": job.id, "status": job.status})
+
+
+async def runsync(request: Request, endpoint: Endpoint) -> Response:
+    """Queue a job and hold the call until it is over or `wait` has passed."""
+    seconds = _wait_seconds(request, RUNSYNC_WAIT_SECONDS)
+    body = await read_body(request, endpoint.settings.max_runsync_bytes)
+    job = _submit(endpoint, parse_object(body), is_sync=True)
+    return await _view_when_over(request, job, seconds)
+
+
+async def status(request: Request, endpoint: Endpoint) -> Response:
+    """The job as it stands."""
+    return Json(_job(request, endpoint).view())
+
+
+async def status_sync(request: Request, endpoint: Endpoint) -> Response:
+    """The job when it is over or `wait` has passed; RunPod's JS and Go clients still use it."""
+    seconds = _wait_seconds(request, RUNSYNC_WAIT_SECONDS)
+    return await _view_when_over(request, _job(request, endpoint), seconds)
+
+
+async def stream(request: Request, endpoint: Endpoint) -> Response:
+    """The chunks nobody has read yet; held until there is one, the job ends, or `wait` passes."""
+    job = _job(request, endpoint)
+    seconds = _wait_seconds(request, endpoint.settings.stream_hold_seconds)
+    is_there = await hold(request, job.bell, job.has_news, seconds)
+    _refuse_forgotten(job, endpoint)
+    chunks = job.drain() if is_there else []
+    return Json({"status": job.status, "stream": chunks})
+
+
+async def cancel(request: Request, endpoint: Endpoint) -> Response:
+    """Cancel the job; one that is over keeps its status."""
+    job = endpoint.queue.cancel(request.path_params["job"])
+    return Json({"id": job.id, "status": job.status})
+
+
+async def retry(request: Request, endpoint: Endpoint) -> Response:
+    """Queue a failed job again under the same id."""
+    job = endpoint.queue.retry(request.path_params["job"])
+    return Json({"id": job.id, "status": job.status})
+
+
+async def purge_queue(_: Request, endpoint: Endpoint) -> Response:
+    """Forget the jobs no worker has taken."""
+    return Json({"removed": endpoint.queue.purge(), "status": "completed"})
+
+
+async def health(_: Request, endpoint: Endpoint) -> Response:
+    """Counters of jobs and workers."""
+    return Json(endpoint.health())
+
+
+def routes() -> list[Route]:
+    """Every client route, below /v2."""
+    get, post = ["GET"], ["POST"]
+    table: list[tuple[str, Operation, list[str]]] = [
+        ("/run", run, post),
+        ("/runsync", runsync, post),
+        ("/status/{job}", status, get + post),
+        ("/status-sync/{job}", status_sync, get + post),
+        ("/stream/{job}", stream, get + post),
+        ("/cancel/{job}", cancel, post),
+        ("/retry/{job}", retry, post),
+        ("/purge-queue", purge_queue, post),
+        ("/health", health, get),
+    ]
+    return [
+        Route("/v2/{endpoint}" + path, guarded(operation), methods=methods)
+        for path, operation, methods in table
+    ]
+
+
+def _job(request: Request, endpoint: Endpoint) -> Job:
+    return endpoint.queue.get(request.path_params["job"])
+
+
+def _refuse_forgotten(job: Job, endpoint: Endpoint) -> None:
+    """A job may be forgotten while a call for it is held: NotFound, as for any later call."""
+    endpoint.queue.get(job.id)
+
+
+async def _view_when_over(request: Request, job: Job, seconds: float) -> Response:
+    await hold(request, job.bell, lambda: job.is_over, seconds)
+    return Json(job.view())
+
+
+def _submit(endpoint: Endpoint, body: dict[str, Any], *, is_sync: bool) -> Job:
+    job_input = body.get("input")
+    if not isinstance(job_input, dict):
+        raise BadRequest("input is required and must be an object")
+    extras = {key: body[key] for key in ("webhook", "s3Config") if body.get(key)}
+    policy = _policy(body.get("policy") or {}, endpoint.queue.default_policy())
+    return endpoint.queue.submit(job_input, policy, extras, is_sync=is_sync)
+
+
+def _policy(asked: Any, default: Policy) -> Policy:
+    if not isinstance(asked, dict):
+        raise BadRequest("policy must be an object")
+    return Policy(
+        _seconds(asked, "executionTimeout", default.execution_timeout_seconds),
+        _seconds(asked, "ttl", default.ttl_seconds),
+        bool(asked.get("lowPriority")),
+    )
+
+
+def _seconds(asked: dict[str, Any], name: str, default: float) -> float:
+    milliseconds = asked.get(name)
+    if milliseconds is None:
+        return default
+    is_number = isinstance(milliseconds, int | float) and not isinstance(milliseconds, bool)
+    if not is_number or milliseconds <= 0:
+        raise BadRequest(f"policy.{name} must be a positive number of milliseconds")
+    return float(milliseconds) / 1000
+
+
+def _wait_seconds(request: Request, default: float) -> float:
+    """`?wait=` in milliseconds, forced into RunPod's bounds."""
+    asked = request.query_params.get("wait")
+    if asked is None:
+        return default
+    if not asked.isdecimal():
+        raise BadRequest("wait must be a number of milliseconds")
+    return min(max(int(asked), MIN_WAIT_MS), MAX_WAIT_MS) / 1000

@@ -1,0 +1,37 @@
+"""Server: uvicorn that lets the workers finish before it stops to answer them."""
+
+import logging
+import socket
+
+import uvicorn
+from starlette.applications import Starlette
+
+from emulator.app import stop_workers
+from emulator.settings import EmulatorSettings
+
+log = logging.getLogger("emulator")
+
+
+class Server(uvicorn.Server):
+    """Serves an emulator.
+
+    uvicorn by itself would first wait for the workers' held polls and then end the lifespan, when
+    the workers can no longer hand in their results.
+    """
+
+    def __init__(self, app: Starlette, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            settings: EmulatorSettings = self._app.state.settings
+            for endpoint in settings.endpoints:
+                log.info("ready: %s/v2/%s", settings.base_url, endpoint.id)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop the workers while they can still be heard, then stop listening."""
+        await stop_workers(self._app)
+        await super().shutdown(sockets)

@@ -1,0 +1,97 @@
+"""Settings: what the TOML file and the command line may say, checked, with defaults.
+
+Times are in seconds here. RunPod's own API counts in milliseconds; that stays in `client_api.py`.
+"""
+
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class EndpointSettings(BaseModel):
+    """One serverless endpoint: its workers, how it scales, and how long things last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    worker: str = ""
+    """The command of one worker, as in a shell. Empty: workers are started by hand."""
+    env: dict[str, str] = {}
+
+    min_workers: int = Field(default=0, ge=0)
+    max_workers: int = Field(default=1, ge=0)
+    scaler: Literal["request_count", "queue_delay"] = "request_count"
+    scaler_value: float = Field(default=4, gt=0)
+    """Jobs per worker for `request_count`, seconds in queue for `queue_delay`. RunPod's default."""
+    idle_timeout_seconds: Seconds = 5
+    cold_start_delay_seconds: float = Field(default=0, ge=0)
+    stop_grace_seconds: Seconds = 10
+    """From SIGTERM to SIGKILL."""
+    max_backoff_seconds: Seconds = 30
+    """The longest pause before a worker that keeps crashing is started again."""
+
+    stream_hold_seconds: Seconds = 10
+    take_hold_seconds: float = Field(default=20, gt=0, lt=90)
+    stop_hold_seconds: float = Field(default=20, gt=0, lt=90)
+    stop_delivery: Literal["repeat", "once"] = "repeat"
+    """`once` reproduces the lost cancel: the SDK drops a stop that comes right after the take."""
+    stop_repeat_seconds: Seconds = 0.5
+    ping_interval_seconds: int = Field(default=1, ge=1)
+    lease_seconds: Seconds = 40
+
+    execution_timeout_seconds: Seconds = 600
+    ttl_seconds: Seconds = 24 * 3600
+    retention_seconds: Seconds = 30 * 60
+    sync_retention_seconds: Seconds = 60
+    max_run_bytes: int = Field(default=10 * 1024 * 1024, gt=0)
+    max_runsync_bytes: int = Field(default=20 * 1024 * 1024, gt=0)
+    late_progress_reopens: bool = False
+    """True reproduces RunPod's bug of a late progress update that reopens a finished job."""
+
+    @property
+    def command(self) -> list[str]:
+        """The worker's command, split like a shell does."""
+        return shlex.split(self.worker)
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> Self:
+        if self.min_workers > self.max_workers:
+            raise ValueError("min_workers is above max_workers")
+        return self
+
+
+class EmulatorSettings(BaseModel):
+    """The whole emulator: where it listens, its key, its endpoints."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8400, gt=0, lt=65536)
+    public_url: str = ""
+    """The base URL workers are told; empty means host and port."""
+    api_key: SecretStr = SecretStr("rpa_local")
+    log_dir: Path | None = None
+    endpoints: tuple[EndpointSettings, ...] = Field(min_length=1)
+
+    @property
+    def base_url(self) -> str:
+        """Where workers reach the emulator, without a trailing slash."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @model_validator(mode="after")
+    def _endpoint_ids_differ(self) -> Self:
+        ids = [endpoint.id for endpoint in self.endpoints]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two endpoints have the same id")
+        return self
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The unchecked contents of a TOML file."""
+    with path.open("rb") as file:
+        return tomllib.load(file)
