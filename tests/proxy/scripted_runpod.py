@@ -1,0 +1,122 @@
+"""A RunPod that says what a test tells it to, for answers that no healthy platform gives.
+
+It speaks the four calls that the proxy makes. What /stream answers is a script: one step for each
+call, the last one repeated.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+
+
+@dataclass
+class Page:
+    """One answer of /stream; with `hold`, only after the event is set or the wait is over."""
+
+    status: str
+    outputs: list[Any] = field(default_factory=list)
+    hold: asyncio.Event | None = None
+
+
+@dataclass
+class Fault:
+    """An HTTP error, or with status 0 a connection that breaks in the middle of the answer."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    loses: list[Any] = field(default_factory=list)
+    """Outputs that are handed out with the answer that breaks, so they count as given."""
+
+
+class ScriptedRunPod:
+    """State and routes; `jobs` holds every body that /run was given."""
+
+    def __init__(self) -> None:
+        self.app = Starlette(
+            routes=[
+                Route("/v2/ep/run", self._run, methods=["POST"]),
+                Route("/v2/ep/stream/{job}", self._stream),
+                Route("/v2/ep/status/{job}", self._status),
+                Route("/v2/ep/cancel/{job}", self._cancel, methods=["POST"]),
+            ]
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: one server serves many tests."""
+        self.script: list[Page | Fault] = []
+        self.final: dict[str, Any] | None = None
+        self.run_answers: list[Response] = []
+        self.run_delay_seconds = 0.0
+        self.cancel_answers: list[Response] = []
+        self.jobs: list[dict[str, Any]] = []
+        self.cancelled: list[str] = []
+        self.stream_calls = 0
+
+    async def _run(self, request: Request) -> Response:
+        body = orjson.loads(await request.body())
+        if self.run_answers:
+            return self.run_answers.pop(0)
+        self.jobs.append(body)
+        await asyncio.sleep(self.run_delay_seconds)
+        return _json({"id": f"job-{len(self.jobs)}", "status": "IN_QUEUE"})
+
+    async def _stream(self, request: Request) -> Response:
+        job = request.path_params["job"]
+        if job in self.cancelled:
+            return _json({"status": "CANCELLED", "stream": []})
+        step = self.script[min(self.stream_calls, len(self.script) - 1)]
+        is_repeated = self.stream_calls >= len(self.script)
+        self.stream_calls += 1
+        if isinstance(step, Fault):
+            return _broken() if step.status == 0 else Response(b"", step.status, step.headers)
+        seconds = int(request.query_params["wait"]) / 1000
+        if step.hold is not None:
+            await _wait(step.hold, seconds)
+            if not step.hold.is_set():
+                self.stream_calls -= 1
+                return _json({"status": step.status, "stream": []})
+        elif is_repeated and step.status not in TERMINAL:
+            await asyncio.sleep(seconds)
+        outputs = [] if is_repeated else step.outputs
+        return _json({"status": step.status, "stream": [{"output": out} for out in outputs]})
+
+    async def _status(self, request: Request) -> Response:
+        if self.final is not None:
+            return _json(self.final)
+        outputs: list[Any] = []
+        for step in self.script:
+            outputs += step.outputs if isinstance(step, Page) else step.loses
+        last = self.script[-1]
+        return _json({"status": last.status, "output": outputs})
+
+    async def _cancel(self, request: Request) -> Response:
+        if self.cancel_answers:
+            return self.cancel_answers.pop(0)
+        self.cancelled.append(request.path_params["job"])
+        return _json({"id": request.path_params["job"], "status": "CANCELLED"})
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    # The event is set from the test's thread, so it is looked at rather than awaited.
+    for _ in range(int(seconds / 0.01)):
+        if event.is_set():
+            return
+        await asyncio.sleep(0.01)
+
+
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
+
+
+def _broken() -> Response:
+    """An answer that promises more bytes than it sends, so the connection is closed on it."""
+    return Response(b"{", headers={"content-length": "100"}, media_type="application/json")
