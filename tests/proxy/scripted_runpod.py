@@ -5,6 +5,8 @@ call, the last one repeated.
 """
 
 import asyncio
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +42,7 @@ class ScriptedRunPod:
     """State and routes; `jobs` holds every body that /run was given."""
 
     def __init__(self) -> None:
+        self._serial = itertools.count(1)
         self.app = Starlette(
             routes=[
                 Route("/v2/ep/run", self._run, methods=["POST"]),
@@ -52,11 +55,12 @@ class ScriptedRunPod:
 
     def reset(self) -> None:
         """Forget everything: one server serves many tests."""
-        self.script: list[Page | Fault] = []
+        self.script: Sequence[Page | Fault] = []
         self.final: dict[str, Any] | None = None
         self.run_answers: list[Response] = []
         self.run_delay_seconds = 0.0
         self.cancel_answers: list[Response] = []
+        self.job_id = ""
         self.jobs: list[dict[str, Any]] = []
         self.cancelled: list[str] = []
         self.stream_calls = 0
@@ -67,7 +71,8 @@ class ScriptedRunPod:
             return self.run_answers.pop(0)
         self.jobs.append(body)
         await asyncio.sleep(self.run_delay_seconds)
-        return _json({"id": f"job-{len(self.jobs)}", "status": "IN_QUEUE"})
+        self.job_id = f"job-{next(self._serial)}"
+        return _json({"id": self.job_id, "status": "IN_QUEUE"})
 
     async def _stream(self, request: Request) -> Response:
         job = request.path_params["job"]
@@ -101,7 +106,8 @@ class ScriptedRunPod:
     async def _cancel(self, request: Request) -> Response:
         if self.cancel_answers:
             return self.cancel_answers.pop(0)
-        self.cancelled.append(request.path_params["job"])
+        if request.path_params["job"] == self.job_id:  # not one of an earlier test
+            self.cancelled.append(self.job_id)
         return _json({"id": request.path_params["job"], "status": "CANCELLED"})
 
 

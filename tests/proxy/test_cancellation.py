@@ -1,0 +1,138 @@
+"""A job that nobody waits for is cancelled, until RunPod says that it has ended."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from tests.proxy.conftest import chat
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_streaming import CHAT, FRAMES
+from tests.waiting import wait_until
+
+
+def leave(client: httpx.Client, *, after_bytes: bool, wants_stream: bool = True) -> None:
+    """Send a chat and close the connection: once something came, or without waiting."""
+    timeout = httpx.Timeout(10, read=10 if after_bytes else 0.5)
+    body = chat(stream=wants_stream)
+    try:
+        with client.stream("POST", CHAT, json=body, timeout=timeout) as response:
+            next(response.iter_bytes())
+    except httpx.ReadTimeout:
+        assert not after_bytes
+
+
+def test_a_client_that_leaves_mid_stream_cancels_its_job(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", hold=asyncio.Event())]
+    leave(client, after_bytes=True)
+    wait_until(lambda: runpod.cancelled == [runpod.job_id])
+
+
+def test_a_client_that_leaves_during_the_cold_start_cancels_its_job(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_QUEUE")]
+    leave(client, after_bytes=True)
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+def test_a_client_that_leaves_a_plain_request_cancels_its_job(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS")]
+    leave(client, after_bytes=False, wants_stream=False)
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+@pytest.mark.parametrize("settings", [{"first_byte_hold_seconds": 30}], indirect=True)
+def test_a_client_that_leaves_while_the_headers_are_held_cancels_its_job(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS")]
+    leave(client, after_bytes=False)
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+def test_a_client_that_leaves_while_its_job_is_being_submitted_cancels_it(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_QUEUE")]
+    runpod.run_delay_seconds = 1.5
+    leave(client, after_bytes=False)
+    assert runpod.cancelled == []
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+def test_a_cancel_of_a_job_not_seen_running_is_sent_twice(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_QUEUE")]
+    leave(client, after_bytes=True)
+    wait_until(lambda: runpod.cancelled == [runpod.job_id] * 2)
+
+
+def test_a_cancel_that_fails_is_repeated(client: httpx.Client, runpod: ScriptedRunPod) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
+    runpod.cancel_answers = [
+        Response(status_code=500),
+        Response(status_code=429),
+        Response('{"status": "IN_PROGRESS"}'),
+    ]
+    leave(client, after_bytes=True)
+    wait_until(lambda: runpod.cancelled == [runpod.job_id])
+    assert runpod.cancel_answers == []
+
+
+def test_a_finished_job_is_not_cancelled(client: httpx.Client, runpod: ScriptedRunPod) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES)]
+    leave(client, after_bytes=True)
+    time.sleep(0.5)  # nothing is to happen, so there is nothing to wait for
+    assert runpod.cancelled == []
+
+
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_a_job_that_runpod_refuses_is_not_followed(
+    client: httpx.Client, runpod: ScriptedRunPod, wants_stream: bool
+) -> None:
+    runpod.run_answers = [Response(status_code=401)]
+    response = client.post(CHAT, json=chat(stream=wants_stream))
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "upstream_misconfigured"
+    assert (runpod.stream_calls, runpod.cancelled) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("upstream", "status", "code"),
+    [
+        (401, 502, "upstream_misconfigured"),
+        (403, 502, "upstream_misconfigured"),
+        (404, 502, "upstream_misconfigured"),
+        (400, 502, "worker_failed"),
+        (429, 503, "upstream_unavailable"),
+        (500, 503, "upstream_unavailable"),
+        (524, 503, "upstream_unavailable"),
+        (302, 503, "upstream_unavailable"),
+    ],
+)
+def test_what_runpod_answers_to_a_submission_becomes_our_own_error(
+    client: httpx.Client, runpod: ScriptedRunPod, upstream: int, status: int, code: str
+) -> None:
+    runpod.run_answers = [Response("secret detail", status_code=upstream)]
+    response = client.post(CHAT, json=chat())
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert "secret" not in response.text
+    assert "rp-test" not in response.text
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{}", '{"id": 3}', "<html>"])
+def test_a_submission_that_gets_no_job_id_is_an_error(
+    client: httpx.Client, runpod: ScriptedRunPod, body: str
+) -> None:
+    runpod.run_answers = [Response(body)]
+    response = client.post(CHAT, json=chat())
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "upstream_unavailable"

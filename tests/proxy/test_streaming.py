@@ -1,0 +1,329 @@
+"""A stream through the proxy: comments while it is awaited, events as they come, one honest end."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import orjson
+import pytest
+
+from tests.proxy.conftest import KEY, chat
+from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
+from tests.waiting import wait_until
+
+CHAT = "/v1/chat/completions"
+HEAD = {"seq": 0, "status": 200, "content_type": "text/event-stream"}
+
+
+def event(text: str) -> str:
+    delta = {"choices": [{"index": 0, "delta": {"content": text}}]}
+    return f"data: {orjson.dumps(delta).decode()}\n\n"
+
+
+FRAMES: list[dict[str, Any]] = [
+    HEAD | {"text": event("Grüße ")},
+    {"seq": 1, "text": event("🌍, ") + event("\u2028")},
+    {"seq": 2, "text": event("ok") + "data: [DONE]\n\n", "end": True},
+]
+BODY = "".join(frame["text"] for frame in FRAMES)
+
+
+def stream(client: httpx.Client, **changes: Any) -> tuple[int, str]:
+    """The status and the whole text of a streamed chat, comments left out."""
+    with client.stream("POST", CHAT, json=chat(stream=True, **changes)) as response:
+        text = b"".join(response.iter_bytes()).decode()
+    kept = [part for part in text.split("\n\n") if not part.startswith(":")]
+    return response.status_code, "\n\n".join(kept)
+
+
+def last_error(text: str) -> dict[str, Any]:
+    assert "[DONE]" not in text
+    last = text.rstrip("\n").rpartition("\n\n")[2].removeprefix("data: ")
+    error: dict[str, Any] = orjson.loads(last)["error"]
+    return error
+
+
+def test_a_stream_arrives_byte_for_byte(client: httpx.Client, runpod: ScriptedRunPod) -> None:
+    runpod.script = [Page("IN_PROGRESS", [frame]) for frame in FRAMES]
+    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        assert response.read().decode() == BODY
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["x-runpod-job-id"] == runpod.job_id
+    assert response.headers["x-request-id"]
+
+
+def test_the_frames_that_come_with_the_last_status_are_not_lost(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [
+        Page("IN_QUEUE"),
+        Page("IN_PROGRESS", FRAMES[:1]),
+        Page("COMPLETED", FRAMES[1:]),
+    ]
+    assert stream(client) == (200, BODY)
+
+
+def test_the_end_frame_ends_the_stream_before_runpod_says_so(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES), Page("IN_PROGRESS", hold=asyncio.Event())]
+    assert stream(client) == (200, BODY)
+    assert runpod.stream_calls == 1
+    assert runpod.cancelled == []
+
+
+@pytest.mark.parametrize("lost", [[0], [1], [2], [0, 1], [1, 2], [0, 1, 2]])
+def test_lost_frames_make_a_pause_and_no_hole(
+    client: httpx.Client, runpod: ScriptedRunPod, lost: list[int]
+) -> None:
+    kept = [frame for frame in FRAMES if frame["seq"] not in lost]
+    runpod.script = [Page("IN_PROGRESS", [frame]) for frame in kept] + [Page("COMPLETED")]
+    runpod.final = {"status": "COMPLETED", "output": FRAMES}
+    assert stream(client) == (200, BODY)
+
+
+def test_frames_lost_with_a_broken_answer_are_recovered(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [
+        Page("IN_PROGRESS", FRAMES[:1]),
+        Fault(0, loses=[FRAMES[1]]),
+        Page("COMPLETED", FRAMES[2:]),
+        Page("COMPLETED"),
+    ]
+    assert stream(client) == (200, BODY)
+
+
+def test_a_frame_that_is_lost_for_good_is_an_error_and_no_end(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", [FRAMES[0], FRAMES[2]]), Page("COMPLETED")]
+    status, text = stream(client)
+    assert status == 200
+    assert last_error(text)["code"] == "worker_failed"
+    assert text.startswith(FRAMES[0]["text"])
+
+
+def test_a_plain_answer_has_vllms_status_and_bytes(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    body = '{"id": "x",  "choices": [], "e": 1e-7, "t": "🌍"}'
+    head = {"seq": 0, "status": 200, "content_type": "application/json", "text": body[:20]}
+    runpod.script = [
+        Page("IN_QUEUE"),
+        Page("COMPLETED", [head, {"seq": 1, "text": body[20:], "end": True}]),
+    ]
+    response = client.post(CHAT, json=chat())
+    assert (response.status_code, response.text) == (200, body)
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-runpod-job-id"] == runpod.job_id
+
+
+@pytest.mark.parametrize("wants_stream", [True, False])
+@pytest.mark.parametrize("status", [400, 404, 422, 503])
+def test_vllms_own_error_keeps_its_status_and_body(
+    client: httpx.Client, runpod: ScriptedRunPod, status: int, wants_stream: bool
+) -> None:
+    body = '{"error": {"message": "too long", "type": "BadRequestError", "code": 400}}'
+    frame = {"seq": 0, "status": status, "content_type": "application/json", "text": body}
+    runpod.script = [Page("COMPLETED", [frame | {"end": True}])]
+    response = client.post(CHAT, json=chat(stream=wants_stream))
+    assert (response.status_code, response.text) == (status, body)
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_an_error_of_vllm_after_the_hold_is_an_event(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = asyncio.Event()
+    body = '{"error":\n {"message": "too long", "type": "BadRequestError", "code": 400}}'
+    frame = {"seq": 0, "status": 400, "content_type": "application/json", "text": body, "end": True}
+    runpod.script = [Page("COMPLETED", [frame], hold=hold)]
+    threading.Timer(0.6, hold.set).start()
+    status, text = stream(client)
+    assert status == 200
+    assert last_error(text)["message"] == "too long"
+
+
+@pytest.fixture
+def sdk(proxy_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{proxy_url}/v1", api_key=KEY, max_retries=0) as sdk:
+        yield sdk
+
+
+def test_the_sdk_reads_a_stream_that_began_with_comments(
+    sdk: openai.OpenAI, runpod: ScriptedRunPod
+) -> None:
+    hold = asyncio.Event()
+    runpod.script = [Page("IN_PROGRESS", FRAMES, hold=hold)]
+    threading.Timer(1.5, hold.set).start()
+    chunks = sdk.chat.completions.create(**chat(stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Grüße 🌍, \u2028ok"
+
+
+def test_comments_come_while_nothing_else_does(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = asyncio.Event()
+    runpod.script = [Page("IN_QUEUE", hold=hold), Page("COMPLETED", FRAMES)]
+    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        pieces = response.iter_bytes()
+        assert [next(pieces) for _ in range(3)] == [b": queued\n\n"] * 3
+        hold.set()
+        rest = b"".join(pieces).decode()
+    assert rest.endswith(BODY)
+
+
+def test_comments_come_between_the_events_of_a_slow_stream(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = asyncio.Event()
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", FRAMES[1:], hold=hold)]
+    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        pieces = response.iter_bytes()
+        assert next(pieces).decode() == FRAMES[0]["text"]
+        assert [next(pieces) for _ in range(2)] == [b": running\n\n"] * 2
+        hold.set()
+        assert b"".join(pieces).decode().endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("final", "status", "code"),
+    [
+        ({"status": "FAILED", "error": "job timed out after 1 retries"}, 502, "worker_failed"),
+        ({"status": "FAILED", "error": str({"message": "boom"})}, 502, "worker_failed"),
+        ({"status": "CANCELLED"}, 502, "worker_failed"),
+        ({"status": "TIMED_OUT"}, 504, "timeout"),
+        ({"status": "COMPLETED"}, 502, "worker_failed"),
+        ({"status": "COMPLETED", "output": []}, 502, "worker_failed"),
+    ],
+)
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_a_job_that_ends_without_an_answer_is_an_http_error(
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    final: dict[str, Any],
+    status: int,
+    code: str,
+    wants_stream: bool,
+) -> None:
+    runpod.script, runpod.final = [Page(final["status"])], final
+    response = client.post(CHAT, json=chat(stream=wants_stream))
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == code
+    assert response.headers["x-should-retry"] == "false"
+    assert response.headers["x-runpod-job-id"] == runpod.job_id
+
+
+@pytest.mark.parametrize("end", ["FAILED", "CANCELLED", "TIMED_OUT", "COMPLETED"])
+def test_a_job_that_breaks_off_mid_stream_ends_with_an_error_event(
+    client: httpx.Client, runpod: ScriptedRunPod, end: str
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page(end)]
+    runpod.final = {"status": end, "output": FRAMES[:1]}
+    status, text = stream(client)
+    assert status == 200
+    assert text.startswith(FRAMES[0]["text"])
+    assert last_error(text)["type"] == "server_error"
+
+
+def test_the_sdk_raises_its_own_error_for_a_stream_that_breaks_off(
+    sdk: openai.OpenAI, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("FAILED")]
+    chunks = sdk.chat.completions.create(**chat(stream=True))
+    assert next(chunks).choices[0].delta.content == "Grüße "
+    with pytest.raises(openai.APIError, match="failed"):
+        next(chunks)
+
+
+def test_a_job_that_runpod_forgets_is_an_error(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Fault(404)]
+    response = client.post(CHAT, json=chat(stream=True))
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "worker_failed"
+    assert runpod.cancelled == []
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(500), Fault(503), Fault(429, {"retry-after": "1"}), Fault(0)]
+)
+def test_a_poll_that_fails_is_repeated(
+    client: httpx.Client, runpod: ScriptedRunPod, fault: Fault
+) -> None:
+    runpod.script = [fault, Page("IN_PROGRESS", FRAMES[:1]), fault, Page("COMPLETED", FRAMES[1:])]
+    assert stream(client) == (200, BODY)
+
+
+@pytest.mark.parametrize(
+    ("settings", "script", "status", "code"),
+    [
+        ({"queue_timeout_seconds": 1}, [Page("IN_QUEUE")], 503, "cold_start_timeout"),
+        ({"first_token_timeout_seconds": 1}, [Page("IN_PROGRESS")], 504, "timeout"),
+        ({"total_timeout_seconds": 1}, [Page("IN_QUEUE")], 504, "timeout"),
+        ({"queue_timeout_seconds": 1}, [Fault(500)], 503, "upstream_unavailable"),
+    ],
+    indirect=["settings"],
+)
+def test_a_missed_deadline_is_an_error_and_cancels_the_job(
+    client: httpx.Client, runpod: ScriptedRunPod, script: list[Page | Fault], status: int, code: str
+) -> None:
+    runpod.script = script
+    response = client.post(CHAT, json=chat())
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == code
+    assert ("retry-after" in response.headers) == (code == "cold_start_timeout")
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+@pytest.mark.parametrize("settings", [{"idle_timeout_seconds": 1}], indirect=True)
+def test_a_worker_that_falls_silent_ends_the_stream_and_its_job(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
+    _, text = stream(client)
+    assert last_error(text)["code"] == "timeout"
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+def test_pieces_of_worker_vllm_arrive_as_whole_events(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    pieces = [BODY[i : i + 7] for i in range(0, len(BODY), 7)]
+    runpod.script = [Page("IN_PROGRESS", [p]) for p in pieces] + [Page("COMPLETED")]
+    assert stream(client) == (200, BODY)
+
+
+def test_one_parsed_object_of_worker_vllm_is_the_answer(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("COMPLETED", [{"id": "x", "choices": []}])]
+    response = client.post(CHAT, json=chat())
+    assert (response.status_code, response.json()) == (200, {"id": "x", "choices": []})
+
+
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_the_failure_of_worker_vllm_tells_vllms_status(
+    client: httpx.Client, runpod: ScriptedRunPod, wants_stream: bool
+) -> None:
+    body = '{"error": {"message": "no", "type": "NotFoundError", "code": 404}}'
+    error = str({"message": f"vLLM returned HTTP 404: {body}", "type": "worker_error"})
+    runpod.script, runpod.final = [Page("FAILED")], {"status": "FAILED", "error": error}
+    response = client.post(CHAT, json=chat(stream=wants_stream))
+    assert (response.status_code, response.text) == (404, body)
+
+
+def test_a_platform_that_does_not_hold_its_polls_is_not_hammered(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [*[Page("IN_QUEUE") for _ in range(200)], Page("COMPLETED", FRAMES)]
+    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        pieces = response.iter_bytes()
+        for _ in range(4):
+            next(pieces)
+    assert runpod.stream_calls < 40

@@ -1,0 +1,181 @@
+"""Outputs of each kind of worker become exactly the text that vLLM wrote."""
+
+import base64
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import VLLMError, WorkerFailed
+from proxy.wire import DONE, FrameReader, ObjectReader, PieceReader, reader_for
+
+Frame = dict[str, Any]
+
+TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40)
+EVENTS = st.lists(TEXT, min_size=1, max_size=12).map(
+    lambda texts: [f"data: {orjson.dumps({'t': text}).decode()}\n\n" for text in texts]
+)
+
+
+def frames_of(parts: list[str]) -> list[Frame]:
+    frames: list[Frame] = [{"seq": i, "text": part} for i, part in enumerate(parts)]
+    frames[0] |= {"status": 200, "content_type": "text/event-stream"}
+    return [*frames, {"seq": len(frames), "end": True}]
+
+
+def polls_of(draw: st.DataObject, frames: list[Frame]) -> list[list[Frame]]:
+    """The frames as polls hand them out: several at a time, now and then one twice."""
+    polls = []
+    rest = list(frames)
+    while rest:
+        count = draw.draw(st.integers(1, len(rest)))
+        polls.append(rest[:count])
+        if draw.draw(st.booleans()):
+            polls.append([draw.draw(st.sampled_from(frames[: frames.index(rest[0]) + count]))])
+        rest = rest[count:]
+    return polls
+
+
+@given(events=EVENTS, data=st.data())
+def test_frames_give_the_text_once_however_they_are_handed_out(
+    events: list[str], data: st.DataObject
+) -> None:
+    reader = FrameReader()
+    got = b"".join(reader.feed(poll) for poll in polls_of(data, frames_of(events)))
+    assert got == "".join(events).encode()
+    assert reader.ended
+
+
+@given(events=EVENTS, data=st.data())
+def test_lost_frames_are_filled_in_from_the_aggregate(
+    events: list[str], data: st.DataObject
+) -> None:
+    frames = frames_of(events)
+    kept = [frame for frame in frames if data.draw(st.booleans())]
+    reader = FrameReader()
+    before = b"".join(reader.feed([frame]) for frame in kept)
+    after = reader.complete(frames)
+    assert before + after == "".join(events).encode()
+    assert reader.ended
+    assert reader.head is not None
+
+
+@given(events=EVENTS, lost=st.integers(0, 12))
+def test_nothing_after_a_hole_is_passed_on(events: list[str], lost: int) -> None:
+    frames = frames_of(events)
+    lost = min(lost, len(frames) - 1)
+    reader = FrameReader()
+    got = reader.feed(frames[:lost] + frames[lost + 1 :])
+    assert got == "".join(events[:lost]).encode()
+    assert not reader.ended
+
+
+def test_a_frame_that_the_aggregate_lacks_too_is_an_error() -> None:
+    frames = frames_of(["data: 1\n\n", "data: 2\n\n"])
+    reader = FrameReader()
+    reader.feed(frames[:1])
+    with pytest.raises(WorkerFailed):
+        reader.complete([frames[0], frames[2]])
+
+
+def test_the_head_carries_vllms_status() -> None:
+    reader = FrameReader()
+    body = reader.feed(
+        [{"seq": 0, "status": 404, "content_type": "application/json", "text": "{}", "end": True}]
+    )
+    assert (reader.head and reader.head.status, body, reader.ended) == (404, b"{}", True)
+    assert reader.head
+    assert not reader.head.is_event_stream
+
+
+def test_bytes_travel_as_base64() -> None:
+    audio = bytes(range(256))
+    reader = FrameReader()
+    head = {"seq": 0, "status": 200, "content_type": "audio/wav"}
+    frame = {"seq": 1, "base64": base64.b64encode(audio).decode(), "end": True}
+    assert reader.feed([head, frame]) == audio
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "text",
+        {"text": "no number"},
+        {"seq": "0", "status": 200, "content_type": "x"},
+        {"seq": -1},
+        {"seq": 0},
+        {"seq": 0, "status": 99, "content_type": "x"},
+        {"seq": 0, "status": 200, "content_type": "x", "text": 3},
+        {"seq": 0, "status": 200, "content_type": "x", "base64": "?"},
+    ],
+)
+def test_a_broken_frame_is_the_workers_failure(output: Any) -> None:
+    with pytest.raises(WorkerFailed):
+        FrameReader().feed([output])
+
+
+@given(events=EVENTS, data=st.data())
+def test_pieces_cut_anywhere_leave_as_whole_events(events: list[str], data: st.DataObject) -> None:
+    text = "".join([*events, "data: [DONE]\n\n"])
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=20)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    reader = PieceReader()
+    sent = [reader.feed([piece]) for piece in pieces]
+    assert b"".join(sent) == text.encode()
+    assert all(part.endswith(b"\n\n") for part in sent if part)
+    assert reader.ended
+
+
+def test_pieces_fed_one_character_at_a_time_hold_line_separators_together() -> None:
+    text = 'data: {"t": "\u2028 \u2029 \x85 🌍"}\r\n\r\ndata: [DONE]\r\n\r\n'
+    reader = PieceReader()
+    assert b"".join(reader.feed([char]) for char in text) == text.encode()
+    assert reader.ended
+
+
+@given(events=EVENTS, data=st.data())
+def test_pieces_continue_from_the_aggregate(events: list[str], data: st.DataObject) -> None:
+    text = "".join([*events, "data: [DONE]\n\n"])
+    cut = data.draw(st.integers(0, len(text)))
+    reader = PieceReader()
+    before = reader.feed([text[:cut]])
+    assert before + reader.complete([text[: cut // 2], text[cut // 2 :]]) == text.encode()
+
+
+def test_pieces_that_end_without_the_end_mark_are_an_error() -> None:
+    reader = PieceReader()
+    reader.feed(["data: 1\n\n"])
+    with pytest.raises(WorkerFailed):
+        reader.complete(["data: 1\n\n"])
+
+
+def test_parsed_chunks_become_events_with_an_end_mark() -> None:
+    chunks = [{"id": "a", "choices": []}, {"id": "b", "choices": []}]
+    reader = PieceReader()
+    got = reader.feed(chunks[:1]) + reader.complete(chunks)
+    assert got == b"".join(b"data: " + orjson.dumps(c) + b"\n\n" for c in chunks) + DONE + b"\n\n"
+
+
+def test_one_parsed_object_becomes_json() -> None:
+    reader = ObjectReader()
+    assert orjson.loads(reader.feed([{"id": "x", "choices": [1]}])) == {"id": "x", "choices": [1]}
+    assert reader.ended
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"error": {"message": "no such model", "type": "NotFoundError", "code": 404}},
+        {"object": "error", "message": "no such model", "type": "NotFoundError", "code": 404},
+    ],
+)
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_vllms_error_object_as_an_output_keeps_its_status(
+    output: Frame, wants_stream: bool
+) -> None:
+    with pytest.raises(VLLMError) as caught:
+        reader_for(output, wants_stream=wants_stream).feed([output])
+    assert caught.value.status == 404
+    assert orjson.loads(caught.value.body)["error"]["message"] == "no such model"
