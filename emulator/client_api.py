@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from emulator.endpoint import Endpoint
-from emulator.errors import BadRequest
+from emulator.errors import BadRequest, NotFound
 from emulator.http import Json, Operation, guarded, hold, parse_object, read_body
 from emulator.job import Job, Policy
 
@@ -51,7 +51,7 @@ async def stream(request: Request, endpoint: Endpoint) -> Response:
     job = _job(request, endpoint)
     seconds = _wait_seconds(request, endpoint.settings.stream_hold_seconds)
     is_there = await hold(request, job.bell, job.has_news, seconds)
-    _refuse_forgotten(job, endpoint)
+    _refuse_forgotten(job)
     chunks = job.drain() if is_there else []
     return Json({"status": job.status, "stream": chunks})
 
@@ -102,13 +102,15 @@ def _job(request: Request, endpoint: Endpoint) -> Job:
     return endpoint.queue.get(request.path_params["job"])
 
 
-def _refuse_forgotten(job: Job, endpoint: Endpoint) -> None:
+def _refuse_forgotten(job: Job) -> None:
     """A job may be forgotten while a call for it is held: NotFound, as for any later call."""
-    endpoint.queue.get(job.id)
+    if job.is_forgotten:
+        raise NotFound("job not found")
 
 
 async def _view_when_over(request: Request, job: Job, seconds: float) -> Response:
     await hold(request, job.bell, lambda: job.is_over, seconds)
+    _refuse_forgotten(job)
     return Json(job.view())
 
 
@@ -117,7 +119,7 @@ def _submit(endpoint: Endpoint, body: dict[str, Any], *, is_sync: bool) -> Job:
     if not isinstance(job_input, dict):
         raise BadRequest("input is required and must be an object")
     extras = {key: body[key] for key in ("webhook", "s3Config") if body.get(key)}
-    policy = _policy(body.get("policy") or {}, endpoint.queue.default_policy())
+    policy = _policy(body.get("policy", {}), endpoint.queue.default_policy())
     return endpoint.queue.submit(job_input, policy, extras, is_sync=is_sync)
 
 

@@ -2,7 +2,8 @@
 
 EmulatorError
 ├── BadRequest            400
-│   └── NotRetryable      400  only FAILED and TIMED_OUT jobs can be retried
+│   ├── NotRetryable      400  only FAILED and TIMED_OUT jobs can be retried
+│   └── TooLarge          400  a body above the payload limit
 ├── Unauthorized          401
 └── NotFound              404  no such job, or its retention has passed; no such endpoint
 """
@@ -22,6 +23,10 @@ class BadRequest(EmulatorError):
 
 class NotRetryable(BadRequest):
     """Only a FAILED or TIMED_OUT job can be retried."""
+
+
+class TooLarge(BadRequest):
+    """The body is above the payload limit."""
 
 
 class Unauthorized(EmulatorError):

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from emulator.bell import Bell
 from emulator.endpoint import Endpoint
-from emulator.errors import BadRequest, EmulatorError, NotFound, Unauthorized
+from emulator.errors import BadRequest, EmulatorError, NotFound, TooLarge, Unauthorized
 
 log = logging.getLogger("emulator")
 
@@ -57,13 +57,13 @@ def _endpoint(request: Request) -> Endpoint:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The raw body, whatever its content type claims; BadRequest above `max_bytes`."""
+    """The raw body, whatever its content type claims; TooLarge above `max_bytes`."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > max_bytes:
             megabytes = max_bytes / 1024 / 1024
-            raise BadRequest(f"json is invalid; max size is {megabytes:g} MB")
+            raise TooLarge(f"json is invalid; max size is {megabytes:g} MB")
     return bytes(body)
 
 

@@ -40,7 +40,6 @@ class Slot:
         self.state = State.UP
         self.stop_asked = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        self.process: WorkerProcess | None = None
 
 
 class Scaler:
@@ -199,7 +198,7 @@ class Scaler:
             self._queue.activity.ring()
 
     async def _run_process(self, slot: Slot) -> None:
-        process = slot.process = await self._spawn(slot)
+        process = await self._spawn(slot)
         self._say(slot, f"started (pid {process.pid}, log {process.log_path})")
         try:
             code = await self._exit_code(slot, process)

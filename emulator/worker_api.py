@@ -14,13 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from emulator.endpoint import Endpoint
-from emulator.errors import BadRequest
+from emulator.errors import BadRequest, TooLarge
 from emulator.http import Json, Operation, guarded, hold, parse_object, read_body
 from emulator.job import Job
 from emulator.workers import Worker
 
 DRAIN_PAUSE_SECONDS: Final = 0.2
-MAX_RESULT_OVERHEAD_BYTES: Final = 1024
 
 
 async def job_take(request: Request, endpoint: Endpoint) -> Response:
@@ -61,9 +60,17 @@ async def job_stream(request: Request, endpoint: Endpoint) -> Response:
 
 
 async def job_done(request: Request, endpoint: Endpoint) -> Response:
-    """A handler's result, or its progress when the body says IN_PROGRESS."""
-    result = await _read_result(request, endpoint)
+    """A handler's result, or its progress when the body says IN_PROGRESS.
+
+    A result above the payload limit is refused and the job is COMPLETED without output, which is
+    how users of RunPod meet that limit.
+    """
     worker_id, job_id = _names(request)
+    try:
+        result = await _read_result(request, endpoint)
+    except TooLarge:
+        endpoint.queue.finish(worker_id, job_id, {})
+        raise
     if result.get("status") == "IN_PROGRESS":
         endpoint.queue.progress(worker_id, job_id, result.get("output"))
     else:
@@ -130,4 +137,8 @@ async def _pause_draining(worker: Worker) -> None:
 
 
 async def _read_result(request: Request, endpoint: Endpoint) -> dict[str, Any]:
-    return parse_object(await read_body(request, endpoint.settings.max_runsync_bytes))
+    """The posted JSON; what a job may return is limited like what it may be given."""
+    is_sync = request.path_params["job"].startswith("sync-")
+    settings = endpoint.settings
+    limit = settings.max_runsync_bytes if is_sync else settings.max_run_bytes
+    return parse_object(await read_body(request, limit))

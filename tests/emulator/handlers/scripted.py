@@ -10,6 +10,8 @@ Each step is a list of a verb and its argument:
     ["swallow", path] like wait, but go on when cancelled, as a careless handler would
 """
 
+# ruff: noqa: ASYNC110, ASYNC240  # files are how a test talks to a handler in another process
+
 import asyncio
 import os
 from collections.abc import AsyncIterator
