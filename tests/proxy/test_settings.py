@@ -1,0 +1,105 @@
+"""The environment becomes settings; what is wrong with it is said; the README lists all of it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from proxy import errors
+from proxy.settings import Settings, environment_names, misspelt
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+ENOUGH = {"RUNPOD_API_KEY": "rp", "RUNPOD_ENDPOINT_ID": "ep", "PROXY_API_KEYS": "a, b,"}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in environment_names():
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ENOUGH.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_three_variables_are_enough(environment: pytest.MonkeyPatch) -> None:
+    settings = Settings()
+    assert [key.get_secret_value() for key in settings.api_keys] == ["a", "b"]
+    assert settings.runpod_endpoint_base_url == "https://api.runpod.ai/v2"
+    assert settings.host == "127.0.0.1"
+
+
+def test_secrets_do_not_show_when_settings_are_printed(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("RUNPOD_API_KEY", "rp-secret")
+    environment.setenv("PROXY_API_KEYS", "sk-secret")
+    assert "secret" not in repr(Settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PROXY_API_KEYS", ""),
+        ("RUNPOD_ENDPOINT_ID", "a/../b"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "api.runpod.ai"),
+        ("PROXY_PORT", "x"),
+        ("PROXY_QUEUE_TIMEOUT_SECONDS", "0"),
+    ],
+)
+def test_a_wrong_value_is_refused(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    environment.setenv(name, value)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+@pytest.mark.slow
+def test_the_proxy_says_what_is_missing_and_exits(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("RUNPOD_API_KEY")
+    environment.setenv("PROXY_PORT", "many")
+    run = subprocess.run(
+        [sys.executable, "-m", "proxy"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 1
+    assert "RUNPOD_API_KEY" in run.stderr
+    assert "port" in run.stderr.lower()
+    assert "Traceback" not in run.stderr
+
+
+def test_a_misspelt_name_is_told_with_the_one_that_was_meant() -> None:
+    sentences = misspelt(["PROXY_MODELS", "PROXY_QUEUE_TIMEOUT", "PATH", "HTTPS_PROXY"])
+    assert sentences == [
+        "unknown setting PROXY_QUEUE_TIMEOUT; did you mean PROXY_QUEUE_TIMEOUT_SECONDS?"
+    ]
+
+
+def defaults_in_readme() -> dict[str, str]:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", README, re.MULTILINE)
+    return {name: default.strip().strip("`") for name, default in rows}
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    listed = defaults_in_readme()
+    assert sorted(listed) == sorted(environment_names())
+    for name, field in zip(environment_names(), Settings.model_fields.values(), strict=True):
+        if listed[name] in ("required", "any"):
+            continue
+        assert str(field.default).lower() == listed[name].lower(), name
+
+
+def all_errors() -> list[type[errors.ProxyError]]:
+    def below(cls: type[errors.ProxyError]) -> list[type[errors.ProxyError]]:
+        return [cls, *(found for sub in cls.__subclasses__() for found in below(sub))]
+
+    return below(errors.ProxyError)
+
+
+@pytest.mark.parametrize("error", all_errors())
+def test_the_readme_and_the_table_of_errors_list_every_code(error: Any) -> None:
+    if error.code is None:
+        return
+    row = rf"\| {error.status}[^|]*\| `{error.type}` \| `{error.code}` \|"
+    assert re.search(row, README), error
+    assert re.search(rf"{error.__name__} +{error.status}  ", errors.__doc__ or ""), error
