@@ -1,9 +1,10 @@
 """A worker that behaves as RunPod's worker-vllm does, for the proxy to get along with.
 
 Told from its source (runpod-workers/worker-vllm, src/handler.py, August 2026): a body with
-`"stream": true` is answered with the pieces of the HTTP body as they were read; any other with one parsed object; an HTTP error of vLLM with an object that has
-`error`, which RunPod's SDK turns into the failure of the job. With STYLE=older the pieces are the
-parsed chunks, as its older generation yields them without RAW_OPENAI_OUTPUT.
+`"stream": true` is answered with the pieces of the HTTP body as they were read; any other with one
+parsed object; an HTTP error of vLLM with an object that has `error`, which RunPod's SDK turns into
+the failure of the job. With STYLE=older the pieces are the parsed chunks, as its older generation
+yields them without RAW_OPENAI_OUTPUT.
 
 One thing is left out: that worker breaks a character which a read has cut in two, and nobody
 behind it can tell what it was. It finds its engine at ENGINE_URL.
