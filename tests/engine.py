@@ -218,12 +218,12 @@ class Generation:
         """The answer as server-sent events."""
         options = self.record.body.get("stream_options") or {}
         try:
-            if self.chat:
-                for index in range(self.choices):
-                    yield self._chunk(index, {"role": "assistant", "content": ""})
             last = len(self.tokens) - 1
             number = 0
             async for token in self.make():
+                if self.chat and number == 0:  # vLLM names the role when the first token is there
+                    for index in range(self.choices):
+                        yield self._chunk(index, {"role": "assistant", "content": ""})
                 reason = self.finish_reason if number == last else None
                 for index in range(self.choices):
                     yield self._chunk(index, {"content": token}, reason)
