@@ -1,8 +1,9 @@
 """python -m emulator: reads the settings, serves until SIGTERM or Ctrl-C."""
 
 import argparse
+import contextlib
 import logging
-import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,10 @@ def main() -> None:
     flags = parser().parse_args()
     try:
         settings = EmulatorSettings.model_validate(merged(flags))
-    except (OSError, ValueError, ValidationError) as error:
-        sys.exit(f"emulator: {error}")
+    except ValidationError as error:
+        parser().error(_in_words(error))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        parser().error(f"{flags.config}: {error}")
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -92,7 +95,14 @@ def main() -> None:
         access_log=flags.access_log,
         timeout_graceful_shutdown=3,
     )
-    Server(app, config).run()
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(app, config).run()
+
+
+def _in_words(error: ValidationError) -> str:
+    """One line per mistake, with the place it was found at."""
+    places = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+    return "; ".join(f"{place}: {message}" if place else message for place, message in places)
 
 
 if __name__ == "__main__":

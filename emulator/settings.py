@@ -76,7 +76,7 @@ class EmulatorSettings(BaseModel):
     """The base URL workers are told; empty means host and port."""
     api_key: SecretStr = SecretStr("rpa_local")
     log_dir: Path | None = None
-    endpoints: tuple[EndpointSettings, ...] = Field(min_length=1)
+    endpoints: tuple[EndpointSettings, ...]
 
     @property
     def base_url(self) -> str:
@@ -86,6 +86,8 @@ class EmulatorSettings(BaseModel):
     @model_validator(mode="after")
     def _endpoint_ids_differ(self) -> Self:
         ids = [endpoint.id for endpoint in self.endpoints]
+        if not ids:
+            raise ValueError("there is no endpoint")
         if len(set(ids)) != len(ids):
             raise ValueError("two endpoints have the same id")
         return self

@@ -19,7 +19,10 @@ from emulator.settings import EmulatorSettings
 from tests.servers import free_port
 
 API_KEY = "rpa_test"
-SCRIPTED = f"{sys.executable} {Path(__file__).parent / 'handlers' / 'scripted.py'}"
+HANDLERS = Path(__file__).parent / "handlers"
+SCRIPTED = f"{sys.executable} {HANDLERS / 'scripted.py'}"
+PLAIN = f"{sys.executable} {HANDLERS / 'plain.py'}"
+LIGHT = f"{sys.executable} {HANDLERS / 'light.py'}"
 DEADLINE_SECONDS = 30.0
 
 Json = dict[str, Any]
@@ -108,10 +111,10 @@ def emulator(**endpoints: Json) -> Iterator[Callable[[str], Client]]:
     try:
         yield client
     finally:
-        for one in clients:
-            one.http.close()
         server.should_exit = True
         thread.join(DEADLINE_SECONDS)
+        for one in clients:
+            one.http.close()
         assert not thread.is_alive(), "the emulator did not stop"
 
 

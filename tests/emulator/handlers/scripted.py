@@ -7,7 +7,8 @@ Each step is a list of a verb and its argument:
     ["touch", path]   create the file, so a test knows how far we are
     ["raise", text]   fail
     ["exit", code]    end the process on the spot
-    ["swallow", path] like wait, but go on when cancelled, as a careless handler would
+    ["mark_cancel", path]  run on until cancelled, then create the file
+    ["swallow", path] the same, but go on afterwards, as a careless handler would
 """
 
 # ruff: noqa: ASYNC110, ASYNC240  # files are how a test talks to a handler in another process
@@ -18,7 +19,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import runpod  # type: ignore[import-untyped]  # has no stubs
+import runpod
 
 
 async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
@@ -40,11 +41,13 @@ async def act(verb: str, argument: Any) -> None:
         raise RuntimeError(argument)
     elif verb == "exit":
         os._exit(argument)
-    elif verb == "swallow":
+    elif verb in ("mark_cancel", "swallow"):
         try:
-            await file_exists(Path(argument))
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             Path(argument).touch()
+            if verb == "mark_cancel":
+                raise
 
 
 async def file_exists(path: Path) -> None:

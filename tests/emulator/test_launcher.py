@@ -1,0 +1,113 @@
+"""The launcher ends everything a worker has started, whatever way the end comes."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from emulator import launcher
+from tests.emulator.conftest import eventually
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="orphans are only adopted on Linux"),
+]
+
+Launched = subprocess.Popen[bytes]
+
+
+class Launch:
+    """Starts commands below a launcher and ends them after the test."""
+
+    def __init__(self) -> None:
+        self.processes: list[Launched] = []
+
+    def __call__(self, *command: str) -> Launched:
+        """A launcher that runs this command."""
+        process = subprocess.Popen(
+            [sys.executable, "-I", launcher.__file__, *command],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    starter = Launch()
+    yield starter
+    for process in starter.processes:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.close()
+        process.wait(10)
+        process.stderr.close()
+
+
+def family(process: Launched, size: int) -> list[psutil.Process]:
+    """The launcher's descendants, once there are so many."""
+    parent = psutil.Process(process.pid)
+    eventually(lambda: len(parent.children(recursive=True)) == size)
+    return parent.children(recursive=True)
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() for process in processes)
+
+
+# A worker with a child in its own session, like a server started by `start_new_session`.
+FAMILY = "setsid sleep 300 & sleep 300 & wait"
+
+
+def test_the_exit_code_is_the_workers(launch: Launch) -> None:
+    assert launch("sh", "-c", "exit 7").wait(10) == 7
+
+
+def test_a_worker_that_dies_of_a_signal_gives_128_plus_its_number(launch: Launch) -> None:
+    assert launch("sh", "-c", "kill -KILL $$").wait(10) == 128 + signal.SIGKILL
+
+
+def test_a_command_that_does_not_exist_is_said_so(launch: Launch) -> None:
+    process = launch("/no/such/command")
+    assert process.wait(10) == 127
+    assert process.stderr is not None
+    assert b"cannot start /no/such/command" in process.stderr.read()
+
+
+def test_a_closed_pipe_kills_the_worker_and_all_its_children(launch: Launch) -> None:
+    process = launch("sh", "-c", FAMILY)
+    members = family(process, 3)
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait(10)
+    assert all_gone(members)
+
+
+def test_what_a_worker_leaves_behind_is_killed(launch: Launch, tmp_path: Path) -> None:
+    leave = f"sh -c 'echo $$ > {tmp_path}/%d; exec sleep 300' &"
+    until_both = f"until test -s {tmp_path}/1 -a -s {tmp_path}/2; do sleep 0.02; done"
+    process = launch("sh", "-c", f"setsid {leave % 1} {leave % 2} {until_both}")
+    assert process.wait(10) == 0
+    pids = [int((tmp_path / name).read_text()) for name in ("1", "2")]
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def test_sigterm_reaches_the_worker_and_only_it(launch: Launch, tmp_path: Path) -> None:
+    """Like in a container: the children work on until the worker has drained."""
+    told = tmp_path / "told"
+    child = f"trap 'touch {tmp_path}/child' TERM; sleep 300 & wait"
+    worker = f'sh -c "{child}" & trap "touch {told}; exit 0" TERM; touch {tmp_path}/up; wait'
+    process = launch("sh", "-c", worker)
+    eventually((tmp_path / "up").exists)
+    members = family(process, 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert told.exists()
+    assert not (tmp_path / "child").exists()
+    assert all_gone(members)

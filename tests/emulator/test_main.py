@@ -1,0 +1,84 @@
+"""`python -m emulator` as a process: what it prints, and what is left when it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.emulator.conftest import API_KEY, SCRIPTED, Client, eventually
+from tests.servers import free_port
+
+pytestmark = pytest.mark.slow
+
+
+class Running:
+    """An emulator in a process of its own, with a warm worker of the SDK."""
+
+    def __init__(self, log: Path) -> None:
+        port = free_port()
+        self.log = log
+        flags = ["--port", str(port), "--api-key", API_KEY, "--endpoint", "ep", "--max-workers=1"]
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "emulator", *flags, "--worker", SCRIPTED],
+                cwd=Path(__file__).parents[2],
+                stderr=file,
+            )
+        eventually(lambda: "ready: " in log.read_text())
+        self.client = Client(f"http://127.0.0.1:{port}", "ep")
+
+    def family(self) -> list[psutil.Process]:
+        """Every process below the emulator's."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    started = Running(tmp_path / "emulator.log")
+    yield started
+    started.client.http.close()
+    if started.process.poll() is None:
+        started.process.kill()
+    started.process.wait(10)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() for process in processes)
+
+
+def test_a_killed_emulator_leaves_no_worker(running: Running, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    running.client.run({"steps": [["touch", str(begun)], ["wait", str(tmp_path / "never")]]})
+    eventually(begun.exists)
+    family = running.family()
+    assert len(family) >= 3, "launcher, worker, heartbeat"
+    os.kill(running.process.pid, signal.SIGKILL)
+    eventually(lambda: gone(family))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_an_emulator_that_is_told_to_stop_stops_its_workers(
+    running: Running, signal_number: signal.Signals
+) -> None:
+    running.client.outputs(running.client.run({"steps": [["yield", 1]]}))
+    family = running.family()
+    running.process.send_signal(signal_number)
+    running.process.wait(20)
+    assert gone(family)
+    log = running.log.read_text()
+    assert "started (pid" in log
+    assert "stopped (exit code 0)" in log
+    assert "Traceback" not in log
+
+
+def test_settings_that_make_no_sense_end_it_with_a_message() -> None:
+    wrong = [sys.executable, "-m", "emulator", "--min-workers", "3"]
+    ended = subprocess.run(wrong, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    assert ended.returncode == 2
+    assert b"min_workers is above max_workers" in ended.stderr
+    assert b"Traceback" not in ended.stderr

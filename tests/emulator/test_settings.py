@@ -1,0 +1,96 @@
+"""What the TOML file and the command line may say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from emulator.__main__ import merged, parser
+from emulator.settings import EmulatorSettings
+
+README = Path(__file__).parents[2] / "emulator" / "README.md"
+
+
+def settings(*arguments: str) -> EmulatorSettings:
+    """What these command-line arguments come to."""
+    return EmulatorSettings.model_validate(merged(parser().parse_args(arguments)))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    file = tmp_path / "emulator.toml"
+    file.write_text(
+        """
+        port = 9000
+        api_key = "rpa_file"
+        [[endpoints]]
+        id = "chat"
+        worker = "python -m worker"
+        max_workers = 2
+        [endpoints.env]
+        MODEL_NAME = "tiny"
+        [[endpoints]]
+        id = "embed"
+        """
+    )
+    return str(file)
+
+
+def test_without_arguments_there_is_one_endpoint_on_loopback() -> None:
+    found = settings()
+    assert found.base_url == "http://127.0.0.1:8400"
+    assert [endpoint.id for endpoint in found.endpoints] == ["local"]
+
+
+def test_flags_describe_one_endpoint() -> None:
+    found = settings(
+        *("--endpoint", "chat", "--worker", "python -m worker", "--max-workers", "3"),
+        *("--min-workers", "1", "--idle-timeout", "2.5", "--cold-start-delay", "4"),
+    )
+    [endpoint] = found.endpoints
+    assert endpoint.id == "chat"
+    assert endpoint.command == ["python", "-m", "worker"]
+    assert (endpoint.min_workers, endpoint.max_workers) == (1, 3)
+    assert (endpoint.idle_timeout_seconds, endpoint.cold_start_delay_seconds) == (2.5, 4)
+
+
+def test_a_file_may_hold_many_endpoints(config: str) -> None:
+    found = settings("--config", config)
+    assert found.port == 9000
+    assert [endpoint.id for endpoint in found.endpoints] == ["chat", "embed"]
+    assert found.endpoints[0].env == {"MODEL_NAME": "tiny"}
+
+
+def test_flags_win_over_the_file(config: str) -> None:
+    found = settings("--config", config, "--port", "9001", "--endpoint", "chat", "--worker", "x")
+    assert found.port == 9001
+    assert found.api_key.get_secret_value() == "rpa_file"
+    assert found.endpoints[0].worker == "x"
+    assert found.endpoints[0].max_workers == 2
+
+
+def test_the_public_url_is_what_workers_are_told() -> None:
+    assert settings("--public-url", "http://10.0.0.1:80/").base_url == "http://10.0.0.1:80"
+
+
+def test_the_key_does_not_show_when_settings_are_printed() -> None:
+    assert "rpa_secret" not in repr(settings("--api-key", "rpa_secret"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"endpoints": []},
+        {"endpoints": [{"id": "a"}, {"id": "a"}]},
+        {"endpoints": [{"id": "a/b"}]},
+        {"endpoints": [{"id": "a", "min_workers": 2, "max_workers": 1}]},
+        {"endpoints": [{"id": "a", "idle_timeout": 1}]},
+        {"endpoints": [{"id": "a", "take_hold_seconds": 90}]},
+        {"endpoints": [{"id": "a"}], "prot": 1},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        EmulatorSettings.model_validate(wrong)
