@@ -12,7 +12,7 @@ from proxy import errors
 from proxy.auth import Keys
 from proxy.cancellation import Canceller
 from proxy.disconnect import ClientLeft
-from proxy.endpoint import Endpoint, create_client
+from proxy.endpoint import Endpoint, Limits, create_client
 from proxy.jobs import Deadlines, Jobs
 from proxy.models import Models
 from proxy.request_log import RequestLog
@@ -58,7 +58,7 @@ def _lifespan(settings: Settings):  # type: ignore[no-untyped-def]
                 keys=Keys(settings.api_keys),
                 models=Models(settings.models, endpoint_id=settings.runpod_endpoint_id),
                 jobs=Jobs(
-                    Endpoint(client, url),
+                    Endpoint(client, url, _limits(settings)),
                     _deadlines(settings),
                     canceller,
                     poll_seconds=settings.keep_alive_seconds,
@@ -68,6 +68,15 @@ def _lifespan(settings: Settings):  # type: ignore[no-untyped-def]
             await canceller.drain(CANCELS_AT_SHUTDOWN_SECONDS)
 
     return lifespan
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        run=settings.run_limit,
+        stream=settings.stream_limit,
+        status=settings.status_limit,
+        cancel=settings.cancel_limit,
+    )
 
 
 def _deadlines(settings: Settings) -> Deadlines:

@@ -8,8 +8,6 @@ from proxy.errors import JobNotFound, ProxyError, UpstreamMisconfigured
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 20
-"""RunPod allows this many calls of /cancel at once per endpoint."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 RACE_SECONDS = 1.0
@@ -24,7 +22,6 @@ class Canceller:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(AT_ONCE)
 
     def cancel(self, endpoint: Endpoint, job_id: str, *, is_running: bool) -> None:
         """Take over a job; `is_running` says that a worker has put something out for it."""
@@ -54,8 +51,7 @@ class Canceller:
     async def _try(self, endpoint: Endpoint, job_id: str) -> bool:
         """Send one /cancel, and tell whether the job has ended."""
         try:
-            async with self._slots:
-                return (await endpoint.cancel(job_id)).is_terminal
+            return (await endpoint.cancel(job_id)).is_terminal
         except JobNotFound:
             return True
         except UpstreamMisconfigured as exc:

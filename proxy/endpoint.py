@@ -22,9 +22,12 @@ from proxy.errors import (
     UpstreamUnavailable,
     WorkerFailed,
 )
+from proxy.pacing import Budget, Limit
 
 ANSWER_MARGIN_SECONDS = 15
 """How long RunPod may take to answer a call, beyond the time we asked it to hold the call."""
+SHORTEST_HOLD_SECONDS = 1.0
+"""RunPod's lower limit of `?wait=`."""
 IDLE_CONNECTION_SECONDS = 30
 MAX_CONNECTIONS = 1000
 
@@ -68,22 +71,37 @@ class JobState:
     execution_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """RunPod's limits for the calls to one endpoint."""
+
+    run: Limit
+    stream: Limit
+    status: Limit
+    cancel: Limit
+
+
 class Endpoint:
     """One RunPod endpoint: `run`, `stream`, `status`, `cancel` and `health`, as RunPod names them.
 
     All of them raise UpstreamUnavailable when RunPod cannot be reached or answers 5xx, its
     subclass UpstreamBusy on 429, UpstreamMisconfigured when it refuses our key or does not know
-    the endpoint; those that name a job raise JobNotFound when RunPod has forgotten it.
+    the endpoint; those that name a job raise JobNotFound when RunPod has forgotten it. Each call
+    first waits for its turn in the budget of its operation.
     """
 
-    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
+    def __init__(self, client: httpx.AsyncClient, url: str, limits: Limits) -> None:
         self._client = client
         self._url = url
+        self._run = Budget(limits.run)
+        self._stream = Budget(limits.stream)
+        self._status = Budget(limits.status)
+        self._cancel = Budget(limits.cancel)
 
     async def run(self, job: bytes) -> str:
         """Queue a job, given as its JSON, and return its id."""
         try:
-            answer = await self._call("POST", "/run", content=job)
+            answer = await self._call(self._run, "POST", "/run", content=job)
         except JobNotFound:
             raise UpstreamMisconfigured("RunPod knows no endpoint of this id.") from None
         match answer:
@@ -91,11 +109,17 @@ class Endpoint:
                 return job_id
         raise UpstreamUnavailable("RunPod accepted the job but gave it no id.")
 
-    async def stream(self, job_id: str, *, wait_seconds: float) -> StreamPage:
-        """The outputs since the last call; held for up to `wait_seconds` while there are none."""
-        wait_ms = max(1000, round(wait_seconds * 1000))
+    async def stream(self, job_id: str, *, wait_seconds: float, urgent: bool) -> StreamPage:
+        """The outputs since the last call; held for up to `wait_seconds` while there are none.
+
+        An urgent call, for a stream that has shown nothing yet, gets its turn before others.
+        """
+        if self._stream.is_crowded:
+            wait_seconds = 0  # a call that is held keeps its place from others
+        hold_seconds = max(SHORTEST_HOLD_SECONDS, wait_seconds)
+        path = f"/stream/{job_id}?wait={round(hold_seconds * 1000)}"
         answer = await self._call(
-            "GET", f"/stream/{job_id}?wait={wait_ms}", hold_seconds=wait_ms / 1000
+            self._stream, "GET", path, hold_seconds=hold_seconds, urgent=urgent
         )
         items = answer.get("stream") or []
         outputs = [item["output"] for item in items if isinstance(item, dict) and "output" in item]
@@ -103,7 +127,7 @@ class Endpoint:
 
     async def status(self, job_id: str) -> JobState:
         """How the job stands, with everything it has put out if it is done."""
-        answer = await self._call("GET", f"/status/{job_id}")
+        answer = await self._call(self._status, "GET", f"/status/{job_id}")
         return JobState(
             status=JobStatus(str(answer.get("status"))),
             output=answer.get("output"),
@@ -114,16 +138,34 @@ class Endpoint:
 
     async def cancel(self, job_id: str) -> JobStatus:
         """Ask for the job to be stopped, and return its state after that."""
-        answer = await self._call("POST", f"/cancel/{job_id}")
+        answer = await self._call(self._cancel, "POST", f"/cancel/{job_id}")
         return JobStatus(str(answer.get("status")))
 
     async def _call(
-        self, method: str, path: str, *, content: bytes | None = None, hold_seconds: float = 0
+        self,
+        budget: Budget,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        hold_seconds: float = 0,
+        urgent: bool = False,
     ) -> Mapping[str, Any]:
+        async with budget.turn(urgent=urgent):
+            response = await self._send(method, path, content, hold_seconds)
+        try:
+            return _checked(response)
+        except UpstreamBusy as exc:
+            budget.slow_down(exc.retry_after_seconds)
+            raise
+
+    async def _send(
+        self, method: str, path: str, content: bytes | None, hold_seconds: float
+    ) -> httpx.Response:
         timeout = httpx.Timeout(self._client.timeout)
         timeout.read = hold_seconds + ANSWER_MARGIN_SECONDS
         try:
-            response = await self._client.request(
+            return await self._client.request(
                 method, self._url + path, content=content, timeout=timeout
             )
         except httpx.ConnectError as exc:
@@ -132,7 +174,6 @@ class Endpoint:
             raise NotSent("The connection to RunPod took too long.") from exc
         except httpx.HTTPError as exc:
             raise UpstreamUnavailable("The connection to RunPod broke.") from exc
-        return _checked(response)
 
 
 def create_client(api_key: str, *, connect_timeout_seconds: float) -> httpx.AsyncClient:

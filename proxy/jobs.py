@@ -114,7 +114,9 @@ class Job:
             wait_seconds = min(self._poll_seconds, self._seconds_left(failure))
             asked = time.monotonic()
             try:
-                page = await self._endpoint.stream(self.id, wait_seconds=wait_seconds)
+                page = await self._endpoint.stream(
+                    self.id, wait_seconds=wait_seconds, urgent=not self._has_output
+                )
             except JobNotFound:
                 self.has_ended = True
                 raise WorkerFailed("RunPod has forgotten the job before it was done.") from None

@@ -1,11 +1,23 @@
 """Settings of the proxy: the environment, read once at start-up."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from proxy.pacing import Limit
+
+_LIMIT = re.compile(r"(\d+)/(\d+)")
 
 JOB_OVERHEAD_BYTES = 16_384
 """What a job's JSON holds besides the client's body, generously."""
@@ -13,6 +25,19 @@ JOB_OVERHEAD_BYTES = 16_384
 
 def _without_trailing_slash(url: str) -> str:
     return url.rstrip("/")
+
+
+def _limit(value: object) -> object:
+    """`2000/400` as a Limit: calls in ten seconds, and at once."""
+    if not isinstance(value, str):
+        return value
+    match = _LIMIT.fullmatch(value.strip())
+    if match is None or "0" in match.groups():
+        raise ValueError("give calls in ten seconds and calls at once, as in 2000/400")
+    return Limit(int(match[1]), int(match[2]))
+
+
+RateLimit = Annotated[Limit, BeforeValidator(_limit), NoDecode]
 
 
 class Settings(BaseSettings):
@@ -65,6 +90,14 @@ class Settings(BaseSettings):
     """How long a stream's headers are held back, so that an early failure keeps its HTTP status."""
     keep_alive_seconds: float = Field(default=10, ge=1, le=60)
     """How often a stream that has nothing to say sends a comment."""
+    run_limit: RateLimit = Limit(1000, 200)
+    """RunPod's limit for /run: calls in ten seconds, and at once."""
+    stream_limit: RateLimit = Limit(2000, 400)
+    """The same for /stream: what all live streams together may poll."""
+    status_limit: RateLimit = Limit(2000, 400)
+    """The same for /status."""
+    cancel_limit: RateLimit = Limit(100, 20)
+    """The same for /cancel."""
     drain_seconds: float = Field(default=30, ge=0)
     """How long running requests may go on after SIGTERM."""
 

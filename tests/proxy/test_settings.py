@@ -46,6 +46,8 @@ def test_secrets_do_not_show_when_settings_are_printed(environment: pytest.Monke
         ("RUNPOD_ENDPOINT_ID", "a/../b"),
         ("RUNPOD_ENDPOINT_BASE_URL", "api.runpod.ai"),
         ("PROXY_PORT", "x"),
+        ("PROXY_STREAM_LIMIT", "2000"),
+        ("PROXY_STREAM_LIMIT", "2000/0"),
         ("PROXY_QUEUE_TIMEOUT_SECONDS", "0"),
     ],
 )

@@ -1,0 +1,127 @@
+"""The call budget: every call to RunPod waits here for its turn.
+
+RunPod limits each operation of an endpoint twice: so many calls in ten seconds, so many at once
+(https://docs.runpod.io/serverless/endpoints/send-requests#rate-limits). All requests to an
+endpoint share one budget for each operation. As long as there is room a call goes out at once;
+then turns are given evenly, first come first served, so that every stream gets as many polls as
+the next one, and each poll brings more chunks. Urgent calls (a stream that has shown nothing yet)
+go first. A 429 slows all of them down for a while; no request fails by it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+WINDOW_SECONDS = 10.0
+HEADROOM = 0.95
+"""The share of RunPod's limit that is used: its clock is not ours."""
+BURST = 0.05
+"""The share of it that may go out without any spacing after a quiet time."""
+SLOWER, FASTER = 1.5, 0.8
+"""What a 429 does to the interval between calls, and every window without one after it."""
+PAUSE_SECONDS = 1.0
+"""How long all calls pause after a 429 that does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """RunPod's limit for one operation."""
+
+    calls: int
+    """In WINDOW_SECONDS."""
+    at_once: int
+
+    def __str__(self) -> str:
+        """As the settings have it."""
+        return f"{self.calls}/{self.at_once}"
+
+
+class Budget:
+    """The turns of one operation of one endpoint."""
+
+    def __init__(self, limit: Limit) -> None:
+        self._at_once = limit.at_once
+        self._base_interval = self._interval = WINDOW_SECONDS / (limit.calls * (HEADROOM - BURST))
+        self._burst_seconds = limit.calls * BURST * self._base_interval
+        self._due = 0.0
+        """When the next call would go out if all went out evenly."""
+        self._slowed = 0.0
+        self._in_flight = 0
+        self._urgent: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_crowded(self) -> bool:
+        """Would a call that is held for long keep others from being made?"""
+        return self._in_flight + len(self._waiting) + len(self._urgent) > self._at_once / 2
+
+    @asynccontextmanager
+    async def turn(self, *, urgent: bool = False) -> AsyncIterator[None]:
+        """Wait for a turn, and hold a place among the calls at once while inside."""
+        if not self._urgent and not self._waiting and self._seconds_until_free() <= 0:
+            self._spend()
+        else:
+            await self._wait(self._urgent if urgent else self._waiting)
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            self._admit()
+
+    def slow_down(self, retry_after_seconds: float | None) -> None:
+        """RunPod answered 429: everybody pauses, then goes on more slowly for a while."""
+        now = _now()
+        pause = PAUSE_SECONDS if retry_after_seconds is None else retry_after_seconds
+        self._due = max(self._due, now + pause + self._burst_seconds)
+        if now - self._slowed > PAUSE_SECONDS:  # one step for a volley of refusals
+            self._interval *= SLOWER
+            self._slowed = now
+
+    async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
+        place = asyncio.get_running_loop().create_future()
+        queue.append(place)
+        self._admit()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # the turn came as the caller left
+                self._in_flight -= 1
+                self._admit()
+            raise
+
+    def _admit(self) -> None:
+        """Give turns to those who wait, as far as the budget goes."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while queue := self._urgent or self._waiting:
+            if queue[0].done():  # its caller has left
+                queue.popleft()
+                continue
+            if self._in_flight >= self._at_once:
+                return  # whoever ends next calls this again
+            if (seconds := self._seconds_until_free()) > 0:
+                self._timer = asyncio.get_running_loop().call_later(seconds, self._admit)
+                return
+            self._spend()
+            queue.popleft().set_result(None)
+
+    def _seconds_until_free(self) -> float:
+        if self._in_flight >= self._at_once:
+            return float("inf")
+        return self._due - self._burst_seconds - _now()
+
+    def _spend(self) -> None:
+        now = _now()
+        if self._interval > self._base_interval and now - self._slowed > WINDOW_SECONDS:
+            self._interval = max(self._base_interval, self._interval * FASTER)
+            self._slowed = now
+        self._due = max(self._due, now) + self._interval
+        self._in_flight += 1
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,169 @@
+"""The call budget: inside RunPod's limits, fair, quick while there is room, slower after a 429."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from proxy.pacing import WINDOW_SECONDS, Budget, Limit
+from tests.virtual_time import run_virtually
+
+LIMIT = Limit(calls=200, at_once=40)
+
+
+class Log:
+    """What calls were made, in virtual time."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.callers: Counter[int] = Counter()
+        self.at_once = self.most_at_once = 0
+
+    async def call(self, budget: Budget, caller: int, seconds: float, urgent: bool = False) -> None:
+        """One call that takes some time."""
+        async with budget.turn(urgent=urgent):
+            self.times.append(asyncio.get_running_loop().time())
+            self.callers[caller] += 1
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            await asyncio.sleep(seconds)
+            self.at_once -= 1
+
+    def most_in_a_window(self) -> int:
+        """The most calls in any ten seconds."""
+        return max(
+            sum(start <= time < start + WINDOW_SECONDS for time in self.times)
+            for start in self.times
+        )
+
+
+async def poll_for(budget: Budget, log: Log, caller: int, *, seconds: float, each: float) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while loop.time() < end:
+        await log.call(budget, caller, each)
+
+
+@pytest.mark.parametrize("streams", [1, 10, 39, 100, 400])
+def test_no_window_holds_more_calls_than_the_limit(streams: int) -> None:
+    async def run() -> Log:
+        budget, log = Budget(LIMIT), Log()
+        async with asyncio.TaskGroup() as group:
+            for caller in range(streams):
+                group.create_task(poll_for(budget, log, caller, seconds=60, each=0.05))
+        return log
+
+    log = run_virtually(run())
+    assert log.most_in_a_window() <= LIMIT.calls
+    assert log.most_at_once <= LIMIT.at_once
+    if streams >= 10:
+        assert len(log.times) > 0.85 * LIMIT.calls * 60 / WINDOW_SECONDS
+
+
+def test_streams_get_equal_shares() -> None:
+    async def run() -> Log:
+        budget, log = Budget(LIMIT), Log()
+        async with asyncio.TaskGroup() as group:
+            for caller in range(50):
+                each = 0.01 if caller % 2 else 1.0
+                group.create_task(poll_for(budget, log, caller, seconds=120, each=each))
+        return log
+
+    shares = run_virtually(run()).callers.values()
+    assert max(shares) <= 1.5 * min(shares)
+
+
+def test_a_call_with_room_goes_out_at_once() -> None:
+    async def run() -> Log:
+        budget, log = Budget(LIMIT), Log()
+        for _ in range(5):
+            await log.call(budget, 0, 0)
+        return log
+
+    assert run_virtually(run()).times == [0.0] * 5
+
+
+def test_an_urgent_call_goes_before_those_who_wait() -> None:
+    async def run() -> list[int]:
+        budget, log = Budget(LIMIT), Log()
+        order: list[int] = []
+
+        async def call(caller: int, urgent: bool) -> None:
+            await log.call(budget, caller, 0, urgent)
+            order.append(caller)
+
+        async with asyncio.TaskGroup() as group:
+            for caller in range(100):
+                group.create_task(call(caller, urgent=False))
+            await asyncio.sleep(0.2)
+            group.create_task(call(1000, urgent=True))
+        return order
+
+    order = run_virtually(run())
+    assert order.index(1000) < 20
+    assert len(order) == 101
+
+
+def test_a_refusal_pauses_everybody_and_slows_them_down_until_it_is_forgotten() -> None:
+    async def run() -> list[float]:
+        budget, log = Budget(LIMIT), Log()
+        async with asyncio.TaskGroup() as group:
+            for caller in range(30):
+                group.create_task(poll_for(budget, log, caller, seconds=100, each=0.05))
+            await asyncio.sleep(20)
+            for _ in range(10):
+                budget.slow_down(3.0)
+        return log.times
+
+    times = run_virtually(run())
+    assert not [time for time in times if 20.0 < time < 23.0]
+    slowed = sum(23 <= time < 33 for time in times)
+    later = sum(80 <= time < 90 for time in times)
+    assert slowed < 0.75 * LIMIT.calls
+    assert later > 0.85 * LIMIT.calls
+
+
+def test_callers_who_leave_hand_their_turns_on() -> None:
+    async def run() -> int:
+        budget, log = Budget(Limit(calls=200, at_once=1)), Log()
+        tasks = [asyncio.create_task(log.call(budget, i, 1.0)) for i in range(10)]
+        await asyncio.sleep(0.5)
+        for task in tasks[:8]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.timeout(5):
+            await log.call(budget, 10, 0.0)
+        return len(log.times)
+
+    assert run_virtually(run()) == 4
+
+
+def test_a_turn_that_comes_as_its_caller_leaves_is_not_lost() -> None:
+    async def run() -> None:
+        budget, log = Budget(Limit(calls=200, at_once=1)), Log()
+        first = asyncio.create_task(log.call(budget, 0, 1.0))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(log.call(budget, 1, 1.0))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)  # the turn is given to the second now, which is cancelled in it
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        async with asyncio.timeout(5):
+            await log.call(budget, 2, 0.0)
+
+    run_virtually(run())
+
+
+def test_it_is_crowded_when_held_calls_would_be_in_the_way() -> None:
+    async def run() -> list[bool]:
+        budget, log = Budget(LIMIT), Log()
+        told = [budget.is_crowded]
+        tasks = [asyncio.create_task(log.call(budget, i, 100.0)) for i in range(LIMIT.at_once)]
+        await asyncio.sleep(10)
+        told.append(budget.is_crowded)
+        await asyncio.gather(*tasks)
+        told.append(budget.is_crowded)
+        return told
+
+    assert run_virtually(run()) == [False, True, False]
