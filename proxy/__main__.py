@@ -1,17 +1,19 @@
 """`python -m proxy`: serve until told to stop."""
 
 import logging
+import math
 import os
+import signal
 import sys
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from proxy.app import create_app
 from proxy.settings import Settings, misspelt
 
-GRACE_MARGIN_SECONDS = 5
-"""uvicorn waits a little longer than the streams, which end themselves."""
 IDLE_CONNECTION_SECONDS = 75
 """Longer than the 60 s after which load balancers drop an idle connection, so that they do it."""
 
@@ -31,16 +33,36 @@ def main() -> None:
         sys.exit(_explained(exc))
     for sentence in misspelt(os.environ):
         log.warning("%s", sentence)
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
         timeout_keep_alive=IDLE_CONNECTION_SECONDS,
-        timeout_graceful_shutdown=round(settings.drain_seconds + GRACE_MARGIN_SECONDS),
+        timeout_graceful_shutdown=math.ceil(settings.longest_drain_seconds + 1),
     )
+    Server(config, app).run()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, telling the application that it will stop, while requests are still running."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT: requests that run get their grace time, then end with an error.
+
+        uvicorn's own handler would raise the signal again after a clean end; ours exits with 0.
+        """
+        if (services := getattr(self._app.state, "services", None)) is not None:
+            services.drain()
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def _explained(exc: ValidationError) -> str:

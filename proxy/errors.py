@@ -13,6 +13,7 @@ ProxyError                          what the client sees
 ├── UpstreamUnavailable             503  server_error           upstream_unavailable
 │   ├── UpstreamBusy                503  server_error           upstream_unavailable, Retry-After
 │   └── NotSent                     503  server_error           upstream_unavailable
+├── Stopping                        503  server_error           shutting_down
 ├── ColdStartTimeout                503  server_error           cold_start_timeout, Retry-After
 ├── DeadlinePassed                  504  server_error           timeout
 └── VLLMError                       what vLLM itself answered, untouched
@@ -147,6 +148,14 @@ class UpstreamBusy(UpstreamUnavailable):
 
 class NotSent(UpstreamUnavailable):
     """The call never reached RunPod, so repeating it cannot start a job twice."""
+
+
+class Stopping(ProxyError):
+    """The proxy was told to stop, and the request did not end in time."""
+
+    status = 503
+    code = "shutting_down"
+    retry = True
 
 
 class ColdStartTimeout(ProxyError):

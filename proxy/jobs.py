@@ -1,6 +1,7 @@
 """The life of a job: submitted, followed to its end, and cancelled if its end is not awaited."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -16,6 +17,7 @@ from proxy.errors import (
     DeadlinePassed,
     JobNotFound,
     ProxyError,
+    Stopping,
     UpstreamUnavailable,
     WorkerFailed,
 )
@@ -50,49 +52,49 @@ class Jobs:
     def __init__(
         self, endpoint: Endpoint, deadlines: Deadlines, canceller: Canceller, poll_seconds: float
     ) -> None:
-        self._endpoint = endpoint
-        self._deadlines = deadlines
+        self.endpoint = endpoint
+        self.deadlines = deadlines
+        self.poll_seconds = poll_seconds
+        self.stops_at = math.inf
+        """When jobs still running are given up (monotonic clock): after `drain`."""
         self._canceller = canceller
-        self._poll_seconds = poll_seconds
 
     async def submit(self, job_input: Mapping[str, Any]) -> "Job":
         """Queue a job.
 
         Cancelling this call does not lose the job: if RunPod has taken it, it is cancelled.
         """
-        job = orjson.dumps({"input": job_input, "policy": self._deadlines.policy})
-        submission = asyncio.ensure_future(self._endpoint.run(job))
+        job = orjson.dumps({"input": job_input, "policy": self.deadlines.policy})
+        submission = asyncio.ensure_future(self.endpoint.run(job))
         try:
             job_id = await asyncio.shield(submission)
         except asyncio.CancelledError:
             submission.add_done_callback(self._cancel_late)
             raise
-        return Job(job_id, self._endpoint, self._deadlines, self._canceller, self._poll_seconds)
+        return Job(job_id, self)
+
+    def cancel(self, job_id: str, *, is_running: bool) -> None:
+        """Have a job cancelled that nobody waits for; see Canceller."""
+        self._canceller.cancel(self.endpoint, job_id, is_running=is_running)
+
+    def drain(self, seconds: float) -> None:
+        """Let jobs go on for this long; those that have not ended then raise Stopping."""
+        self.stops_at = time.monotonic() + seconds
 
     def _cancel_late(self, submission: asyncio.Future[str]) -> None:
         if not submission.cancelled() and submission.exception() is None:
-            self._canceller.cancel(self._endpoint, submission.result(), is_running=False)
+            self.cancel(submission.result(), is_running=False)
 
 
 class Job:
     """One job in flight. Whoever holds it calls `close` in the end, whatever happens."""
 
-    def __init__(
-        self,
-        job_id: str,
-        endpoint: Endpoint,
-        deadlines: Deadlines,
-        canceller: Canceller,
-        poll_seconds: float,
-    ) -> None:
+    def __init__(self, job_id: str, jobs: Jobs) -> None:
         self.id = job_id
         self.status = JobStatus.IN_QUEUE
         self.has_ended = False
         """Nothing is left to cancel: RunPod says so, or the answer is complete."""
-        self._endpoint = endpoint
-        self._deadlines = deadlines
-        self._canceller = canceller
-        self._poll_seconds = poll_seconds
+        self._jobs = jobs
         self._submitted = self._moved = time.monotonic()
         self._has_output = False
 
@@ -100,21 +102,22 @@ class Job:
         """Yield the outputs of each poll until the job has ended and all of them have come.
 
         A turn in which nothing came yields an empty list, so the caller is back at work at least
-        every `poll_seconds` or so. A poll that fails is repeated until a deadline.
+        every `Jobs.poll_seconds` or so. A poll that fails is repeated until a deadline.
 
         Raises:
             ColdStartTimeout, DeadlinePassed: a deadline passed.
             UpstreamUnavailable: it passed while RunPod could not be reached.
+            Stopping: the proxy is shutting down.
             UpstreamMisconfigured: RunPod refuses our key.
             WorkerFailed: RunPod has forgotten the job.
         """
         failures = quick_returns = 0
         failure: UpstreamUnavailable | None = None
         while True:
-            wait_seconds = min(self._poll_seconds, self._seconds_left(failure))
+            wait_seconds = min(self._jobs.poll_seconds, self._seconds_left(failure))
             asked = time.monotonic()
             try:
-                page = await self._endpoint.stream(
+                page = await self._jobs.endpoint.stream(
                     self.id, wait_seconds=wait_seconds, urgent=not self._has_output
                 )
             except JobNotFound:
@@ -141,7 +144,7 @@ class Job:
         """What RunPod says of the ended job, with its aggregate output."""
         for attempt in range(4):
             try:
-                return await self._endpoint.status(self.id)
+                return await self._jobs.endpoint.status(self.id)
             except JobNotFound:
                 raise WorkerFailed("RunPod has forgotten the job's result.") from None
             except UpstreamUnavailable as exc:
@@ -154,7 +157,7 @@ class Job:
         """Cancel the job unless it has ended."""
         if not self.has_ended:
             self.has_ended = True
-            self._canceller.cancel(self._endpoint, self.id, is_running=self._has_output)
+            self._jobs.cancel(self.id, is_running=self._has_output)
 
     def _note(self, status: JobStatus, outputs: list[Any]) -> None:
         if outputs or status != self.status:
@@ -166,24 +169,27 @@ class Job:
     def _seconds_left(self, failure: UpstreamUnavailable | None) -> float:
         """Until the next deadline; raises the error that belongs to one that has passed."""
         now = time.monotonic()
-        if (left := self._submitted + self._deadlines.total - now) <= 0:
+        deadlines = self._jobs.deadlines
+        if (stop_left := self._jobs.stops_at - now) <= 0:
+            raise Stopping("The proxy is shutting down. Please send the request again.")
+        if (left := self._submitted + deadlines.total - now) <= 0:
             raise failure or DeadlinePassed("The request took longer than it may in total.")
-        limit, error = self._limit()
+        limit, error = self._limit(deadlines)
         if (phase_left := self._moved + limit - now) <= 0:
             raise failure or error
-        return min(left, phase_left)
+        return min(stop_left, left, phase_left)
 
-    def _limit(self) -> tuple[float, ProxyError]:
+    def _limit(self, deadlines: Deadlines) -> tuple[float, ProxyError]:
         """The limit of the part the job is in, and the error for passing it."""
         if self._has_output:
-            return self._deadlines.idle, DeadlinePassed("The worker fell silent.")
+            return deadlines.idle, DeadlinePassed("The worker fell silent.")
         if self.status is JobStatus.IN_QUEUE:
-            return self._deadlines.queue, ColdStartTimeout(
+            return deadlines.queue, ColdStartTimeout(
                 "No worker took the job in time: the endpoint may be starting, or out of GPUs. "
                 "Try again in a while.",
                 retry_after_seconds=RETRY_AFTER_COLD_START_SECONDS,
             )
-        return self._deadlines.first_token, DeadlinePassed("The worker took too long to begin.")
+        return deadlines.first_token, DeadlinePassed("The worker took too long to begin.")
 
 
 def _pause(attempt: int) -> float:

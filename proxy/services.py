@@ -20,6 +20,11 @@ class Services:
     jobs: Jobs
     is_draining: bool = False
 
+    def drain(self) -> None:
+        """New requests are not welcome any more; running ones get their grace time."""
+        self.is_draining = True
+        self.jobs.drain(self.settings.drain_seconds)
+
 
 def services(connection: HTTPConnection) -> Services:
     """The services of the application that serves this request."""

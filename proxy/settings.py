@@ -101,6 +101,11 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=30, ge=0)
     """How long running requests may go on after SIGTERM."""
 
+    @property
+    def longest_drain_seconds(self) -> float:
+        """When the last stream has said how it ended: a poll may be held beyond the grace time."""
+        return self.drain_seconds + self.keep_alive_seconds + 1
+
     @field_validator("api_keys", "models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -31,14 +31,14 @@ class EventStream(EventSourceResponse):
         opening: asyncio.Task[bytes],
         *,
         keep_alive_seconds: float,
-        drain_seconds: float,
+        longest_drain_seconds: float,
         headers: dict[str, str],
     ) -> None:
         super().__init__(
             _events(answer, opening, keep_alive_seconds),
             headers=headers,
             ping=0,  # our own comments know whether anything was sent
-            shutdown_grace_period=drain_seconds,
+            shutdown_grace_period=longest_drain_seconds,
         )
         self._answer = answer
         self._opening = opening

@@ -77,7 +77,7 @@ async def _respond(
         answer,
         opening,
         keep_alive_seconds=here.settings.keep_alive_seconds,
-        drain_seconds=here.settings.drain_seconds,
+        longest_drain_seconds=here.settings.longest_drain_seconds,
         headers=headers,
     )
 
