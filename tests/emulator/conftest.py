@@ -149,7 +149,7 @@ def while_held(call: Callable[[], T], act: Callable[[], object]) -> T:
 @pytest.fixture(scope="module")
 def workerless() -> Iterator[Client]:
     """An endpoint that starts no workers, with short holds."""
-    with one_endpoint(take_hold_seconds=1, stop_hold_seconds=1) as client:
+    with one_endpoint(take_hold_seconds=0.6, stop_hold_seconds=0.6) as client:
         yield client
 
 

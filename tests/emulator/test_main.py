@@ -5,27 +5,28 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.emulator.conftest import API_KEY, SCRIPTED, Client, eventually
+from tests.emulator.conftest import API_KEY, LIGHT, SCRIPTED, Client, eventually
 from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
 
 
 class Running:
-    """An emulator in a process of its own, with a warm worker of the SDK."""
+    """An emulator in a process of its own."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, worker: str, log: Path) -> None:
         port = free_port()
         self.log = log
         flags = ["--port", str(port), "--api-key", API_KEY, "--endpoint", "ep", "--max-workers=1"]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "emulator", *flags, "--worker", SCRIPTED],
+                [sys.executable, "-m", "emulator", *flags, "--worker", worker],
                 cwd=Path(__file__).parents[2],
                 stderr=file,
             )
@@ -37,42 +38,47 @@ class Running:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    started = Running(tmp_path / "emulator.log")
-    yield started
-    started.client.http.close()
-    if started.process.poll() is None:
-        started.process.kill()
-    started.process.wait(10)
+@contextmanager
+def running(worker: str, log: Path) -> Iterator[Running]:
+    """An emulator with this worker, killed at the end if it still runs."""
+    started = Running(worker, log)
+    try:
+        yield started
+    finally:
+        started.client.http.close()
+        if started.process.poll() is None:
+            started.process.kill()
+        started.process.wait(10)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() for process in processes)
 
 
-def test_a_killed_emulator_leaves_no_worker(running: Running, tmp_path: Path) -> None:
+def test_a_killed_emulator_leaves_no_worker(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
-    running.client.run({"steps": [["touch", str(begun)], ["wait", str(tmp_path / "never")]]})
-    eventually(begun.exists)
-    family = running.family()
-    assert len(family) >= 3, "launcher, worker, heartbeat"
-    os.kill(running.process.pid, signal.SIGKILL)
-    eventually(lambda: gone(family))
+    with running(SCRIPTED, tmp_path / "log") as emulator:
+        emulator.client.run({"steps": [["touch", str(begun)], ["wait", str(tmp_path / "never")]]})
+        eventually(begun.exists)
+        family = emulator.family()
+        assert len(family) >= 3, "launcher, worker, heartbeat"
+        os.kill(emulator.process.pid, signal.SIGKILL)
+        eventually(lambda: gone(family))
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_an_emulator_that_is_told_to_stop_stops_its_workers(
-    running: Running, signal_number: signal.Signals
+    tmp_path: Path, signal_number: signal.Signals
 ) -> None:
-    running.client.outputs(running.client.run({"steps": [["yield", 1]]}))
-    family = running.family()
-    running.process.send_signal(signal_number)
-    running.process.wait(20)
-    assert gone(family)
-    log = running.log.read_text()
+    with running(LIGHT, tmp_path / "log") as emulator:
+        emulator.client.result(emulator.client.run({"a": 1}))
+        family = emulator.family()
+        emulator.process.send_signal(signal_number)
+        emulator.process.wait(20)
+        assert gone(family)
+        log = emulator.log.read_text()
     assert "started (pid" in log
-    assert "stopped (exit code 0)" in log
+    assert "stopped (SIGTERM)" in log
     assert "Traceback" not in log
 
 

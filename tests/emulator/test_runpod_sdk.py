@@ -150,7 +150,7 @@ def test_a_cancel_right_after_the_take_still_stops_the_handler(
     client: Client, tmp_path: Path
 ) -> None:
     """The SDK drops a stop for a job it has not begun; it is sent again."""
-    for n in range(3):
+    for n in range(2):
         freed = tmp_path / str(n)
         job_id = client.run(steps(("mark_cancel", str(freed))))
         eventually(lambda: client.workers("running") == 1)

@@ -1,14 +1,14 @@
 """A worker that starts in a blink: takes one job after another with the standard library alone.
 
-Input `{"exit": n}` ends the process with that code, `{"hang": path}` creates the file and then
-never ends; any other input is handed back as output. For tests of the scaler, where the SDK's
-seconds of start-up would add up.
+Input `{"exit": n}` ends the process with that code, `{"begun": path}` creates the file and
+`{"until": path}` waits for one; then the input is handed back as output. For tests of the scaler,
+where the SDK's seconds of start-up would add up.
 """
 
 import http.client
 import json
 import os
-import threading
+import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ def main() -> None:
         job_input = job["input"]
         if "exit" in job_input:
             os._exit(job_input["exit"])
-        if "hang" in job_input:
-            Path(job_input["hang"]).touch()
-            threading.Event().wait()
+        if "begun" in job_input:
+            Path(job_input["begun"]).touch()
+        while "until" in job_input and not Path(job_input["until"]).exists():
+            time.sleep(0.02)
         call("POST", done.replace("$ID", job["id"]), {"output": job_input})
 
 
