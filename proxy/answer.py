@@ -55,6 +55,8 @@ class Answer:
             return b""
         if self._reader is None:
             self._reader = reader_for(outputs[0], wants_stream=self._wants_stream)
+        if self.job.has_lost_a_poll:
+            self._reader.doubt()
         piece = self._reader.feed(outputs)
         self.head = self._reader.head
         return piece

@@ -16,8 +16,10 @@ from proxy.errors import (
     ColdStartTimeout,
     DeadlinePassed,
     JobNotFound,
+    NotSent,
     ProxyError,
     Stopping,
+    UpstreamBusy,
     UpstreamUnavailable,
     WorkerFailed,
 )
@@ -94,6 +96,8 @@ class Job:
         self.status = JobStatus.IN_QUEUE
         self.has_ended = False
         """Nothing is left to cancel: RunPod says so, or the answer is complete."""
+        self.has_lost_a_poll = False
+        """The answer of a poll broke; it may have handed outputs out."""
         self._jobs = jobs
         self._submitted = self._moved = time.monotonic()
         self._has_output = False
@@ -125,6 +129,7 @@ class Job:
                 raise WorkerFailed("RunPod has forgotten the job before it was done.") from None
             except UpstreamUnavailable as exc:
                 failures, failure = failures + 1, exc
+                self.has_lost_a_poll |= not isinstance(exc, NotSent | UpstreamBusy)
                 yield []
                 await asyncio.sleep(exc.retry_after_seconds or _pause(failures))
                 continue

@@ -5,7 +5,8 @@ Three kinds of worker are understood, told apart by the first output:
 - Ours, protocol 1: numbered frames (`{"seq": 0, "status": 200, "content_type": ..., "text": ...}`)
   whose numbers have no holes. A frame may get lost on its way (the worker's SDK drops a post that
   fails; /stream hands each output out once), which shows as a hole; it is filled from the
-  aggregate that /status gives when the job is done.
+  aggregate that /status gives when the job is done. Every frame names its `run`: RunPod gives the
+  job of a worker that died to another one, and what two runs say must not be mixed.
 - RunPod's worker-vllm: SSE text in pieces that are cut anywhere, or one parsed object. There is no
   status: an error is an object with an `error`, or the failure of the job.
 - The older worker-vllm without RAW_OPENAI_OUTPUT: one parsed object for each chunk.
@@ -16,6 +17,8 @@ that may go out now; `complete` takes the aggregate and returns the rest.
 
 import base64
 import binascii
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +30,9 @@ PROTOCOL = 1
 SSE = "text/event-stream"
 JSON = "application/json"
 DONE = b"data: [DONE]"
+
+_ID = re.compile(rb'^data: \{"id": ?"([^"]*)"', re.MULTILINE)
+"""vLLM puts the id first. It is escaped where it stands in a text, so only ids are found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,10 @@ class Reader(Protocol):
         """Take outputs in the order they came, and return what may go to the client now."""
         ...
 
+    def doubt(self) -> None:
+        """An answer of /stream was lost, and outputs perhaps with it."""
+        ...
+
     def complete(self, aggregate: Any) -> bytes:
         """Take the whole output of the finished job, and return what had not come yet.
 
@@ -71,11 +81,16 @@ def reader_for(output: Any, *, wants_stream: bool) -> Reader:
 
 
 class FrameReader:
-    """Protocol 1: drops what comes twice, holds back what comes after a hole."""
+    """Protocol 1: drops what comes twice, holds back what comes after a hole.
+
+    When a second run of the job begins, the reader starts over if nothing of the first was passed
+    on; else it raises WorkerFailed, since the second run need not say the same.
+    """
 
     def __init__(self) -> None:
         self.head: Head | None = None
         self.ended = False
+        self._run: Any = None
         self._next = 0
         self._held: dict[int, dict[str, Any]] = {}
 
@@ -83,6 +98,7 @@ class FrameReader:
         """The bytes of all frames up to the first that is missing."""
         for frame in outputs:
             seq = _seq(frame)
+            self._check_run(frame.get("run"))
             if seq >= self._next:
                 self._held.setdefault(seq, frame)
         parts = []
@@ -90,12 +106,23 @@ class FrameReader:
             parts.append(self._take(frame))
         return b"".join(parts)
 
+    def doubt(self) -> None:
+        """Nothing to do: the numbers tell what is missing."""
+
     def complete(self, aggregate: Any) -> bytes:
         """Fill the holes from the aggregate, the list of all frames."""
         rest = self.feed(aggregate) if isinstance(aggregate, list) else b""
         if not self.ended:
             raise WorkerFailed("A part of the worker's answer was lost and could not be recovered.")
         return rest
+
+    def _check_run(self, run: Any) -> None:
+        if run == self._run:
+            return
+        if self._next:
+            raise WorkerFailed("The worker died in the middle of its answer.")
+        self._run = run
+        self._held.clear()
 
     def _take(self, frame: dict[str, Any]) -> bytes:
         if self._next == 0:
@@ -111,17 +138,29 @@ class FrameReader:
 
 
 class PieceReader:
-    """A stream from a worker without numbers: SSE text cut anywhere, or parsed chunks."""
+    """A stream from a worker without numbers: SSE text cut anywhere, or parsed chunks.
+
+    As nothing tells what is missing, nothing more is passed on once in doubt: the rest comes from
+    the aggregate, if that begins with what was passed on. A second run of the job shows by the
+    `id` of its chunks, which is another one.
+    """
 
     def __init__(self) -> None:
         self.head: Head | None = None
         self.ended = False
+        self._is_in_doubt = False
         self._partial = b""
-        self._passed = 0
+        self._passed_bytes = 0
+        self._passed = hashlib.blake2b()
+        self._id: bytes | None = None
+
+    def doubt(self) -> None:
+        """Wait for the aggregate."""
+        self._is_in_doubt = True
 
     def feed(self, outputs: list[Any]) -> bytes:
         """All events that are whole by now."""
-        if not outputs or self.ended:
+        if not outputs or self.ended or self._is_in_doubt:
             return b""
         if self.head is None:
             self.head = Head(200, SSE)
@@ -130,8 +169,13 @@ class PieceReader:
     def complete(self, aggregate: Any) -> bytes:
         """The rest of the answer, if what has been passed on is a beginning of the aggregate."""
         outputs = aggregate if isinstance(aggregate, list) else []
-        rest = b"".join(map(_piece, outputs))[self._passed + len(self._partial) :]
-        events = self._whole_events(rest)
+        whole = b"".join(map(_piece, outputs))
+        beginning = hashlib.blake2b(whole[: self._passed_bytes])
+        if beginning.digest() != self._passed.digest():
+            raise WorkerFailed("The worker's answer is not the one that it began with.")
+        self.head = self.head or Head(200, SSE)
+        self._partial = b""
+        events = self._whole_events(whole[self._passed_bytes :])
         if not self.ended and outputs and not isinstance(outputs[-1], str):
             self.ended = True  # parsed chunks carry no end mark; the job's end is theirs
             return events + DONE + b"\n\n"
@@ -143,9 +187,17 @@ class PieceReader:
         text = self._partial + piece
         end = max(_end_of_last(b"\n\n", text), _end_of_last(b"\r\n\r\n", text))
         whole, self._partial = text[:end], text[end:]
-        self._passed += len(whole)
+        self._check_ids(whole)
+        self._passed_bytes += len(whole)
+        self._passed.update(whole)
         self.ended = self.ended or whole.rstrip().endswith(DONE)
         return whole
+
+    def _check_ids(self, events: bytes) -> None:
+        for found in _ID.findall(events):
+            self._id = self._id or found
+            if found != self._id:
+                raise WorkerFailed("The worker died in the middle of its answer.")
 
 
 class ObjectReader:
@@ -167,6 +219,9 @@ class ObjectReader:
             return output.encode()
         self.head = Head(200, JSON)
         return orjson.dumps(output)
+
+    def doubt(self) -> None:
+        """Nothing to do: the object is there or it is not."""
 
     def complete(self, aggregate: Any) -> bytes:
         """The object, if it has not come before."""

@@ -299,6 +299,19 @@ def test_pieces_of_worker_vllm_arrive_as_whole_events(
     assert stream(client) == (200, BODY)
 
 
+def test_pieces_lost_with_a_broken_answer_come_from_the_aggregate(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    pieces = [BODY[i : i + 20] for i in range(0, len(BODY), 20)]
+    runpod.script = [
+        Page("IN_PROGRESS", pieces[:4]),
+        Fault(0, loses=pieces[4:6]),
+        Page("IN_PROGRESS", pieces[6:]),
+        Page("COMPLETED"),
+    ]
+    assert stream(client) == (200, BODY)
+
+
 def test_one_parsed_object_of_worker_vllm_is_the_answer(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:

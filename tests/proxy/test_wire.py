@@ -80,6 +80,25 @@ def test_a_frame_that_the_aggregate_lacks_too_is_an_error() -> None:
         reader.complete([frames[0], frames[2]])
 
 
+def test_a_second_run_starts_over_while_nothing_was_passed_on() -> None:
+    reader = FrameReader()
+    first = [frame | {"run": "a"} for frame in frames_of(["data: 1\n\n", "data: 2\n\n"])]
+    second = [frame | {"run": "b"} for frame in frames_of(["data: 3\n\n"])]
+    assert reader.feed(first[1:]) == b""
+    assert reader.feed(second) == b"data: 3\n\n"
+    assert reader.ended
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_second_run_is_never_mixed_with_what_was_passed_on(lost: int) -> None:
+    reader = FrameReader()
+    first = [frame | {"run": "a"} for frame in frames_of(["data: 1\n\n", "data: 2\n\n"])]
+    second = [frame | {"run": "b"} for frame in frames_of(["data: 3\n\n", "data: 4\n\n"])]
+    assert reader.feed(first[:1]) == b"data: 1\n\n"
+    with pytest.raises(WorkerFailed, match="died"):
+        reader.feed(second[lost:])
+
+
 def test_the_head_carries_vllms_status() -> None:
     reader = FrameReader()
     body = reader.feed(
@@ -144,6 +163,34 @@ def test_pieces_continue_from_the_aggregate(events: list[str], data: st.DataObje
     assert before + reader.complete([text[: cut // 2], text[cut // 2 :]]) == text.encode()
 
 
+@given(events=EVENTS, data=st.data())
+def test_pieces_in_doubt_come_from_the_aggregate_alone(
+    events: list[str], data: st.DataObject
+) -> None:
+    text = "".join([*events, "data: [DONE]\n\n"])
+    cut = data.draw(st.integers(0, len(text)))
+    reader = PieceReader()
+    before = reader.feed([text[:cut]])
+    reader.doubt()
+    assert reader.feed([text[cut + 1 :]]) == b""
+    assert before + reader.complete([text]) == text.encode()
+
+
+def test_pieces_of_another_answer_are_not_continued() -> None:
+    reader = PieceReader()
+    reader.feed(["data: 1\n\n"])
+    with pytest.raises(WorkerFailed):
+        reader.complete(["data: 2\n\ndata: [DONE]\n\n"])
+
+
+def test_pieces_of_a_second_run_are_noticed_by_their_id() -> None:
+    reader = PieceReader()
+    assert reader.feed(['data: {"id":"a","t":"\\ndata: {\\"id\\":\\"c\\"}"}\n\n'])
+    assert reader.feed(['data: {"id":"a"}\n\n'])
+    with pytest.raises(WorkerFailed, match="died"):
+        reader.feed(['data: {"id":"b"}\n\n'])
+
+
 def test_pieces_that_end_without_the_end_mark_are_an_error() -> None:
     reader = PieceReader()
     reader.feed(["data: 1\n\n"])
@@ -152,7 +199,7 @@ def test_pieces_that_end_without_the_end_mark_are_an_error() -> None:
 
 
 def test_parsed_chunks_become_events_with_an_end_mark() -> None:
-    chunks = [{"id": "a", "choices": []}, {"id": "b", "choices": []}]
+    chunks = [{"id": "a", "choices": []}, {"id": "a", "choices": [1]}]
     reader = PieceReader()
     got = reader.feed(chunks[:1]) + reader.complete(chunks)
     assert got == b"".join(b"data: " + orjson.dumps(c) + b"\n\n" for c in chunks) + DONE + b"\n\n"
