@@ -1,0 +1,121 @@
+"""What can go wrong in the worker.
+
+    WorkerError                 one job cannot be answered; leaves as OpenAI's error object
+    ├── InvalidInput      400   the job's input is not one we understand
+    ├── EngineFailed      503   vLLM could not be reached, or broke off its answer
+    ├── WorkerStopping    503   the worker was told to stop before the answer was complete
+    ├── RequestTimeout    504   the answer took longer than REQUEST_TIMEOUT
+    └── UnexpectedError   500   a defect of ours
+    StartError                  the worker cannot start or go on; its text is the last log line
+    ├── SettingsError           an environment variable that cannot be right
+    ├── VLLMExited              vLLM ended by itself
+    └── VLLMStartTimeout        vLLM did not become healthy in time
+
+vLLM's own HTTP errors are no exceptions here: they are answers, and pass through as they are.
+"""
+
+import json
+import signal
+from collections.abc import Sequence
+from typing import ClassVar
+
+LAST_LINES = 5
+LINE_LENGTH = 400
+
+
+class WorkerError(Exception):
+    """One job cannot be answered; the message is for its client."""
+
+    status: ClassVar[int]
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None]
+    param: str | None = None
+
+    def body(self) -> str:
+        """OpenAI's error object as JSON text."""
+        facts = {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": facts}, separators=(",", ":"))
+
+
+class InvalidInput(WorkerError):
+    """The job's input is not one we understand; `param` names the part at fault."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = None
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class EngineFailed(WorkerError):
+    """vLLM could not be reached, or broke off its answer."""
+
+    status = 503
+    code = "engine_failed"
+
+    def __init__(self) -> None:
+        super().__init__("vLLM broke off before the answer was complete.")
+
+
+class WorkerStopping(WorkerError):
+    """The worker was told to stop, and its grace time ended before the answer."""
+
+    status = 503
+    code = "worker_stopping"
+
+    def __init__(self) -> None:
+        super().__init__("The worker was stopped before the answer was complete.")
+
+
+class RequestTimeout(WorkerError):
+    """The answer took longer than REQUEST_TIMEOUT."""
+
+    status = 504
+    code = "timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The answer was not complete within {seconds:g} seconds.")
+
+
+class UnexpectedError(WorkerError):
+    """A defect of ours; the traceback is in the worker's log."""
+
+    status = 500
+    code = "worker_error"
+
+    def __init__(self) -> None:
+        super().__init__("The worker failed; its log says how.")
+
+
+class StartError(Exception):
+    """The worker cannot start or go on; the message is for whoever reads its log."""
+
+
+class SettingsError(StartError):
+    """An environment variable that cannot be right."""
+
+
+class VLLMExited(StartError):
+    """vLLM ended by itself; says how, and its last words."""
+
+    def __init__(self, code: int, last_lines: Sequence[str]) -> None:
+        words = [line.strip()[:LINE_LENGTH] for line in last_lines if line.strip()]
+        said = " | ".join(words[-LAST_LINES:]) or "nothing"
+        super().__init__(f"vLLM {_ending(code)}. Its last output: {said}")
+
+
+class VLLMStartTimeout(StartError):
+    """vLLM did not become healthy in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"vLLM was not healthy within {seconds:g} seconds (VLLM_STARTUP_TIMEOUT).")
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exited with code {code}"
+    name = signal.Signals(-code).name
+    hint = ", which often means that memory ran out" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"

@@ -1,0 +1,59 @@
+"""The one handler: takes a job from the runpod SDK, asks vLLM, yields the job's outputs."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from worker.answer import Answer, VLLMClient
+from worker.errors import UnexpectedError, WorkerError
+from worker.job_input import parse, wants_frames
+from worker.outputs import BareOutputs, FramedOutputs, Output, Outputs
+
+log = logging.getLogger(__name__)
+
+Job = dict[str, Any]
+Handler = Callable[[Job], AsyncIterator[Output]]
+
+
+def create_handler(client: VLLMClient, model: str | None) -> Handler:
+    """A handler that asks this vLLM; `model` is the name it serves, for input that names none.
+
+    It is a plain asynchronous generator function, since the SDK looks for exactly that
+    (`inspect.isasyncgenfunction`). The SDK posts each output before it asks for the next.
+    """
+
+    async def handler(job: Job) -> AsyncIterator[Output]:
+        outputs: Outputs = FramedOutputs() if wants_frames(job) else BareOutputs()
+        answer: Answer | None = None
+        try:
+            answer = client.ask(parse(job, model))
+            _close_with_job(answer)
+            await answer.begin()
+            while not answer.is_complete:
+                for output in outputs.add(answer, await answer.next_piece()):
+                    yield output
+        except WorkerError as error:
+            for output in outputs.fail(error):
+                yield output
+        except Exception:  # a job ends here; its client must hear of it
+            log.exception("job %s failed", job.get("id"))
+            for output in outputs.fail(UnexpectedError()):
+                yield output
+        finally:
+            if answer is not None:
+                answer.close()
+
+    return handler
+
+
+def _close_with_job(answer: Answer) -> None:
+    """Close the answer when the SDK's task for this job ends, however it ends.
+
+    A cancelled job's task is most often waiting for a post, while the handler stands at a `yield`.
+    Nothing is raised in the handler then; it would only be closed by the garbage collector, and
+    vLLM would generate for nobody until that happens.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(lambda _: answer.close())

@@ -1,0 +1,159 @@
+"""A job's input, checked and turned into a request to vLLM.
+
+Three forms, told apart by their keys:
+
+- `openai_route` + `openai_input`: what RunPod's own OpenAI route and our proxy send;
+- `route` + `method` + `body`: any route vLLM serves; `body_base64` + `content_type` in place of
+  `body` for one that is not JSON, such as an audio upload;
+- `prompt` or `messages` + `sampling_params` + `stream`: RunPod's native shorthand.
+
+The body itself is vLLM's to judge and passes untouched.
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import unquote
+
+from worker.errors import InvalidInput
+
+PROTOCOL: Final = 1
+METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+CHAT: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+JSON: Final = "application/json"
+
+_ROUTE: Final = re.compile(r"/(?![/\\])[!-~]*")
+_HEADER_VALUE: Final = re.compile(r"[!-~]{1,200}")
+
+_TYPE_NAMES: Final = {dict: "an object", str: "a string", bool: "a boolean"}
+
+
+@dataclass(frozen=True)
+class VLLMRequest:
+    """What to ask vLLM."""
+
+    method: str
+    route: str
+    body: bytes | None
+    content_type: str
+    request_id: str
+
+
+def wants_frames(job: Mapping[str, Any]) -> bool:
+    """Did our proxy send this job, so that it expects numbered frames?"""
+    job_input = job.get("input")
+    return isinstance(job_input, dict) and isinstance(job_input.get("proxy"), dict)
+
+
+def parse(job: Mapping[str, Any], model: str | None) -> VLLMRequest:
+    """The request a job asks for; `model` is filled in where the shorthand names none.
+
+    Raises:
+        InvalidInput: the input has none of the three forms, or a part of it is wrong.
+    """
+    job_input = job.get("input")
+    if not isinstance(job_input, dict):
+        raise InvalidInput("The job's input must be an object.", "input")
+    request_id = _request_id(job_input, str(job.get("id", "")))
+    if job_input.get("openai_route") is not None or job_input.get("openai_input") is not None:
+        return _openai_request(job_input, request_id)
+    if job_input.get("route") is not None:
+        return _any_request(job_input, request_id)
+    return _shorthand_request(job_input, request_id, model)
+
+
+def _request_id(job_input: dict[str, Any], job_id: str) -> str:
+    proxy = job_input.get("proxy")
+    if proxy is None:
+        return job_id
+    if not isinstance(proxy, dict) or proxy.get("protocol") != PROTOCOL:
+        raise InvalidInput(f"This worker speaks protocol {PROTOCOL}.", "proxy.protocol")
+    request_id = proxy.get("request_id", job_id)
+    if not isinstance(request_id, str) or not _HEADER_VALUE.fullmatch(request_id):
+        raise InvalidInput("A request id is up to 200 visible characters.", "proxy.request_id")
+    return request_id
+
+
+def _openai_request(job_input: dict[str, Any], request_id: str) -> VLLMRequest:
+    route = _route(_typed(job_input, "openai_route", str, CHAT), "openai_route")
+    body = _typed(job_input, "openai_input", dict, None)
+    # RunPod's own route asks for the models with an input that is absent or empty.
+    reads = body is None or (not body and route.startswith("/v1/models"))
+    method = _method(job_input, "GET" if reads else "POST")
+    content = None if method == "GET" or body is None else _json(body)
+    return VLLMRequest(method, route, content, JSON, request_id)
+
+
+def _any_request(job_input: dict[str, Any], request_id: str) -> VLLMRequest:
+    route = _route(_typed(job_input, "route", str, ""), "route")
+    content, content_type = _content(job_input)
+    method = _method(job_input, "GET" if content is None else "POST")
+    return VLLMRequest(method, route, content, content_type, request_id)
+
+
+def _content(job_input: dict[str, Any]) -> tuple[bytes | None, str]:
+    encoded = _typed(job_input, "body_base64", str, None)
+    if encoded is None:
+        body = job_input.get("body")
+        return (None if body is None else _json(body)), JSON
+    content_type = _typed(job_input, "content_type", str, "application/octet-stream")
+    if not content_type.isprintable() or not content_type.isascii():
+        raise InvalidInput("The content type is not one.", "content_type")
+    try:
+        return base64.b64decode(encoded, validate=True), content_type
+    except binascii.Error:
+        raise InvalidInput("The body is not base64.", "body_base64") from None
+
+
+def _shorthand_request(
+    job_input: dict[str, Any], request_id: str, model: str | None
+) -> VLLMRequest:
+    body: dict[str, Any] = {"model": model} if model else {}
+    body |= _typed(job_input, "sampling_params", dict, {})
+    body["stream"] = _typed(job_input, "stream", bool, False)
+    if job_input.get("messages") is not None:
+        route, body["messages"] = CHAT, job_input["messages"]
+    elif job_input.get("prompt") is not None:
+        route, body["prompt"] = COMPLETIONS, job_input["prompt"]
+    else:
+        raise InvalidInput(
+            "The input needs openai_route and openai_input, or route and body, or messages, "
+            "or prompt.",
+            "input",
+        )
+    return VLLMRequest("POST", route, _json(body), JSON, request_id)
+
+
+def _typed(job_input: dict[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = job_input.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind):
+        raise InvalidInput(f"{key} must be {_TYPE_NAMES[kind]}.", key)
+    return value
+
+
+def _route(route: str, param: str) -> str:
+    """The route if it is a plain absolute path on vLLM, perhaps with a query."""
+    path = unquote(route.partition("?")[0])
+    segments = re.split(r"[/\\]", path)
+    if not _ROUTE.fullmatch(route) or "#" in route or ".." in segments or "." in segments:
+        raise InvalidInput(f"{param} must be an absolute path such as {CHAT}.", param)
+    return route
+
+
+def _method(job_input: dict[str, Any], default: str) -> str:
+    method: str = _typed(job_input, "method", str, default)
+    if method.upper() not in METHODS:
+        raise InvalidInput(f"method must be one of {', '.join(sorted(METHODS))}.", "method")
+    return method.upper()
+
+
+def _json(value: Any) -> bytes:
+    # ASCII only: a lone surrogate in a prompt, which JSON allows, has no UTF-8.
+    return json.dumps(value, separators=(",", ":")).encode()

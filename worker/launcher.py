@@ -1,0 +1,116 @@
+"""Runs vLLM and outlives nobody: when the worker or vLLM ends, everything below is ended too.
+
+vLLM is a tree of processes (API server, engine core, one process per GPU) that does not notice when
+the worker is killed with SIGKILL, and whose branches do not always notice when its root is. A
+process left behind would hold the GPU's memory. So this small parent stands between the worker and
+vLLM. It asks twice a second whether the worker is still its parent, which works however the worker
+ended, and it adopts vLLM's orphans (`PR_SET_CHILD_SUBREAPER`), so that it finds them wherever they
+are. `PR_SET_PDEATHSIG` would reach vLLM's root only.
+
+Run as a script: `launcher.py WORKER_PID COMMAND...`. SIGTERM goes on to vLLM; SIGUSR1 means that
+everything shall be killed now. It ends as vLLM ended: with its exit code, or by its signal.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+PARENT_CHECK_SECONDS = 0.5
+
+
+def adopt_orphans() -> None:
+    """Make orphaned descendants our children. Linux only; elsewhere they are lost to us."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def signal_pipe() -> int:
+    """A file descriptor from which the numbers of arriving signals can be read."""
+    readable, writable = os.pipe()
+    os.set_blocking(readable, False)
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
+    return readable
+
+
+def follow(vllm_pid: int, worker_pid: int, signals: int) -> int:
+    """Wait until vLLM ends and return its wait status; 0 when the worker wants or is an end."""
+    while os.getppid() == worker_pid:
+        if (status := reap(vllm_pid)) is not None:
+            return status
+        select.select([signals], [], [], PARENT_CHECK_SECONDS)
+        with contextlib.suppress(BlockingIOError):
+            arrived = os.read(signals, 4096)
+            if signal.SIGUSR1 in arrived:
+                break
+            if signal.SIGTERM in arrived:
+                os.kill(vllm_pid, signal.SIGTERM)
+    return 0
+
+
+def reap(vllm_pid: int) -> int | None:
+    """Collect children that have ended; vLLM's wait status if it is among them."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == vllm_pid:
+            return status
+        if pid == 0:
+            return None
+
+
+def children() -> Iterator[int]:
+    """The process ids of our children, orphans included."""
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name in parentheses may hold anything; the parent's id is second after it.
+            if int(entry.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                yield int(entry.parent.name)
+
+
+def kill_everything_below() -> None:
+    """SIGKILL all descendants: each killed child hands its own children to us."""
+    while True:
+        for pid in children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def end_like(status: int) -> None:
+    """End this process the way that wait status says."""
+    if os.WIFSIGNALED(status):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    sys.exit(os.waitstatus_to_exitcode(status))
+
+
+def main() -> None:
+    """Run the command until it or the worker ends."""
+    worker_pid, command = int(sys.argv[1]), sys.argv[2:]
+    adopt_orphans()
+    signals = signal_pipe()
+    try:
+        vllm = subprocess.Popen(command)
+    except OSError as error:
+        sys.exit(f"cannot start vLLM: {error}")
+    status = follow(vllm.pid, worker_pid, signals)
+    kill_everything_below()
+    end_like(status)
+
+
+if __name__ == "__main__":
+    main()

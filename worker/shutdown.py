@@ -1,0 +1,99 @@
+"""How the SDK's loop ends: on a signal after the running jobs, on vLLM's death with an error.
+
+The SDK alone would take up to 90 seconds to exit, since it does not cancel its pending polls, and
+it knows nothing of vLLM. It offers no hook inside its loop either, except one: it calls the
+concurrency modifier there, first when its own signal handlers are already in place. So the
+modifier is where we come in, put our handlers over the SDK's, and begin to watch.
+
+The SDK takes no new jobs as long as the modifier names another number than before and jobs are
+running (`JobScaler.set_scale`). That is how a worker that is about to end stops taking jobs while
+the SDK goes on to start, finish and report those it has taken.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from typing import Any, Final
+
+from worker.answer import VLLMClient
+from worker.errors import VLLMExited
+from worker.server import VLLMServer
+
+log = logging.getLogger(__name__)
+
+JOBS_CHECK_SECONDS: Final = 0.05
+REPORT_SECONDS: Final = 5.0
+"""How long jobs that were broken off have to report their error."""
+
+
+class Shutdown:
+    """Watches for a signal and for vLLM's death, then ends the SDK's loop."""
+
+    def __init__(
+        self,
+        server: VLLMServer,
+        client: VLLMClient,
+        *,
+        concurrency: int,
+        grace_seconds: float,
+        jobs_in_progress: Callable[[], int],
+    ) -> None:
+        self.begun = False
+        self.failure: VLLMExited | None = None
+        self._server = server
+        self._client = client
+        self._concurrency = concurrency
+        self._grace_seconds = grace_seconds
+        self._jobs_in_progress = jobs_in_progress
+        self._signals = 0
+        self._signalled = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def concurrency_modifier(self, current: int) -> int:
+        """For the SDK: a constant number of jobs, or another one once the end has begun."""
+        if self._task is None:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._on_signal)
+            self._task = loop.create_task(self._watch())
+        return self._concurrency + (1 if self.begun else 0)
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self._signalled.set()
+
+    async def _watch(self) -> None:
+        exited = asyncio.wrap_future(self._server.exited)
+        signalled = asyncio.create_task(self._signalled.wait())
+        either: set[asyncio.Future[Any]] = {exited, signalled}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        self.begun = True
+        if exited.done():
+            self.failure = VLLMExited(exited.result(), self._server.last_lines())
+            await self._jobs_end(REPORT_SECONDS)
+        else:
+            await self._finish_jobs()
+        await self._client.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    async def _finish_jobs(self) -> None:
+        jobs = self._jobs_in_progress()
+        log.info("stopping: %d jobs may finish within %g seconds", jobs, self._grace_seconds)
+        if not await self._jobs_end(self._grace_seconds):
+            log.warning("stopping: %d jobs did not finish in time", self._jobs_in_progress())
+            self._client.stopping = True
+            self._server.terminate()
+            await self._jobs_end(REPORT_SECONDS)
+
+    async def _jobs_end(self, seconds: float) -> bool:
+        """Have all jobs ended and been reported? A second signal ends the wait."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        signals = self._signals
+        while self._jobs_in_progress():
+            if loop.time() > deadline or self._signals > signals:
+                return False
+            await asyncio.sleep(JOBS_CHECK_SECONDS)
+        return True
