@@ -474,6 +474,13 @@ def test_a_purge_removes_queued_jobs_and_leaves_running_ones(queue: Queue, worke
             queue.get(job.id)
 
 
+def test_nothing_is_left_of_purged_jobs(queue: Queue, clock: FakeClock) -> None:
+    queue.submit({"a": 1})
+    queue.purge()
+    assert not queue.jobs
+    assert not clock.pending()
+
+
 def test_an_unknown_job_is_not_found(queue: Queue) -> None:
     for operation in (queue.get, queue.cancel, queue.retry):
         with pytest.raises(NotFound):

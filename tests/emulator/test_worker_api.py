@@ -3,6 +3,8 @@
 import httpx
 import pytest
 
+from emulator.app import create_app
+from emulator.settings import EmulatorSettings, EndpointSettings
 from tests.emulator.conftest import API_KEY, Client, eventually, one_endpoint, while_held
 
 SDK_POST_HEADERS = {
@@ -135,3 +137,27 @@ def test_a_ping_that_says_unhealthy_shows_in_health() -> None:
         client.get("/ping/w1", gpu="x", status="unhealthy", check="disk", reason="full")
         assert client.workers("unhealthy") == 1
         assert client.workers("idle") == 0
+
+
+async def test_a_job_whose_taker_leaves_at_that_moment_stays_in_the_queue() -> None:
+    """Spoken to without a socket: no real connection breaks at so exact a moment."""
+    settings = EmulatorSettings(endpoints=(EndpointSettings(id="ep"),))
+    app = create_app(settings)
+    job = app.state.endpoints["ep"].queue.submit({"a": 1})
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        pass
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/v2/ep/job-take/w1",
+        "query_string": b"gpu=x",
+        "headers": [(b"authorization", b"rpa_local")],
+    }
+    await app(scope, receive, send)
+    assert job.status == "IN_QUEUE"
+    assert job.retries == 0
