@@ -45,6 +45,7 @@ class Answer:
                 if self._reader is not None and self._reader.ended:
                     # The answer is whole, though RunPod may take a while to say so.
                     self.job.has_ended = True
+                    self.job.close()
                     yield piece
                     return
                 yield piece
@@ -64,6 +65,7 @@ class Answer:
     async def _recover(self) -> bytes:
         """The job has ended, but the answer is not whole: ask for the rest, or the reason."""
         state = await self.job.result()
+        self.job.close()
         match state.status:
             case JobStatus.FAILED:
                 raise error_from(state.error)

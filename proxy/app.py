@@ -1,8 +1,10 @@
 """The application: settings in, routes wired, nothing decided."""
 
 import logging
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -13,7 +15,8 @@ from proxy.auth import Keys
 from proxy.cancellation import Canceller
 from proxy.disconnect import ClientLeft
 from proxy.endpoint import Endpoint, Limits, create_client
-from proxy.jobs import Deadlines, Jobs
+from proxy.jobs import Bounds, Deadlines, Jobs
+from proxy.journal import Journal
 from proxy.models import Models
 from proxy.request_log import RequestLog
 from proxy.routes import completions, health, models
@@ -46,28 +49,46 @@ def create_app(settings: Settings) -> FastAPI:
 def _lifespan(settings: Settings):  # type: ignore[no-untyped-def]
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        canceller = Canceller()
+        journal = _journal(settings.state_dir.expanduser())
+        canceller = Canceller(on_ended=journal.remove)
         client = create_client(
             settings.runpod_api_key.get_secret_value(),
             connect_timeout_seconds=settings.connect_timeout_seconds,
         )
         async with client:
             url = f"{settings.runpod_endpoint_base_url}/{settings.runpod_endpoint_id}"
+            endpoint = Endpoint(client, url, _limits(settings))
+            for orphan in journal.orphans():
+                if orphan.endpoint == url:
+                    log.warning("cancelling job %s of a proxy that was killed", orphan.job_id)
+                    canceller.cancel(endpoint, orphan.job_id, is_running=True)
             app.state.services = Services(
                 settings=settings,
                 keys=Keys(settings.api_keys),
                 models=Models(settings.models, endpoint_id=settings.runpod_endpoint_id),
                 jobs=Jobs(
-                    Endpoint(client, url, _limits(settings)),
-                    _deadlines(settings),
-                    canceller,
+                    endpoint,
+                    deadlines=_deadlines(settings),
+                    bounds=Bounds(settings.max_requests, settings.max_waiting),
                     poll_seconds=settings.keep_alive_seconds,
+                    canceller=canceller,
+                    journal=journal,
                 ),
             )
             yield
             await canceller.drain(CANCELS_AT_SHUTDOWN_SECONDS)
+        journal.close()
 
     return lifespan
+
+
+def _journal(folder: Path) -> Journal:
+    """The journal in this folder, or in a temporary one if it cannot be written."""
+    try:
+        return Journal(folder)
+    except OSError as exc:
+        log.warning("jobs in flight will not survive a crash of the proxy: %s", exc)
+        return Journal(Path(tempfile.mkdtemp()))
 
 
 def _limits(settings: Settings) -> Limits:

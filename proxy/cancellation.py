@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from proxy.endpoint import Endpoint
 from proxy.errors import JobNotFound, ProxyError, UpstreamMisconfigured
@@ -17,10 +18,12 @@ RACE_SECONDS = 1.0
 class Canceller:
     """Sends /cancel for the jobs it is given, again and again until they have ended.
 
-    A caller hands a job over and goes on; nothing is dropped while the proxy runs.
+    A caller hands a job over and goes on; nothing is dropped while the proxy runs. `on_ended` is
+    called with the id of each job once it needs no more cancelling.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_ended: Callable[[str], None]) -> None:
+        self._on_ended = on_ended
         self._tasks: set[asyncio.Task[None]] = set()
 
     def cancel(self, endpoint: Endpoint, job_id: str, *, is_running: bool) -> None:
@@ -47,6 +50,7 @@ class Canceller:
             # before the job's task exists, and RunPod is not known to repeat it.
             await asyncio.sleep(RACE_SECONDS)
             await self._try(endpoint, job_id)
+        self._on_ended(job_id)
 
     async def _try(self, endpoint: Endpoint, job_id: str) -> bool:
         """Send one /cancel, and tell whether the job has ended."""

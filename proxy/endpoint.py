@@ -92,7 +92,7 @@ class Endpoint:
 
     def __init__(self, client: httpx.AsyncClient, url: str, limits: Limits) -> None:
         self._client = client
-        self._url = url
+        self.url = url
         self._run = Budget(limits.run)
         self._stream = Budget(limits.stream)
         self._status = Budget(limits.status)
@@ -166,7 +166,7 @@ class Endpoint:
         timeout.read = hold_seconds + ANSWER_MARGIN_SECONDS
         try:
             return await self._client.request(
-                method, self._url + path, content=content, timeout=timeout
+                method, self.url + path, content=content, timeout=timeout
             )
         except httpx.ConnectError as exc:
             raise NotSent("RunPod could not be reached.") from exc

@@ -7,6 +7,7 @@ ProxyError                          what the client sees
 │   ├── UnknownRoute                404  invalid_request_error  unknown_url
 │   ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
 │   └── RequestTooLarge             413  invalid_request_error  request_too_large
+├── EndpointOverloaded              429  requests               endpoint_overloaded, Retry-After
 ├── InternalError                   500  server_error           internal_error
 ├── WorkerFailed                    502  server_error           worker_failed
 ├── UpstreamMisconfigured           502  server_error           upstream_misconfigured
@@ -111,6 +112,15 @@ class RequestTooLarge(InvalidRequest):
 
     status = 413
     code = "request_too_large"
+
+
+class EndpointOverloaded(ProxyError):
+    """So many requests are under way, or wait for a worker, that one more would be too many."""
+
+    status = 429
+    type = "requests"
+    code = "endpoint_overloaded"
+    retry = True
 
 
 class InternalError(ProxyError):

@@ -1,6 +1,7 @@
 """The life of a job: submitted, followed to its end, and cancelled if its end is not awaited."""
 
 import asyncio
+import itertools
 import math
 import random
 import time
@@ -10,25 +11,32 @@ from typing import Any
 
 import orjson
 
+from proxy.breaker import Breaker
 from proxy.cancellation import Canceller
 from proxy.endpoint import Endpoint, JobState, JobStatus
 from proxy.errors import (
     ColdStartTimeout,
     DeadlinePassed,
+    EndpointOverloaded,
     JobNotFound,
     NotSent,
     ProxyError,
     Stopping,
     UpstreamBusy,
+    UpstreamMisconfigured,
     UpstreamUnavailable,
     WorkerFailed,
 )
+from proxy.journal import Journal
 
 SHORTEST_EXECUTION_MS = 5_000
 """RunPod's lower limit of policy.executionTimeout; that of policy.ttl is twice as long."""
 TTL_MARGIN_SECONDS = 60
 RETRY_AFTER_COLD_START_SECONDS = 30
+RETRY_AFTER_OVERLOAD_SECONDS = 5
 LONGEST_PAUSE_SECONDS = 5.0
+REPEATS = 2
+"""How often a submission that did not reach RunPod is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,44 +56,114 @@ class Deadlines:
         return {"executionTimeout": execution_ms, "ttl": ttl_ms}
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many jobs this proxy may have at a time."""
+
+    live: int
+    waiting: int
+    """Of them, how many may wait for a worker."""
+
+
 class Jobs:
     """The jobs of one endpoint."""
 
     def __init__(
-        self, endpoint: Endpoint, deadlines: Deadlines, canceller: Canceller, poll_seconds: float
+        self,
+        endpoint: Endpoint,
+        *,
+        deadlines: Deadlines,
+        bounds: Bounds,
+        poll_seconds: float,
+        canceller: Canceller,
+        journal: Journal,
     ) -> None:
         self.endpoint = endpoint
         self.deadlines = deadlines
         self.poll_seconds = poll_seconds
         self.stops_at = math.inf
         """When jobs still running are given up (monotonic clock): after `drain`."""
+        self._bounds = bounds
         self._canceller = canceller
+        self._journal = journal
+        self._breaker = Breaker()
+        self._submitting = 0
+        self._live: set[Job] = set()
 
     async def submit(self, job_input: Mapping[str, Any]) -> "Job":
         """Queue a job.
 
-        Cancelling this call does not lose the job: if RunPod has taken it, it is cancelled.
+        A submission that cannot have started a job is repeated; any other is not. Cancelling this
+        call does not lose the job: if RunPod has taken it, it is cancelled.
+
+        Raises:
+            EndpointOverloaded: too many jobs are under way.
+            UpstreamUnavailable, UpstreamMisconfigured, WorkerFailed: see Endpoint.run; at once,
+                if the last submissions failed as well.
         """
+        self._check_bounds()
+        self._breaker.check()
         job = orjson.dumps({"input": job_input, "policy": self.deadlines.policy})
-        submission = asyncio.ensure_future(self.endpoint.run(job))
+        submission = asyncio.ensure_future(self._run(job))
+        self._submitting += 1
+        submission.add_done_callback(self._submitted)
         try:
             job_id = await asyncio.shield(submission)
         except asyncio.CancelledError:
             submission.add_done_callback(self._cancel_late)
             raise
-        return Job(job_id, self)
+        job_in_flight = Job(job_id, self)
+        self._live.add(job_in_flight)
+        return job_in_flight
 
-    def cancel(self, job_id: str, *, is_running: bool) -> None:
-        """Have a job cancelled that nobody waits for; see Canceller."""
-        self._canceller.cancel(self.endpoint, job_id, is_running=is_running)
+    def release(self, job: "Job", *, is_running: bool) -> None:
+        """Nobody waits for this job any more; unless it has ended it is cancelled."""
+        self._live.discard(job)
+        if job.has_ended:
+            self._journal.remove(job.id)
+        else:
+            self._canceller.cancel(self.endpoint, job.id, is_running=is_running)
 
     def drain(self, seconds: float) -> None:
         """Let jobs go on for this long; those that have not ended then raise Stopping."""
         self.stops_at = time.monotonic() + seconds
 
+    async def _run(self, job: bytes) -> str:
+        give_up = time.monotonic() + self.deadlines.queue
+        for attempt in itertools.count():
+            try:
+                job_id = await self.endpoint.run(job)
+            except (NotSent, UpstreamBusy) as exc:  # neither can have started a job
+                pause = exc.retry_after_seconds or _pause(attempt)
+                is_last = attempt >= REPEATS and isinstance(exc, NotSent)
+                if is_last or time.monotonic() + pause > give_up:
+                    self._breaker.failed(exc)
+                    raise
+                await asyncio.sleep(pause)
+            except (UpstreamUnavailable, UpstreamMisconfigured) as exc:
+                self._breaker.failed(exc)
+                raise
+            else:
+                self._breaker.succeeded()
+                self._journal.add(self.endpoint.url, job_id)
+                return job_id
+        raise AssertionError("unreachable")
+
+    def _check_bounds(self) -> None:
+        live = len(self._live) + self._submitting
+        waiting = self._submitting + sum(job.status is JobStatus.IN_QUEUE for job in self._live)
+        if live >= self._bounds.live or waiting >= self._bounds.waiting:
+            raise EndpointOverloaded(
+                "Too many requests are under way or waiting for a worker. Try again in a while.",
+                retry_after_seconds=RETRY_AFTER_OVERLOAD_SECONDS,
+            )
+
+    def _submitted(self, submission: asyncio.Future[str]) -> None:
+        self._submitting -= 1
+
     def _cancel_late(self, submission: asyncio.Future[str]) -> None:
         if not submission.cancelled() and submission.exception() is None:
-            self.cancel(submission.result(), is_running=False)
+            self._canceller.cancel(self.endpoint, submission.result(), is_running=False)
 
 
 class Job:
@@ -101,6 +179,7 @@ class Job:
         self._jobs = jobs
         self._submitted = self._moved = time.monotonic()
         self._has_output = False
+        self._is_closed = False
 
     async def follow(self) -> AsyncGenerator[list[Any]]:
         """Yield the outputs of each poll until the job has ended and all of them have come.
@@ -159,10 +238,10 @@ class Job:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Cancel the job unless it has ended."""
-        if not self.has_ended:
-            self.has_ended = True
-            self._jobs.cancel(self.id, is_running=self._has_output)
+        """Give the job up: it is cancelled unless it has ended. Closing twice does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._jobs.release(self, is_running=self._has_output)
 
     def _note(self, status: JobStatus, outputs: list[Any]) -> None:
         if outputs or status != self.status:

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import (
@@ -90,6 +91,12 @@ class Settings(BaseSettings):
     """How long a stream's headers are held back, so that an early failure keeps its HTTP status."""
     keep_alive_seconds: float = Field(default=10, ge=1, le=60)
     """How often a stream that has nothing to say sends a comment."""
+    max_requests: int = Field(default=1000, gt=0)
+    """How many requests may be under way at a time."""
+    max_waiting: int = Field(default=500, gt=0)
+    """How many of them may be waiting for a worker."""
+    state_dir: Path = Field(default=Path("~/.local/state/runpod-openai-proxy"))
+    """Where the journal of jobs in flight is kept."""
     run_limit: RateLimit = Limit(1000, 200)
     """RunPod's limit for /run: calls in ten seconds, and at once."""
     stream_limit: RateLimit = Limit(2000, 400)

@@ -1,5 +1,6 @@
 """A proxy in front of a RunPod that follows a script."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -26,6 +27,7 @@ def settings_for(runpod_url: str, **changes: Any) -> Settings:
         "keep_alive_seconds": 1,
         "first_byte_hold_seconds": 0.2,
         "drain_seconds": 0,
+        "state_dir": tempfile.mkdtemp(prefix="proxy-test-"),
     }
     return Settings(**(values | changes))
 
@@ -78,6 +80,20 @@ def client(proxy_url: str) -> Iterator[httpx.Client]:
     """A plain HTTP client that has the key."""
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=proxy_url, headers=headers, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def fresh_client(
+    scripted_runpod: tuple[ScriptedRunPod, str], runpod: ScriptedRunPod, settings: dict[str, Any]
+) -> Iterator[httpx.Client]:
+    """A client of a proxy that no other test has used: nothing is counted against RunPod yet."""
+    app = create_app(settings_for(scripted_runpod[1], **settings))
+    headers = {"authorization": f"Bearer {KEY}"}
+    with (
+        serve(app) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=30) as client,
+    ):
         yield client
 
 

@@ -6,6 +6,7 @@ call, the last one repeated.
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ class Page:
 
     status: str
     outputs: list[Any] = field(default_factory=list)
-    hold: asyncio.Event | None = None
+    hold: threading.Event | None = None
 
 
 @dataclass
@@ -111,7 +112,7 @@ class ScriptedRunPod:
         return _json({"id": request.path_params["job"], "status": "CANCELLED"})
 
 
-async def _wait(event: asyncio.Event, seconds: float) -> None:
+async def _wait(event: threading.Event, seconds: float) -> None:
     # The event is set from the test's thread, so it is looked at rather than awaited.
     for _ in range(int(seconds / 0.01)):
         if event.is_set():

@@ -1,10 +1,11 @@
 """A proxy that is told to stop: streams finish in the grace time, the rest end honestly."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,9 @@ pytestmark = pytest.mark.slow
 class Proxy:
     """A proxy in a process of its own."""
 
-    def __init__(self, runpod_url: str, drain_seconds: float) -> None:
+    def __init__(
+        self, runpod_url: str, drain_seconds: float, state_dir: str | Path | None = None
+    ) -> None:
         self.port = free_port()
         environment = os.environ | {
             "RUNPOD_API_KEY": "rp-test",
@@ -35,6 +38,7 @@ class Proxy:
             "PROXY_PORT": str(self.port),
             "PROXY_KEEP_ALIVE_SECONDS": "1",
             "PROXY_DRAIN_SECONDS": str(drain_seconds),
+            "PROXY_STATE_DIR": str(state_dir or tempfile.mkdtemp(prefix="proxy-test-")),
         }
         self.process = subprocess.Popen([sys.executable, "-m", "proxy"], cwd=ROOT, env=environment)
         self.client = httpx.Client(
@@ -67,7 +71,7 @@ def proxy(
 def test_a_stream_that_ends_in_the_grace_time_is_whole(
     proxy: Proxy, runpod: ScriptedRunPod
 ) -> None:
-    hold = asyncio.Event()
+    hold = threading.Event()
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("COMPLETED", FRAMES[1:], hold=hold)]
     with proxy.client.stream("POST", CHAT, json=chat(stream=True)) as response:
         pieces = response.iter_bytes()
@@ -85,7 +89,7 @@ def test_a_stream_that_ends_in_the_grace_time_is_whole(
 def test_a_stream_that_does_not_end_gets_an_error_and_its_job_is_cancelled(
     proxy: Proxy, runpod: ScriptedRunPod
 ) -> None:
-    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", hold=asyncio.Event())]
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", hold=threading.Event())]
     with proxy.client.stream("POST", CHAT, json=chat(stream=True), timeout=30) as response:
         pieces = response.iter_bytes()
         first = next(pieces)

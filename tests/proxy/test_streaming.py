@@ -1,6 +1,5 @@
 """A stream through the proxy: comments while it is awaited, events as they come, one honest end."""
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -69,7 +68,7 @@ def test_the_frames_that_come_with_the_last_status_are_not_lost(
 def test_the_end_frame_ends_the_stream_before_runpod_says_so(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
-    runpod.script = [Page("IN_PROGRESS", FRAMES), Page("IN_PROGRESS", hold=asyncio.Event())]
+    runpod.script = [Page("IN_PROGRESS", FRAMES), Page("IN_PROGRESS", hold=threading.Event())]
     assert stream(client) == (200, BODY)
     assert runpod.stream_calls == 1
     assert runpod.cancelled == []
@@ -138,7 +137,7 @@ def test_vllms_own_error_keeps_its_status_and_body(
 def test_an_error_of_vllm_after_the_hold_is_an_event(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
-    hold = asyncio.Event()
+    hold = threading.Event()
     body = '{"error":\n {"message": "too long", "type": "BadRequestError", "code": 400}}'
     frame = {"seq": 0, "status": 400, "content_type": "application/json", "text": body, "end": True}
     runpod.script = [Page("COMPLETED", [frame], hold=hold)]
@@ -157,7 +156,7 @@ def sdk(proxy_url: str) -> Iterator[openai.OpenAI]:
 def test_the_sdk_reads_a_stream_that_began_with_comments(
     sdk: openai.OpenAI, runpod: ScriptedRunPod
 ) -> None:
-    hold = asyncio.Event()
+    hold = threading.Event()
     runpod.script = [Page("IN_PROGRESS", FRAMES, hold=hold)]
     threading.Timer(1.5, hold.set).start()
     chunks = sdk.chat.completions.create(**chat(stream=True))
@@ -167,7 +166,7 @@ def test_the_sdk_reads_a_stream_that_began_with_comments(
 def test_comments_come_while_nothing_else_does(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
-    hold = asyncio.Event()
+    hold = threading.Event()
     runpod.script = [Page("IN_QUEUE", hold=hold), Page("COMPLETED", FRAMES)]
     with client.stream("POST", CHAT, json=chat(stream=True)) as response:
         pieces = response.iter_bytes()
@@ -180,7 +179,7 @@ def test_comments_come_while_nothing_else_does(
 def test_comments_come_between_the_events_of_a_slow_stream(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
-    hold = asyncio.Event()
+    hold = threading.Event()
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", FRAMES[1:], hold=hold)]
     with client.stream("POST", CHAT, json=chat(stream=True)) as response:
         pieces = response.iter_bytes()

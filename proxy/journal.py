@@ -1,0 +1,98 @@
+"""The journal of jobs in flight: what a proxy that was killed leaves for the next one to cancel.
+
+One SQLite file for each running proxy, locked as long as it lives, so that several proxies can
+share a folder. At start-up the files that nobody holds any more are taken over.
+"""
+
+import fcntl
+import logging
+import os
+import sqlite3
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_SCHEMA = "CREATE TABLE jobs (id TEXT PRIMARY KEY, endpoint TEXT NOT NULL) WITHOUT ROWID"
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A job that a proxy submitted and did not see the end of."""
+
+    endpoint: str
+    """The URL of its endpoint."""
+    job_id: str
+
+
+class Journal:
+    """The jobs of this proxy. A write takes microseconds: it reaches the system, not the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = folder / f"jobs-{uuid.uuid4().hex}.sqlite3"
+        self._lock = _locked(self._path, os.O_CREAT)
+        self._database = sqlite3.connect(self._path, isolation_level=None)
+        # A killed process loses nothing that the system has; only a dead machine would.
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("PRAGMA journal_mode = MEMORY")
+        self._database.execute(_SCHEMA)
+
+    def orphans(self) -> list[Orphan]:
+        """What proxies before this one left; from now on it stands in this one's journal."""
+        folder, taken = self._path.parent, []
+        for path in folder.glob("jobs-*.sqlite3"):
+            if (lock := _locked(path)) is None:
+                continue
+            for orphan in _read(path):
+                self.add(orphan.endpoint, orphan.job_id)
+                taken.append(orphan)
+            path.unlink(missing_ok=True)
+            os.close(lock)
+        return taken
+
+    def add(self, endpoint: str, job_id: str) -> None:
+        """Note a job that RunPod has taken."""
+        self._database.execute("INSERT OR IGNORE INTO jobs VALUES (?, ?)", (job_id, endpoint))
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job that has ended."""
+        self._database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def close(self) -> None:
+        """Leave nothing behind if nothing is in flight; else leave it to the next proxy."""
+        (count,) = self._database.execute("SELECT count(*) FROM jobs").fetchone()
+        self._database.close()
+        if not count:
+            self._path.unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def _read(path: Path) -> list[Orphan]:
+    database = sqlite3.connect(path)
+    try:
+        return [Orphan(*row) for row in database.execute("SELECT endpoint, id FROM jobs")]
+    except sqlite3.DatabaseError as exc:
+        log.warning("the journal %s cannot be read: %s", path, exc)
+        return []
+    finally:
+        database.close()
+
+
+def _locked(path: Path, flags: int = 0) -> int | None:
+    """A descriptor that holds the file's lock, or None if another process does, or it is gone.
+
+    SQLite locks ranges of the file by fcntl, which an flock of the whole does not disturb.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,163 @@
+"""Handing a job to RunPod: what it refuses, what is repeated, when it is no use to try."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from proxy.app import create_app
+from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_streaming import CHAT, FRAMES
+from tests.servers import free_port, serve
+from tests.waiting import wait_until
+
+
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_a_job_that_runpod_refuses_is_not_followed(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, wants_stream: bool
+) -> None:
+    runpod.run_answers = [Response(status_code=401)]
+    response = fresh_client.post(CHAT, json=chat(stream=wants_stream))
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "upstream_misconfigured"
+    assert (runpod.stream_calls, runpod.cancelled) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("upstream", "status", "code"),
+    [
+        (401, 502, "upstream_misconfigured"),
+        (403, 502, "upstream_misconfigured"),
+        (404, 502, "upstream_misconfigured"),
+        (400, 502, "worker_failed"),
+        (500, 503, "upstream_unavailable"),
+        (524, 503, "upstream_unavailable"),
+        (302, 503, "upstream_unavailable"),
+    ],
+)
+def test_what_runpod_answers_to_a_submission_becomes_our_own_error(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, upstream: int, status: int, code: str
+) -> None:
+    runpod.run_answers = [Response("secret detail", status_code=upstream)]
+    response = fresh_client.post(CHAT, json=chat())
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert "secret" not in response.text
+    assert "rp-test" not in response.text
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{}", '{"id": 3}', "<html>"])
+def test_a_submission_that_gets_no_job_id_is_an_error(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, body: str
+) -> None:
+    runpod.run_answers = [Response(body)]
+    response = fresh_client.post(CHAT, json=chat())
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "upstream_unavailable"
+
+
+def test_a_submission_that_met_the_rate_limit_is_repeated_in_its_own_time(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.run_answers = [Response(status_code=429, headers={"retry-after": "1"})] * 2
+    runpod.script = [Page("COMPLETED", [{"ok": True}])]
+    began = time.monotonic()
+    assert fresh_client.post(CHAT, json=chat()).status_code == 200
+    assert time.monotonic() - began >= 2
+    assert len(runpod.jobs) == 1
+
+
+def test_a_submission_that_may_have_started_a_job_is_not_repeated(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.run_answers = [Response(status_code=500)]
+    response = fresh_client.post(CHAT, json=chat())
+    assert (response.status_code, response.headers["x-should-retry"]) == (503, "false")
+    assert runpod.jobs == []
+
+
+@pytest.fixture
+def unreachable() -> Iterator[tuple[httpx.Client, int]]:
+    """A client of a proxy whose RunPod is not there yet, and the port it would have."""
+    port = free_port()
+    app = create_app(settings_for(f"http://127.0.0.1:{port}"))
+    headers = {"authorization": f"Bearer {KEY}"}
+    with serve(app) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+        yield client, port
+
+
+def test_a_submission_that_never_reached_runpod_is_repeated(
+    unreachable: tuple[httpx.Client, int], runpod: ScriptedRunPod
+) -> None:
+    client, port = unreachable
+    runpod.script = [Page("COMPLETED", [{"ok": True}])]
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(client.post, CHAT, json=chat())
+        time.sleep(0.1)
+        with serve(runpod.app, port=port):
+            assert answer.result().status_code == 200
+
+
+def test_a_dead_endpoint_is_refused_at_once_and_tried_again_by_itself(
+    unreachable: tuple[httpx.Client, int], runpod: ScriptedRunPod
+) -> None:
+    client, port = unreachable
+    runpod.script = [Page("COMPLETED", [{"ok": True}])]
+    slow = [_timed(client) for _ in range(5)]
+    fast = [_timed(client) for _ in range(5)]
+    assert max(fast) < min(slow) / 2
+    assert client.post(CHAT, json=chat()).headers["retry-after"]
+    with serve(runpod.app, port=port):
+        wait_until(lambda: client.post(CHAT, json=chat()).status_code == 200, seconds=20)
+
+
+def _timed(client: httpx.Client) -> float:
+    began = time.monotonic()
+    assert client.post(CHAT, json=chat()).json()["error"]["code"] == "upstream_unavailable"
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("settings", [{"max_requests": 2}, {"max_waiting": 2}], indirect=True)
+def test_too_many_requests_are_refused_without_a_job(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    runpod.script = [
+        Page("IN_QUEUE", hold=hold),
+        Page("IN_QUEUE", hold=hold),
+        Page("COMPLETED", FRAMES),
+        Page("COMPLETED", FRAMES),
+    ]
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(fresh_client.post, CHAT, json=chat(stream=True)) for _ in range(2)]
+        wait_until(lambda: len(runpod.jobs) == 2)
+        refused = fresh_client.post(CHAT, json=chat())
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "endpoint_overloaded"
+        assert refused.headers["retry-after"]
+        assert "x-should-retry" not in refused.headers
+        hold.set()
+        assert {answer.result().status_code for answer in running} == {200}
+    assert len(runpod.jobs) == 2
+
+
+@pytest.mark.parametrize("settings", [{"max_requests": 1}], indirect=True)
+def test_a_place_is_free_again_after_every_kind_of_end(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    for end in ("COMPLETED", "FAILED"):
+        runpod.reset()
+        runpod.script = [Page(end, [{"ok": True}] if end == "COMPLETED" else [])]
+        assert fresh_client.post(CHAT, json=chat()).status_code == (
+            200 if end == "COMPLETED" else 502
+        )
+        runpod.reset()
+        runpod.script = [Page(end, FRAMES if end == "COMPLETED" else FRAMES[:1]), Page(end)]
+        assert fresh_client.post(CHAT, json=chat(stream=True)).status_code == 200
+        runpod.reset()
+        runpod.run_answers = [Response(status_code=500)]
+        assert fresh_client.post(CHAT, json=chat()).status_code == 503
