@@ -1,0 +1,95 @@
+"""The whole road with everything on it real but the model: client, proxy, emulator, RunPod's SDK,
+worker, and a scripted engine in vLLM's place."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from proxy.app import create_app
+from tests.emulator.conftest import API_KEY, Client, emulator
+from tests.proxy.conftest import KEY, settings_for
+from tests.servers import free_port, serve
+from tests.waiting import wait_until
+
+ENGINE = Path(__file__).parents[1] / "engine.py"
+FLAGS = Path(__file__).parents[1] / "worker" / "vllm_flags.json"
+
+
+@dataclass
+class Road:
+    """One stack, and ways to look at each part of it."""
+
+    url: str
+    """The proxy's base URL, for OpenAI's clients."""
+    runpod: Client
+    engine_port: int
+
+    def sdk(self) -> openai.OpenAI:
+        """An OpenAI client that does not repeat requests."""
+        return openai.OpenAI(base_url=self.url, api_key=KEY, max_retries=0)
+
+    def engine(self, path: str = "/_engine/requests") -> dict[str, Any]:
+        """What the engine tells of itself."""
+        answer: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.engine_port}{path}").json()
+        return answer
+
+    def post(self, **fields: Any) -> httpx.Response:
+        """A plain chat through the proxy."""
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]} | fields
+        headers = {"authorization": f"Bearer {KEY}"}
+        return httpx.post(f"{self.url}/chat/completions", json=body, headers=headers, timeout=60)
+
+    def workers(self) -> int:
+        """How many workers there are, in whatever state."""
+        counts = self.runpod.health()["workers"]
+        return int(counts["ready"]) + int(counts["initializing"])
+
+    def wait_for_no_jobs(self) -> None:
+        """Until nothing is queued or running."""
+
+        def is_empty() -> bool:
+            jobs = self.runpod.health()["jobs"]
+            return int(jobs["inQueue"]) + int(jobs["inProgress"]) == 0
+
+        wait_until(is_empty, seconds=20)
+
+
+@contextmanager
+def road(*, settings: dict[str, Any] | None = None, **endpoint: Any) -> Iterator[Road]:
+    """A stack of its own; `settings` are the proxy's, the others the emulated endpoint's."""
+    engine_port = free_port()
+    env = {
+        "MODEL_NAME": "m",
+        "WORKER_VLLM_COMMAND": f"{sys.executable} {ENGINE}",
+        "WORKER_VLLM_FLAGS": str(FLAGS),
+        "WORKER_VLLM_PORT": str(engine_port),
+    } | endpoint.pop("env", {})
+    values = {
+        "worker": f"{sys.executable} -m worker",
+        "env": env,
+        "scaler_value": 100,
+        "idle_timeout_seconds": 60,
+        "take_hold_seconds": 2,
+        "stop_hold_seconds": 2,
+    }
+    with ExitStack() as stack:
+        client = stack.enter_context(emulator(ep=values | endpoint))("ep")
+        changes = {"runpod_api_key": API_KEY, "queue_timeout_seconds": 60} | (settings or {})
+        app = create_app(settings_for(client.url.removesuffix("/v2/ep"), **changes))
+        url = stack.enter_context(serve(app))
+        yield Road(f"{url}/v1", client, engine_port)
+
+
+@pytest.fixture(scope="module")
+def warm_road() -> Iterator[Road]:
+    """A stack that tests share, with one worker up."""
+    with road(min_workers=1) as stack:
+        wait_until(lambda: stack.runpod.workers("idle") == 1, seconds=60)
+        yield stack

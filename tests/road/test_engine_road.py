@@ -1,0 +1,122 @@
+"""From an OpenAI client to the engine and back, through the real SDK: many at once, and leaving."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from tests.road.conftest import Road
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def sdk(warm_road: Road) -> Iterator[openai.OpenAI]:
+    with warm_road.sdk() as sdk:
+        yield sdk
+
+
+def said(sdk: openai.OpenAI, text: str) -> str:
+    """The text of a stream in which the engine is told to say something."""
+    chunks = sdk.chat.completions.create(
+        model="m",
+        messages=[{"role": "user", "content": "hi"}],
+        stream=True,
+        extra_body={"script": {"text": text, "delay_seconds": 0.01, "chunk_bytes": 7}},
+    )
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+def test_twenty_streams_at_once_do_not_mix(sdk: openai.OpenAI, warm_road: Road) -> None:
+    texts = [f"поток {i} " + f"— {i} 🌍 ẞ\u2028 " * 40 for i in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(lambda text: said(sdk, text), texts)) == texts
+    warm_road.wait_for_no_jobs()
+
+
+def test_a_client_that_leaves_a_stream_stops_the_engine(
+    sdk: openai.OpenAI, warm_road: Road
+) -> None:
+    aborted = warm_road.engine()["aborted"]
+    stream = sdk.chat.completions.create(
+        model="m",
+        messages=[{"role": "user", "content": "hi"}],
+        stream=True,
+        extra_body={"script": {"tokens": 10_000, "delay_seconds": 0.02}},
+    )
+    next(iter(stream))
+    stream.close()
+    wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1, seconds=5)
+    assert warm_road.engine()["running"] == 0
+
+
+def test_a_client_that_leaves_a_plain_request_stops_the_engine(
+    sdk: openai.OpenAI, warm_road: Road
+) -> None:
+    aborted = warm_road.engine()["aborted"]
+    with pytest.raises(openai.APITimeoutError):
+        sdk.with_options(timeout=2).chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": "hi"}],
+            extra_body={"script": {"tokens": 10_000, "delay_seconds": 0.02}},
+        )
+    wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1, seconds=5)
+
+
+def test_a_job_that_is_left_just_after_it_was_taken_stops_all_the_same(
+    sdk: openai.OpenAI, warm_road: Road
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for timeout in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4):
+            pool.submit(_leave_after, sdk, timeout)
+    warm_road.wait_for_no_jobs()
+    wait_until(lambda: warm_road.engine()["running"] == 0, seconds=15)
+
+
+def _leave_after(sdk: openai.OpenAI, seconds: float) -> None:
+    with pytest.raises(openai.APITimeoutError):
+        sdk.with_options(timeout=seconds).chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": "hi"}],
+            extra_body={"script": {"hang": True}},
+        )
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500, 503])
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_an_error_of_the_engine_arrives_as_it_is(
+    warm_road: Road, status: int, wants_stream: bool
+) -> None:
+    answer = warm_road.post(script={"status": status}, stream=wants_stream)
+    assert answer.status_code == status
+    assert "scripted" in answer.json()["error"]["message"]
+
+
+def test_an_answer_larger_than_a_frame_is_whole(warm_road: Road) -> None:
+    text = "日本語🙂" * 100_000
+    answer = warm_road.post(script={"text": text})
+    assert answer.json()["choices"][0]["message"]["content"] == text
+
+
+def test_an_engine_that_breaks_off_ends_the_stream_with_an_error(
+    sdk: openai.OpenAI, warm_road: Road
+) -> None:
+    stream = sdk.chat.completions.create(
+        model="m",
+        messages=[{"role": "user", "content": "hi"}],
+        stream=True,
+        extra_body={"script": {"tokens": 10, "cut_after": 5, "delay_seconds": 0.01}},
+    )
+    with pytest.raises(openai.APIError):
+        list(stream)
+
+
+def test_the_models_are_listed_while_the_worker_is_busy(
+    sdk: openai.OpenAI, warm_road: Road
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(said, sdk, "word " * 100)
+        assert [model.id for model in sdk.models.list()] == ["m"]
+        busy.result()
