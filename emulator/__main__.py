@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line. A flag that is not given leaves the file's value or the default."""
     flags = argparse.ArgumentParser(prog="python -m emulator", description=__doc__)
     flags.add_argument("--config", type=Path, help="a TOML file; flags win over it")
+    flags.add_argument("--scenario", type=Path, help="a TOML file with [[faults]] to inject")
     flags.add_argument("--host", help="where to listen (127.0.0.1)")
     flags.add_argument("--port", type=int, help="(8400)")
     flags.add_argument("--public-url", help="the base URL workers are told (from host and port)")
@@ -60,6 +61,8 @@ def merged(flags: argparse.Namespace) -> dict[str, Any]:
     changes = {name: given[name] for name in _ENDPOINT_FLAGS if name in given}
     if flags.endpoint or changes or not endpoints:
         _endpoint(endpoints, flags.endpoint).update(changes)
+    if flags.scenario:
+        contents.setdefault("faults", []).extend(read_toml(flags.scenario).get("faults", []))
     return contents
 
 

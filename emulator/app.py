@@ -8,8 +8,9 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from emulator import client_api, worker_api
+from emulator import client_api, control_api, worker_api
 from emulator.endpoint import Endpoint
+from emulator.faults import Faults
 from emulator.queue import Queue
 from emulator.scaler import Scaler
 from emulator.settings import EmulatorSettings, EndpointSettings
@@ -35,9 +36,12 @@ def create_app(settings: EmulatorSettings) -> Starlette:
                 await stop_workers(app)
 
     endpoints = {endpoint.id: _endpoint(settings, endpoint) for endpoint in settings.endpoints}
-    app = Starlette(routes=[*client_api.routes(), *worker_api.routes()], lifespan=lifespan)
+    routes = [*client_api.routes(), *worker_api.routes(), *control_api.routes()]
+    app = Starlette(routes=routes, lifespan=lifespan)
     app.state.settings = settings
     app.state.endpoints = endpoints
+    app.state.faults = Faults(settings.faults)
+    app.state.meters = {}
     return app
 
 

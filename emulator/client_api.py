@@ -10,10 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from emulator.edge import behind_edge
 from emulator.endpoint import Endpoint
 from emulator.errors import BadRequest, NotFound
-from emulator.http import Json, Operation, guarded, hold, parse_object, read_body
+from emulator.faults import faulty
+from emulator.http import Json, guarded, hold, parse_object, read_body
 from emulator.job import Job, Policy
+from emulator.limits import limited
+from emulator.operations import Operation
+from emulator.settings import OperationName
 
 MIN_WAIT_MS: Final = 1_000
 MAX_WAIT_MS: Final = 300_000
@@ -79,23 +84,25 @@ async def health(_: Request, endpoint: Endpoint) -> Response:
 
 
 def routes() -> list[Route]:
-    """Every client route, below /v2."""
+    """Every client route."""
     get, post = ["GET"], ["POST"]
-    table: list[tuple[str, Operation, list[str]]] = [
-        ("/run", run, post),
-        ("/runsync", runsync, post),
-        ("/status/{job}", status, get + post),
-        ("/status-sync/{job}", status_sync, get + post),
-        ("/stream/{job}", stream, get + post),
-        ("/cancel/{job}", cancel, post),
-        ("/retry/{job}", retry, post),
-        ("/purge-queue", purge_queue, post),
-        ("/health", health, get),
-    ]
     return [
-        Route("/v2/{endpoint}" + path, guarded(operation), methods=methods)
-        for path, operation, methods in table
+        _route("/run", post, "run", run),
+        _route("/runsync", post, "runsync", runsync),
+        _route("/status/{job}", get + post, "status", status),
+        _route("/status-sync/{job}", get + post, "status", status_sync),
+        _route("/stream/{job}", get + post, "stream", stream),
+        _route("/cancel/{job}", post, "cancel", cancel),
+        _route("/retry/{job}", post, "retry", retry),
+        _route("/purge-queue", post, "purge-queue", purge_queue),
+        _route("/health", get, "health", health),
     ]
+
+
+def _route(path: str, methods: list[str], name: OperationName, operation: Operation) -> Route:
+    """A call passes the key check, then faults, limits and the edge, then it is served."""
+    layers = guarded(faulty(name, limited(name, behind_edge(operation))))
+    return Route("/v2/{endpoint}" + path, layers, methods=methods)
 
 
 def _job(request: Request, endpoint: Endpoint) -> Job:

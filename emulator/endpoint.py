@@ -38,6 +38,6 @@ class Endpoint:
             "initializing": states["initializing"],
             "ready": states["idle"],
             "running": states["running"],
-            "throttled": 0,
+            "throttled": states["throttled"],
             "unhealthy": states["unhealthy"],
         }

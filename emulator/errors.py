@@ -5,8 +5,11 @@ EmulatorError
 │   ├── NotRetryable      400  only FAILED and TIMED_OUT jobs can be retried
 │   └── TooLarge          400  a body above the payload limit
 ├── Unauthorized          401
-└── NotFound              404  no such job, or its retention has passed; no such endpoint
+├── NotFound              404  no such job, or its retention has passed; no such endpoint
+└── TooManyRequests       429
 """
+
+import math
 
 
 class EmulatorError(Exception):
@@ -33,6 +36,16 @@ class Unauthorized(EmulatorError):
     """No key, or not ours."""
 
     status = 401
+
+
+class TooManyRequests(EmulatorError):
+    """One call too many; another may be made after `retry_after_seconds`."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = math.ceil(retry_after_seconds)
 
 
 class NotFound(EmulatorError):

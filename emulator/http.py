@@ -1,7 +1,6 @@
 """What both faces need of HTTP: the key check, JSON in and out, and held long polls."""
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,11 +11,16 @@ from starlette.responses import JSONResponse, Response
 
 from emulator.bell import Bell
 from emulator.endpoint import Endpoint
-from emulator.errors import BadRequest, EmulatorError, NotFound, TooLarge, Unauthorized
+from emulator.errors import (
+    BadRequest,
+    EmulatorError,
+    NotFound,
+    TooLarge,
+    TooManyRequests,
+    Unauthorized,
+)
+from emulator.operations import Operation
 
-log = logging.getLogger("emulator")
-
-Operation = Callable[[Request, Endpoint], Awaitable[Response]]
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -32,23 +36,32 @@ def guarded(operation: Operation) -> Handler:
 
     async def handler(request: Request) -> Response:
         try:
-            _check_key(request)
-            return await operation(request, _endpoint(request))
+            check_key(request)
+            return await operation(request, find_endpoint(request))
         except EmulatorError as error:
-            return Json({"error": str(error)}, status_code=error.status)
+            return refusal(request, error)
 
     return handler
 
 
-def _check_key(request: Request) -> None:
-    """Clients send `Bearer KEY` or the bare key, the worker SDK always the bare key."""
+def refusal(request: Request, error: EmulatorError) -> Response:
+    """The answer to a call that is refused."""
+    headers = {}
+    if isinstance(error, TooManyRequests) and find_endpoint(request).settings.send_retry_after:
+        headers["retry-after"] = str(error.retry_after_seconds)
+    return Json({"error": str(error)}, error.status, headers)
+
+
+def check_key(request: Request) -> None:
+    """Unauthorized without the key, as `Bearer KEY` or, like the worker SDK sends it, bare."""
     key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
     expected = request.app.state.settings.api_key.get_secret_value()
     if not secrets.compare_digest(key.encode(), expected.encode()):
         raise Unauthorized("invalid api key" if key else "no token provided")
 
 
-def _endpoint(request: Request) -> Endpoint:
+def find_endpoint(request: Request) -> Endpoint:
+    """The endpoint the path names, or NotFound."""
     endpoints: dict[str, Endpoint] = request.app.state.endpoints
     try:
         return endpoints[request.path_params["endpoint"]]

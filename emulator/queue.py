@@ -106,6 +106,13 @@ class Queue:
             self._forget(job)
         return len(purged)
 
+    def reset(self) -> None:
+        """Forget every job and every count; workers are told to stop what they run."""
+        for job in list(self.jobs.values()):
+            self._forget(job)
+        self.ended.clear()
+        self.retried = 0
+
     # What workers do
 
     def greet(self, worker_id: str) -> Worker:

@@ -40,6 +40,7 @@ class Slot:
         self.state = State.UP
         self.stop_asked = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.process: WorkerProcess | None = None
 
 
 class Scaler:
@@ -54,6 +55,7 @@ class Scaler:
         self._api_key = api_key
         self._slots: list[Slot] = []
         self._crashes = 0
+        self._is_throttled = False
         self._directory: Path | None = None
         self._log_directory: Path | None = None
         self._task: asyncio.Task[None] | None = None
@@ -75,12 +77,26 @@ class Scaler:
             self._retire(slot, "the emulator stops")
         await asyncio.gather(*tasks)
 
+    def crash(self) -> list[str]:
+        """Kill every worker that runs, as if its machine had failed; their ids."""
+        running = [slot for slot in self._slots if slot.process is not None]
+        for slot in running:
+            if slot.process is not None:
+                slot.process.cut_off()
+        return [slot.worker_id for slot in running]
+
+    def throttle(self, is_throttled: bool) -> None:
+        """While throttled no worker starts, as when RunPod has no GPU to give."""
+        self._is_throttled = is_throttled
+        self._queue.activity.ring()
+
     def count_states(self) -> Counter[str]:
         """How many workers are idle, initializing, running and unhealthy."""
         slots = {slot.worker_id: slot for slot in self._slots}
         by_hand = self._seen_of_late() - slots.keys()
         states = [self._state(worker_id, slots.get(worker_id)) for worker_id in [*slots, *by_hand]]
-        return Counter(states)
+        throttled = self._wanted_workers() - len(self._up_slots()) if self._is_throttled else 0
+        return Counter(states) + Counter(throttled=max(0, throttled))
 
     def _seen_of_late(self) -> set[str]:
         """The workers that have called within a lease, started by us or by hand."""
@@ -109,13 +125,17 @@ class Scaler:
         for slot in self._spent_slots():
             self._retire(slot, "it asked to be replaced")
         wanted = self._wanted_workers()
-        # A stopping worker does not count, a crashed one that waits for its turn does.
-        up = [slot for slot in self._slots if slot.state is not State.STOPPING]
-        for _ in range(wanted - len(up)):
+        up = self._up_slots()
+        missing = 0 if self._is_throttled else wanted - len(up)
+        for _ in range(missing):
             self._start_worker()
         for slot in self._idle_slots()[: max(0, len(up) - wanted)]:
             if self._idle_seconds(slot) >= self._settings.idle_timeout_seconds:
                 self._retire(slot, "it was idle")
+
+    def _up_slots(self) -> list[Slot]:
+        """A stopping worker does not count, a crashed one that waits for its turn does."""
+        return [slot for slot in self._slots if slot.state is not State.STOPPING]
 
     def _wanted_workers(self) -> int:
         settings = self._settings
@@ -133,7 +153,7 @@ class Scaler:
 
     def _wanted_by_delay(self) -> int:
         """One worker for any job; one more than now when a job has waited too long."""
-        up = sum(slot.state is not State.STOPPING for slot in self._slots)
+        up = len(self._up_slots())
         wait = self._longest_wait()
         if wait is None:
             return min(1, len(self._queue.running))
@@ -198,7 +218,7 @@ class Scaler:
             self._queue.activity.ring()
 
     async def _run_process(self, slot: Slot) -> None:
-        process = await self._spawn(slot)
+        process = slot.process = await self._spawn(slot)
         self._say(slot, f"started (pid {process.pid}, log {process.log_path})")
         try:
             code = await self._exit_code(slot, process)

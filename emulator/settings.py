@@ -6,11 +6,73 @@ Times are in seconds here. RunPod's own API counts in milliseconds; that stays i
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 Seconds = Annotated[float, Field(gt=0)]
+
+OperationName = Literal[
+    "run",
+    "runsync",
+    "status",
+    "stream",
+    "cancel",
+    "retry",
+    "purge-queue",
+    "health",
+    "job-take",
+    "job-stop",
+    "job-stream",
+    "job-done",
+    "ping",
+]
+"""The calls that faults and limits can be about; `job-take` is also the one for batches."""
+
+
+class Limit(BaseModel):
+    """How often an operation may be called; RunPod counts by endpoint and operation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calls_per_10_seconds: int = Field(gt=0)
+    concurrent: int | None = Field(default=None, gt=0)
+
+
+RUNPOD_LIMITS: Final[dict[OperationName, Limit]] = {
+    "run": Limit(calls_per_10_seconds=1000, concurrent=200),
+    "runsync": Limit(calls_per_10_seconds=2000, concurrent=400),
+    "status": Limit(calls_per_10_seconds=2000, concurrent=400),
+    "stream": Limit(calls_per_10_seconds=2000, concurrent=400),
+    "cancel": Limit(calls_per_10_seconds=100, concurrent=20),
+    "purge-queue": Limit(calls_per_10_seconds=2),
+}
+"""docs.runpod.io, Send API requests, rate limits (2026-08)."""
+
+
+class Fault(BaseModel):
+    """One rule. A call meets every rule that matches; the first to refuse or drop it decides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operation: OperationName
+    endpoint: str = ""
+    """Empty: every endpoint."""
+    skip: int = Field(default=0, ge=0)
+    """So many matching calls go well first."""
+    times: int = Field(default=1, ge=0)
+    """So many calls are hit; 0 means all of them."""
+    chance: float = Field(default=1, gt=0, le=1)
+    """How likely a call is hit; those that are spared count for neither `skip` nor `times`."""
+
+    delay_seconds: float = Field(default=0, ge=0)
+    """Before anything else happens."""
+    status: int | None = Field(default=None, ge=200, le=599)
+    """Answer this, and do nothing."""
+    body: str = "{}"
+    headers: dict[str, str] = {}
+    drop: Literal["nothing", "call", "answer"] = "nothing"
+    """Reset the connection, before the call has had any effect or after it."""
 
 
 class EndpointSettings(BaseModel):
@@ -50,8 +112,21 @@ class EndpointSettings(BaseModel):
     sync_retention_seconds: Seconds = 60
     max_run_bytes: int = Field(default=10 * 1024 * 1024, gt=0)
     max_runsync_bytes: int = Field(default=20 * 1024 * 1024, gt=0)
+    edge_timeout_seconds: Seconds = 100
+    """RunPod's edge gives a client's call up after so long, with 524."""
+    rate_limits: bool = False
+    """True: RunPod's limits, and those of `limits`, are kept with 429."""
+    limits: dict[OperationName, Limit] = {}
+    send_retry_after: bool = False
+    """Whether a 429 says when to come back; RunPod's own answer is not known."""
     late_progress_reopens: bool = False
     """True reproduces RunPod's bug of a late progress update that reopens a finished job."""
+
+    def limit(self, operation: OperationName) -> Limit | None:
+        """How often the operation may be called; None for any number of times."""
+        if not self.rate_limits:
+            return None
+        return self.limits.get(operation) or RUNPOD_LIMITS.get(operation)
 
     @property
     def command(self) -> list[str]:
@@ -77,6 +152,7 @@ class EmulatorSettings(BaseModel):
     api_key: SecretStr = SecretStr("rpa_local")
     log_dir: Path | None = None
     endpoints: tuple[EndpointSettings, ...]
+    faults: tuple[Fault, ...] = ()
 
     @property
     def base_url(self) -> str:

@@ -15,8 +15,11 @@ from starlette.routing import Route
 
 from emulator.endpoint import Endpoint
 from emulator.errors import BadRequest, TooLarge
-from emulator.http import Json, Operation, guarded, hold, parse_object, read_body
+from emulator.faults import faulty
+from emulator.http import Json, guarded, hold, parse_object, read_body
 from emulator.job import Job
+from emulator.operations import Operation
+from emulator.settings import OperationName
 from emulator.workers import Worker
 
 DRAIN_PAUSE_SECONDS: Final = 0.2
@@ -87,19 +90,20 @@ async def ping(request: Request, endpoint: Endpoint) -> Response:
 
 
 def routes() -> list[Route]:
-    """Every worker route, below /v2."""
-    table: list[tuple[str, Operation, str]] = [
-        ("/job-take/{worker}", job_take, "GET"),
-        ("/job-take-batch/{worker}", job_take_batch, "GET"),
-        ("/job-stop/{worker}", job_stop, "GET"),
-        ("/job-stream/{worker}/{job}", job_stream, "POST"),
-        ("/job-done/{worker}/{job}", job_done, "POST"),
-        ("/ping/{worker}", ping, "GET"),
-    ]
+    """Every worker route."""
     return [
-        Route("/v2/{endpoint}" + path, guarded(operation), methods=[method])
-        for path, operation, method in table
+        _route("/job-take/{worker}", "GET", "job-take", job_take),
+        _route("/job-take-batch/{worker}", "GET", "job-take", job_take_batch),
+        _route("/job-stop/{worker}", "GET", "job-stop", job_stop),
+        _route("/job-stream/{worker}/{job}", "POST", "job-stream", job_stream),
+        _route("/job-done/{worker}/{job}", "POST", "job-done", job_done),
+        _route("/ping/{worker}", "GET", "ping", ping),
     ]
+
+
+def _route(path: str, method: str, name: OperationName, operation: Operation) -> Route:
+    layers = guarded(faulty(name, operation))
+    return Route("/v2/{endpoint}" + path, layers, methods=[method])
 
 
 def _names(request: Request) -> tuple[str, str]:

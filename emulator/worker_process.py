@@ -67,14 +67,18 @@ class WorkerProcess:
 
     async def kill(self) -> int:
         """SIGKILL the worker and everything it started; the exit code."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self.cut_off()
         try:
             async with asyncio.timeout(LAUNCHER_SECONDS):
                 return await self.wait()
         except TimeoutError:
             self._send(signal.SIGKILL)
             return await self.wait()
+
+    def cut_off(self) -> None:
+        """Have the launcher kill everything, and do not wait for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def last_lines(self, count: int = 30) -> str:
         """The end of what the worker wrote."""

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -47,6 +48,29 @@ class Client:
     def post(self, path: str, body: Any = None) -> httpx.Response:
         """A POST below the endpoint, with a JSON body if there is one."""
         return self.http.post(self.url + path, json=body)
+
+    def control(self, method: str, path: str, body: Any = None) -> Any:
+        """A call to /_emulator; its parsed answer."""
+        url = self.url.partition("/v2/")[0] + "/_emulator" + path
+        return self.http.request(method, url, json=body).raise_for_status().json()
+
+    def inject(self, **fault: Any) -> None:
+        """Put a fault in force."""
+        self.control("POST", "/faults", fault)
+
+    def take(self, worker_id: str | None = None) -> tuple[str, str]:
+        """Play a worker that takes one job: the worker's id and the job's."""
+        worker_id = worker_id or uuid.uuid4().hex
+        answer = self.get(f"/job-take/{worker_id}", gpu="x").raise_for_status()
+        return worker_id, str(answer.json()["id"])
+
+    def chunk(self, worker_id: str, job_id: str, output: Any) -> None:
+        """Play a handler that yields."""
+        self.post(f"/job-stream/{worker_id}/{job_id}", {"output": output}).raise_for_status()
+
+    def done(self, worker_id: str, job_id: str, result: Any) -> None:
+        """Play a handler that returns."""
+        self.post(f"/job-done/{worker_id}/{job_id}", result).raise_for_status()
 
     def run(self, job_input: Json, **extras: Any) -> str:
         """Submit a job; its id."""

@@ -1,9 +1,7 @@
 """The client's face over HTTP; the test plays the worker, call by call."""
 
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import pytest
@@ -11,28 +9,11 @@ import pytest
 from tests.emulator.conftest import API_KEY, Client, Json, eventually, one_endpoint, while_held
 
 
-def take(client: Client, worker_id: str | None = None) -> tuple[str, str]:
-    """Play a worker that takes one job: the worker's id and the job's."""
-    worker_id = worker_id or uuid.uuid4().hex
-    answer = client.get(f"/job-take/{worker_id}", gpu="x").raise_for_status()
-    return worker_id, str(answer.json()["id"])
-
-
-def chunk(client: Client, worker_id: str, job_id: str, output: Any) -> None:
-    """Play a handler that yields."""
-    client.post(f"/job-stream/{worker_id}/{job_id}", {"output": output}).raise_for_status()
-
-
-def done(client: Client, worker_id: str, job_id: str, result: Any) -> None:
-    """Play a handler that returns."""
-    client.post(f"/job-done/{worker_id}/{job_id}", result).raise_for_status()
-
-
 @pytest.fixture
 def running(by_hand: Client) -> tuple[str, str]:
     """A job in a worker's hands: the worker's id and the job's."""
     by_hand.run({"a": 1})
-    return take(by_hand)
+    return by_hand.take()
 
 
 # Who may call
@@ -92,8 +73,8 @@ def test_run_answers_at_once_with_an_id(by_hand: Client) -> None:
 def test_runsync_returns_the_finished_job(by_hand: Client) -> None:
     with ThreadPoolExecutor() as pool:
         call = pool.submit(by_hand.post, "/runsync", {"input": {"a": 1}})
-        worker_id, job_id = take(by_hand)
-        done(by_hand, worker_id, job_id, {"output": 42})
+        worker_id, job_id = by_hand.take()
+        by_hand.done(worker_id, job_id, {"output": 42})
         answer = call.result().json()
     assert job_id.startswith("sync-")
     assert answer["status"] == "COMPLETED"
@@ -114,15 +95,15 @@ def test_payloads_above_the_limit_are_refused() -> None:
         assert client.post("/run", body).status_code == 400
         with ThreadPoolExecutor() as pool:
             call = pool.submit(client.post, "/runsync", body)
-            worker_id, job_id = take(client)
-            done(client, worker_id, job_id, {"output": "y" * 120})
+            worker_id, job_id = client.take()
+            client.done(worker_id, job_id, {"output": "y" * 120})
             assert call.result().json()["output"] == "y" * 120
 
 
 def test_a_result_above_the_limit_is_refused_and_the_job_completes_empty() -> None:
     with one_endpoint(max_run_bytes=100) as client:
         client.run({"a": 1})
-        worker_id, job_id = take(client)
+        worker_id, job_id = client.take()
         answer = client.post(f"/job-done/{worker_id}/{job_id}", {"output": "x" * 120})
         assert answer.status_code == 400
         assert client.status(job_id)["status"] == "COMPLETED"
@@ -132,7 +113,7 @@ def test_a_result_above_the_limit_is_refused_and_the_job_completes_empty() -> No
 def test_an_execution_timeout_is_counted_in_milliseconds() -> None:
     with one_endpoint() as client:
         client.run({"a": 1}, policy={"executionTimeout": 200})
-        _, job_id = take(client)
+        _, job_id = client.take()
         assert client.result(job_id)["status"] == "TIMED_OUT"
 
 
@@ -141,11 +122,11 @@ def test_an_execution_timeout_is_counted_in_milliseconds() -> None:
 
 def test_a_stream_hands_out_each_chunk_once(by_hand: Client, running: tuple[str, str]) -> None:
     worker_id, job_id = running
-    chunk(by_hand, worker_id, job_id, "a")
-    chunk(by_hand, worker_id, job_id, {"b": None})
+    by_hand.chunk(worker_id, job_id, "a")
+    by_hand.chunk(worker_id, job_id, {"b": None})
     both = [{"output": "a"}, {"output": {"b": None}}]
     assert by_hand.stream(job_id) == {"status": "IN_PROGRESS", "stream": both}
-    chunk(by_hand, worker_id, job_id, "c")
+    by_hand.chunk(worker_id, job_id, "c")
     assert by_hand.stream(job_id) == {"status": "IN_PROGRESS", "stream": [{"output": "c"}]}
 
 
@@ -153,8 +134,8 @@ def test_the_last_chunks_come_with_the_terminal_status(
     by_hand: Client, running: tuple[str, str]
 ) -> None:
     worker_id, job_id = running
-    chunk(by_hand, worker_id, job_id, "last")
-    done(by_hand, worker_id, job_id, {"output": ["last"]})
+    by_hand.chunk(worker_id, job_id, "last")
+    by_hand.done(worker_id, job_id, {"output": ["last"]})
     assert by_hand.stream(job_id) == {"status": "COMPLETED", "stream": [{"output": "last"}]}
     assert by_hand.stream(job_id) == {"status": "COMPLETED", "stream": []}
 
@@ -166,13 +147,13 @@ def held_stream(client: Client, job_id: str, act: Callable[[], object]) -> Json:
 
 def test_a_held_stream_ends_with_the_first_chunk(by_hand: Client, running: tuple[str, str]) -> None:
     worker_id, job_id = running
-    answer = held_stream(by_hand, job_id, lambda: chunk(by_hand, worker_id, job_id, "x"))
+    answer = held_stream(by_hand, job_id, lambda: by_hand.chunk(worker_id, job_id, "x"))
     assert answer == {"status": "IN_PROGRESS", "stream": [{"output": "x"}]}
 
 
 def test_a_held_stream_ends_when_the_job_does(by_hand: Client, running: tuple[str, str]) -> None:
     worker_id, job_id = running
-    answer = held_stream(by_hand, job_id, lambda: done(by_hand, worker_id, job_id, {"error": "e"}))
+    answer = held_stream(by_hand, job_id, lambda: by_hand.done(worker_id, job_id, {"error": "e"}))
     assert answer == {"status": "FAILED", "stream": []}
 
 
@@ -212,7 +193,7 @@ def test_a_reader_that_has_left_takes_no_chunks_with_it(
     worker_id, job_id = running
     with pytest.raises(httpx.ReadTimeout):
         by_hand.http.get(f"{by_hand.url}/stream/{job_id}?wait=20000", timeout=0.1)
-    chunk(by_hand, worker_id, job_id, "kept")
+    by_hand.chunk(worker_id, job_id, "kept")
     assert by_hand.stream(job_id)["stream"] == [{"output": "kept"}]
 
 
@@ -224,7 +205,7 @@ def test_a_hundred_streams_are_held_at_once() -> None:
         assert [job["id"] for job in taken] == jobs
         calls = [pool.submit(client.stream, job_id, 20_000) for job_id in jobs]
         for job_id in jobs:
-            chunk(client, "w1", job_id, job_id)
+            client.chunk("w1", job_id, job_id)
         answers = [call.result(timeout=20)["stream"] for call in calls]
     assert answers == [[{"output": job_id}] for job_id in jobs]
 
@@ -241,9 +222,9 @@ def test_a_cancel_is_answered_with_the_new_status(by_hand: Client) -> None:
 def test_a_failed_job_can_be_retried(by_hand: Client, running: tuple[str, str]) -> None:
     worker_id, job_id = running
     assert by_hand.post(f"/retry/{job_id}").status_code == 400
-    done(by_hand, worker_id, job_id, {"error": "boom"})
+    by_hand.done(worker_id, job_id, {"error": "boom"})
     assert by_hand.post(f"/retry/{job_id}").json() == {"id": job_id, "status": "IN_QUEUE"}
-    assert take(by_hand)[1] == job_id
+    assert by_hand.take()[1] == job_id
 
 
 def test_a_purge_counts_the_queued_jobs(by_hand: Client) -> None:
@@ -260,8 +241,8 @@ def test_an_unknown_job_is_not_found(by_hand: Client, operation: str) -> None:
 def test_a_finished_job_is_forgotten_after_its_retention() -> None:
     with one_endpoint(retention_seconds=0.2) as client:
         client.run({"a": 1})
-        worker_id, job_id = take(client)
-        done(client, worker_id, job_id, {"output": 1})
+        worker_id, job_id = client.take()
+        client.done(worker_id, job_id, {"output": 1})
         assert client.status(job_id)["output"] == 1
         eventually(lambda: client.get(f"/status/{job_id}").status_code == 404)
 
@@ -270,9 +251,9 @@ def test_health_counts_jobs_and_workers() -> None:
     with one_endpoint() as client:
         for _ in range(3):
             client.run({"a": 1})
-        worker_id, first = take(client, "w1")
-        done(client, worker_id, first, {"output": 1})
-        take(client, "w1")
+        worker_id, first = client.take("w1")
+        client.done(worker_id, first, {"output": 1})
+        client.take("w1")
         client.get("/job-take/w2", gpu="x")
         client.post("/job-done/w2/unknown-u1", {"output": 1})
         assert client.health() == {

@@ -211,3 +211,20 @@ def test_a_worker_that_asks_to_be_replaced_is(plain: Any) -> None:
     assert second.output(timeout=20) == {"n": 2}
     assert first._fetch_job()["workerId"] != second._fetch_job()["workerId"]
     assert "retries" not in second._fetch_job()
+
+
+# What the SDK makes of faults
+
+
+def test_a_chunk_refused_with_429_is_lost_but_in_the_aggregate(client: Client) -> None:
+    client.inject(operation="job-stream", skip=1, status=429)
+    job_id = client.run(steps(*[("yield", letter) for letter in "abc"]))
+    assert client.outputs(job_id) == ["a", "c"]
+    assert client.status(job_id)["output"] == ["a", "b", "c"]
+
+
+def test_a_chunk_whose_connection_is_reset_is_lost_but_in_the_aggregate(client: Client) -> None:
+    client.inject(operation="job-stream", skip=1, drop="call")
+    job_id = client.run(steps(*[("yield", letter) for letter in "abc"]))
+    assert client.outputs(job_id) == ["a", "c"]
+    assert client.status(job_id)["output"] == ["a", "b", "c"]

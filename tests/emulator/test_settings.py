@@ -1,5 +1,7 @@
 """What the TOML file and the command line may say."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from emulator.__main__ import merged, parser
-from emulator.settings import EmulatorSettings
+from emulator.settings import EmulatorSettings, EndpointSettings, Fault
 
 README = Path(__file__).parents[2] / "emulator" / "README.md"
 
@@ -70,6 +72,13 @@ def test_flags_win_over_the_file(config: str) -> None:
     assert found.endpoints[0].max_workers == 2
 
 
+def test_a_scenario_adds_its_faults_to_the_file(config: str, tmp_path: Path) -> None:
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text('[[faults]]\noperation = "stream"\ndrop = "answer"\n')
+    [fault] = settings("--config", config, "--scenario", str(scenario)).faults
+    assert (fault.operation, fault.drop, fault.times) == ("stream", "answer", 1)
+
+
 def test_the_public_url_is_what_workers_are_told() -> None:
     assert settings("--public-url", "http://10.0.0.1:80/").base_url == "http://10.0.0.1:80"
 
@@ -94,3 +103,33 @@ def test_the_key_does_not_show_when_settings_are_printed() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         EmulatorSettings.model_validate(wrong)
+
+
+def toml_blocks() -> list[dict[str, Any]]:
+    """The TOML examples of the README, parsed."""
+    blocks = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    return [tomllib.loads(block) for block in blocks]
+
+
+def test_the_readmes_examples_are_valid() -> None:
+    configuration, scenario = toml_blocks()
+    EmulatorSettings.model_validate({**configuration, **scenario})
+
+
+def test_the_readme_names_every_setting_with_its_default() -> None:
+    configuration, scenario = toml_blocks()
+    [endpoint] = configuration["endpoints"]
+    assert set(endpoint) == set(EndpointSettings.model_fields)
+    assert set(configuration) == set(EmulatorSettings.model_fields) - {"faults"}
+    assert set().union(*scenario["faults"]) == set(Fault.model_fields)
+    shown = EndpointSettings.model_validate(endpoint)
+    changed = {"worker", "env", "limits"}
+    assert shown.model_dump(exclude=changed) == EndpointSettings(id="local").model_dump(
+        exclude=changed
+    )
+
+
+def test_the_readme_names_every_flag() -> None:
+    text = README.read_text()
+    flags = [option for action in parser()._actions for option in action.option_strings]
+    assert [flag for flag in flags if flag.startswith("--") and flag not in text] == ["--help"]

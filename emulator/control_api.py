@@ -1,0 +1,110 @@
+"""The face RunPod does not have: /_emulator, to look inside and to make things go wrong."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from emulator.endpoint import Endpoint
+from emulator.errors import BadRequest, EmulatorError
+from emulator.faults import Faults
+from emulator.http import Handler, Json, check_key, find_endpoint, parse_object, refusal
+from emulator.settings import Fault
+
+
+async def show(request: Request) -> Response:
+    """Everything: faults, and each endpoint's jobs, workers and counters."""
+    endpoints: dict[str, Endpoint] = request.app.state.endpoints
+    return Json(
+        {
+            "endpoints": {name: _inside(endpoint) for name, endpoint in endpoints.items()},
+            "faults": _faults(request).view(),
+        }
+    )
+
+
+async def add_fault(request: Request) -> Response:
+    """Put one more rule in force."""
+    try:
+        fault = Fault.model_validate(parse_object(await request.body()))
+    except ValidationError as error:
+        raise BadRequest(str(error)) from None
+    _faults(request).add(fault)
+    return Json(_faults(request).view())
+
+
+async def clear_faults(request: Request) -> Response:
+    """Let everything go well again, whatever the settings say."""
+    _faults(request).clear()
+    return Json([])
+
+
+async def reset(request: Request) -> Response:
+    """Forget all jobs and counts, and return to the faults of the settings; workers stay."""
+    endpoints: dict[str, Endpoint] = request.app.state.endpoints
+    for endpoint in endpoints.values():
+        endpoint.queue.reset()
+        endpoint.scaler.throttle(False)
+    _faults(request).reset()
+    request.app.state.meters.clear()
+    return Json({})
+
+
+async def crash(request: Request) -> Response:
+    """Kill the endpoint's workers, as if their machines had failed."""
+    return Json({"killed": find_endpoint(request).scaler.crash()})
+
+
+async def throttle(request: Request) -> Response:
+    """Start no workers for the endpoint until told otherwise: POST throttles, DELETE ends it."""
+    find_endpoint(request).scaler.throttle(request.method == "POST")
+    return Json({})
+
+
+def routes() -> list[Route]:
+    """Every control route."""
+    return [
+        _route("", ["GET"], show),
+        _route("/faults", ["POST"], add_fault),
+        _route("/faults", ["DELETE"], clear_faults),
+        _route("/reset", ["POST"], reset),
+        _route("/{endpoint}/crash", ["POST"], crash),
+        _route("/{endpoint}/throttle", ["POST", "DELETE"], throttle),
+    ]
+
+
+def _route(
+    path: str, methods: list[str], control: Callable[[Request], Awaitable[Response]]
+) -> Route:
+    return Route("/_emulator" + path, _with_key(control), methods=methods)
+
+
+def _with_key(control: Callable[[Request], Awaitable[Response]]) -> Handler:
+    async def handler(request: Request) -> Response:
+        try:
+            check_key(request)
+            return await control(request)
+        except EmulatorError as error:
+            return refusal(request, error)
+
+    return handler
+
+
+def _faults(request: Request) -> Faults:
+    faults: Faults = request.app.state.faults
+    return faults
+
+
+def _inside(endpoint: Endpoint) -> dict[str, Any]:
+    queue = endpoint.queue
+    return {
+        "health": endpoint.health(),
+        "jobs": [{**job.view(), "unread": len(job.chunks)} for job in queue.jobs.values()],
+        "workers": [
+            {"id": worker.id, "jobs": list(worker.held), "stopping": list(worker.orders)}
+            for worker in queue.workers.values()
+        ],
+    }

@@ -1,0 +1,22 @@
+"""The edge in front of RunPod's API: it gives up on a call that is not answered in time."""
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from emulator.endpoint import Endpoint
+from emulator.operations import Operation
+
+
+def behind_edge(operation: Operation) -> Operation:
+    """The operation, answered 524 when it takes longer than the edge waits."""
+
+    async def call(request: Request, endpoint: Endpoint) -> Response:
+        try:
+            async with asyncio.timeout(endpoint.settings.edge_timeout_seconds):
+                return await operation(request, endpoint)
+        except TimeoutError:
+            return PlainTextResponse("error code: 524", 524)
+
+    return call

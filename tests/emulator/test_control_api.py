@@ -1,0 +1,68 @@
+"""The face RunPod does not have."""
+
+import httpx
+import pytest
+
+from tests.emulator.conftest import LIGHT, Client, eventually, one_endpoint
+
+
+def test_the_control_api_asks_for_the_key_as_well(by_hand: Client) -> None:
+    url = by_hand.url.partition("/v2/")[0] + "/_emulator"
+    assert httpx.get(url).status_code == 401
+
+
+def test_it_shows_jobs_workers_and_faults() -> None:
+    with one_endpoint() as client:
+        client.inject(operation="run", skip=1)
+        client.run({"a": 1})
+        worker_id, job_id = client.take("w1")
+        client.chunk(worker_id, job_id, "unread")
+        inside = client.control("GET", "")
+        assert inside["faults"][0]["hits"] == 0
+        endpoint = inside["endpoints"]["ep"]
+        assert endpoint["health"] == client.health()
+        assert endpoint["workers"] == [{"id": "w1", "jobs": [job_id], "stopping": []}]
+        assert endpoint["jobs"] == [{**client.status(job_id), "unread": 1}]
+        client.run({"a": 1})
+        assert client.control("GET", "")["faults"][0]["hits"] == 1
+
+
+def test_a_fault_that_makes_no_sense_is_refused(by_hand: Client) -> None:
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        by_hand.inject(operation="nonsense")
+
+
+def test_a_reset_forgets_jobs_counts_and_faults() -> None:
+    with one_endpoint() as client:
+        client.inject(operation="stream", status=500)
+        client.run({"a": 1})
+        worker_id, finished = client.take()
+        client.done(worker_id, finished, {"output": 1})
+        client.run({"a": 1})
+        client.take(worker_id)
+        client.control("POST", "/reset")
+        assert client.get(f"/stream/{finished}").status_code == 404
+        assert set(client.health()["jobs"].values()) == {0}
+        assert client.get(f"/job-stop/{worker_id}").json()["jobsToStop"]
+
+
+@pytest.mark.slow
+def test_a_crash_kills_the_workers() -> None:
+    with one_endpoint(worker=LIGHT, min_workers=1) as client:
+        eventually(lambda: client.workers("idle") == 1)
+        [worker] = client.control("GET", "")["endpoints"]["ep"]["workers"]
+        assert client.control("POST", "/ep/crash") == {"killed": [worker["id"]]}
+        eventually(lambda: client.workers("unhealthy") == 1)
+        eventually(lambda: client.workers("idle") == 1)
+
+
+@pytest.mark.slow
+def test_while_throttled_no_worker_starts() -> None:
+    with one_endpoint(worker=LIGHT) as client:
+        client.control("POST", "/ep/throttle")
+        job_id = client.run({"a": 1})
+        assert client.stream(job_id, 1000)["status"] == "IN_QUEUE"
+        assert client.workers("throttled") == 1
+        client.control("DELETE", "/ep/throttle")
+        assert client.result(job_id)["output"] == {"a": 1}
+        assert client.workers("throttled") == 0

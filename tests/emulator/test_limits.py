@@ -1,0 +1,85 @@
+"""RunPod's limits, when they are kept."""
+
+import pytest
+
+from emulator.errors import TooManyRequests
+from emulator.limits import Meter
+from emulator.settings import EndpointSettings, Limit
+from tests.emulator.clock import FakeClock
+from tests.emulator.conftest import one_endpoint, while_held
+
+
+def test_calls_are_counted_over_the_last_ten_seconds() -> None:
+    clock = FakeClock()
+    meter = Meter(Limit(calls_per_10_seconds=2), clock)
+
+    def is_admitted() -> bool:
+        try:
+            with meter.admitted():
+                return True
+        except TooManyRequests:
+            return False
+
+    answers = []
+    for _ in range(8):
+        answers.append(is_admitted())
+        clock.advance(3)
+    assert answers == [True, True, False, False, True, True, False, False]
+
+
+def test_a_refusal_says_when_there_is_room_again() -> None:
+    clock = FakeClock()
+    meter = Meter(Limit(calls_per_10_seconds=1), clock)
+    with meter.admitted():
+        clock.advance(2.5)
+    with pytest.raises(TooManyRequests) as refusal, meter.admitted():
+        pass
+    assert refusal.value.retry_after_seconds == 8
+
+
+def test_calls_at_once_are_counted_while_they_last() -> None:
+    meter = Meter(Limit(calls_per_10_seconds=100, concurrent=1), FakeClock())
+    with meter.admitted(), pytest.raises(TooManyRequests), meter.admitted():
+        pass
+    with meter.admitted():
+        pass
+
+
+def test_without_rate_limits_there_are_none() -> None:
+    assert EndpointSettings(id="e").limit("stream") is None
+
+
+def test_runpods_limits_hold_where_no_others_are_set() -> None:
+    own = Limit(calls_per_10_seconds=5)
+    settings = EndpointSettings(id="e", rate_limits=True, limits={"run": own})
+    assert settings.limit("run") == own
+    assert settings.limit("stream") == Limit(calls_per_10_seconds=2000, concurrent=400)
+    assert settings.limit("health") is None
+
+
+def test_a_call_too_many_is_answered_429() -> None:
+    with one_endpoint(rate_limits=True) as client:
+        assert [client.post("/purge-queue").status_code for _ in range(3)] == [200, 200, 429]
+        refused = client.post("/purge-queue")
+        assert set(refused.json()) == {"error"}
+        assert "retry-after" not in refused.headers
+
+
+def test_a_429_says_when_to_come_back_if_it_is_to() -> None:
+    with one_endpoint(rate_limits=True, send_retry_after=True) as client:
+        for _ in range(2):
+            client.post("/purge-queue")
+        assert 1 <= int(client.post("/purge-queue").headers["retry-after"]) <= 10
+
+
+def test_held_streams_count_as_concurrent() -> None:
+    limits = {"stream": {"calls_per_10_seconds": 100, "concurrent": 1}}
+    with one_endpoint(rate_limits=True, limits=limits, stream_hold_seconds=0.5) as client:
+        job_id = client.run({"a": 1})
+        second = []
+        first = while_held(
+            lambda: client.get(f"/stream/{job_id}"),
+            lambda: second.append(client.get(f"/stream/{job_id}").status_code),
+        )
+        assert (first.status_code, second) == (200, [429])
+        assert client.get(f"/stream/{job_id}").status_code == 200
