@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from proxy.keep_alive import Mode
 from proxy.pacing import Limit
 
 _LIMIT = re.compile(r"(\d+)/(\d+)")
@@ -89,8 +90,10 @@ class Settings(BaseSettings):
     """How long a request may take, waiting included."""
     first_byte_hold_seconds: float = Field(default=0.75, ge=0)
     """How long a stream's headers are held back, so that an early failure keeps its HTTP status."""
+    keep_alive_mode: Mode = "comment"
+    """What a stream that has nothing to say sends: `comment`, `chunk` (an empty delta) or `off`."""
     keep_alive_seconds: float = Field(default=10, ge=1, le=60)
-    """How often a stream that has nothing to say sends a comment."""
+    """How often it does."""
     max_requests: int = Field(default=1000, gt=0)
     """How many requests may be under way at a time."""
     max_waiting: int = Field(default=500, gt=0)

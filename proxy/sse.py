@@ -1,4 +1,4 @@
-"""An answer as Server-Sent Events: comments while it is awaited, events as they come, one end.
+"""An answer as Server-Sent Events: signs of life while it is awaited, then events, then one end.
 
 What OpenAI's clients can read is narrower than the standard: no `id:`, no `retry:` and no event
 without data may be sent (openai-python's decoder fails on them); a plain comment is harmless.
@@ -13,8 +13,8 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from proxy.answer import Answer
-from proxy.endpoint import JobStatus
 from proxy.errors import InternalError, ProxyError, VLLMError
+from proxy.keep_alive import KeepAlive
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +30,13 @@ class EventStream(EventSourceResponse):
         answer: Answer,
         opening: asyncio.Task[bytes],
         *,
+        keep_alive: KeepAlive,
         keep_alive_seconds: float,
         longest_drain_seconds: float,
         headers: dict[str, str],
     ) -> None:
         super().__init__(
-            _events(answer, opening, keep_alive_seconds),
+            _events(answer, opening, keep_alive, keep_alive_seconds),
             headers=headers,
             ping=0,  # our own comments know whether anything was sent
             shutdown_grace_period=longest_drain_seconds,
@@ -53,11 +54,14 @@ class EventStream(EventSourceResponse):
 
 
 async def _events(
-    answer: Answer, opening: asyncio.Task[bytes], keep_alive_seconds: float
+    answer: Answer,
+    opening: asyncio.Task[bytes],
+    keep_alive: KeepAlive,
+    keep_alive_seconds: float,
 ) -> AsyncIterator[bytes]:
     try:
         while not opening.done():
-            yield _comment(answer)
+            yield keep_alive(answer.job.status)
             await asyncio.wait({opening}, timeout=keep_alive_seconds)
         first = opening.result()
         if answer.head is None or not answer.head.is_event_stream:
@@ -67,7 +71,7 @@ async def _events(
         sent = time.monotonic()
         async for piece in answer.pieces():
             if piece or time.monotonic() - sent >= keep_alive_seconds * 0.9:
-                yield piece or _comment(answer)
+                yield piece or keep_alive(answer.job.status)
                 sent = time.monotonic()
     except ProxyError as exc:
         yield exc.event
@@ -82,7 +86,3 @@ async def _as_one_event(answer: Answer, first: bytes) -> bytes:
     if answer.head is not None and answer.head.status < 400:
         return b"data: " + body.replace(b"\n", b" ") + b"\n\ndata: [DONE]\n\n"
     return VLLMError(answer.head.status if answer.head else 502, body).event
-
-
-def _comment(answer: Answer) -> bytes:
-    return b": queued\n\n" if answer.job.status is JobStatus.IN_QUEUE else b": running\n\n"

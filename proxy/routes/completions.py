@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from proxy import request_body
 from proxy.answer import Answer
 from proxy.disconnect import unless_client_leaves
+from proxy.keep_alive import keep_alive
 from proxy.request_body import Body
 from proxy.services import Services, services
 from proxy.sse import EventStream
@@ -40,7 +41,7 @@ async def _create(request: Request, route: str, *, prompt_field: str) -> Respons
     request.state.job_id = job.id
     answer = Answer(job, wants_stream=body.wants_stream)
     try:
-        return await _respond(request, here, answer, wants_stream=body.wants_stream)
+        return await _respond(request, here, answer, route, body)
     except BaseException:
         job.close()
         raise
@@ -57,18 +58,18 @@ def _job_input(here: Services, route: str, body: Body, request_id: str) -> dict[
 
 
 async def _respond(
-    request: Request, here: Services, answer: Answer, *, wants_stream: bool
+    request: Request, here: Services, answer: Answer, route: str, body: Body
 ) -> Response:
     """A stream begins after a short hold, so that an early failure keeps its HTTP status."""
     opening = asyncio.create_task(answer.open())
     try:
-        hold = here.settings.first_byte_hold_seconds if wants_stream else None
+        hold = here.settings.first_byte_hold_seconds if body.wants_stream else None
         await unless_client_leaves(request, asyncio.wait({opening}, timeout=hold))
         headers = {"x-runpod-job-id": answer.job.id}
         if opening.done() and here.models.wants_to_learn:
             here.models.learn_from(opening.result())
         is_plain = opening.done() and not (answer.head and answer.head.is_event_stream)
-        if not wants_stream or is_plain:
+        if not body.wants_stream or is_plain:
             return await _plain(request, here, answer, opening.result(), headers)
     except BaseException:
         opening.cancel()
@@ -76,6 +77,7 @@ async def _respond(
     return EventStream(
         answer,
         opening,
+        keep_alive=keep_alive(here.settings.keep_alive_mode, route=route, model=body.model),
         keep_alive_seconds=here.settings.keep_alive_seconds,
         longest_drain_seconds=here.settings.longest_drain_seconds,
         headers=headers,

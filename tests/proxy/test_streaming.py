@@ -176,6 +176,36 @@ def test_comments_come_while_nothing_else_does(
     assert rest.endswith(BODY)
 
 
+@pytest.mark.parametrize("settings", [{"keep_alive_mode": "chunk"}], indirect=True)
+@pytest.mark.parametrize("route", ["chat", "completions"])
+def test_empty_chunks_come_in_place_of_comments(
+    sdk: openai.OpenAI, runpod: ScriptedRunPod, route: str
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", hold=hold), Page("COMPLETED", FRAMES)]
+    threading.Timer(1.5, hold.set).start()
+    if route == "chat":
+        told = [
+            c.choices[0].delta.content for c in sdk.chat.completions.create(**chat(stream=True))
+        ]
+        assert told[:2] == [None, None]
+    else:
+        stream = sdk.completions.create(model="m", prompt="hi", stream=True)
+        assert [next(stream).choices[0].text for _ in range(2)] == ["", ""]
+
+
+@pytest.mark.parametrize("settings", [{"keep_alive_mode": "off"}], indirect=True)
+def test_nothing_comes_but_the_answer_when_keep_alives_are_off(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", hold=hold), Page("COMPLETED", FRAMES)]
+    threading.Timer(1.5, hold.set).start()
+    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        assert not hold.is_set()  # the headers did not wait
+        assert response.read().decode() == BODY
+
+
 def test_comments_come_between_the_events_of_a_slow_stream(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
