@@ -7,7 +7,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from pydantic import ValidationError
 
 from emulator.app import create_app
@@ -89,17 +88,8 @@ def main() -> None:
         parser().error(_in_words(error))
     except (OSError, tomllib.TOMLDecodeError) as error:
         parser().error(f"{flags.config}: {error}")
-    app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="info" if flags.access_log else "warning",
-        access_log=flags.access_log,
-        timeout_graceful_shutdown=3,
-    )
     with contextlib.suppress(KeyboardInterrupt):
-        Server(app, config).run()
+        Server(create_app(settings), access_log=flags.access_log).run()
 
 
 def _in_words(error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -11,6 +12,11 @@ from emulator.settings import EmulatorSettings
 
 log = logging.getLogger("emulator")
 
+KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than any client keeps an idle connection, or one in many POSTs would meet its end."""
+GRACEFUL_SHUTDOWN_SECONDS: Final = 1
+"""Held polls of clients get no answer; there is nothing to wait for."""
+
 
 class Server(uvicorn.Server):
     """Serves an emulator.
@@ -19,7 +25,17 @@ class Server(uvicorn.Server):
     the workers can no longer hand in their results.
     """
 
-    def __init__(self, app: Starlette, config: uvicorn.Config) -> None:
+    def __init__(self, app: Starlette, *, access_log: bool = False) -> None:
+        settings: EmulatorSettings = app.state.settings
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="info" if access_log else "warning",
+            access_log=access_log,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+        )
         super().__init__(config)
         self._app = app
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-import uvicorn
 
 from emulator.app import create_app
 from emulator.server import Server
@@ -119,10 +118,7 @@ def emulator(**endpoints: Json) -> Iterator[Callable[[str], Client]]:
         }
     )
     app = create_app(settings)
-    config = uvicorn.Config(
-        app, port=settings.port, log_level="warning", timeout_graceful_shutdown=1
-    )
-    server = Server(app, config)
+    server = Server(app)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started)
