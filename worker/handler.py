@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from worker.answer import Answer, VLLMClient
@@ -13,7 +14,7 @@ from worker.outputs import BareOutputs, FramedOutputs, Output, Outputs
 log = logging.getLogger(__name__)
 
 Job = dict[str, Any]
-Handler = Callable[[Job], AsyncIterator[Output]]
+Handler = Callable[[Job], AsyncGenerator[Output, None]]
 
 
 def create_handler(client: VLLMClient, model: str | None) -> Handler:
@@ -23,8 +24,8 @@ def create_handler(client: VLLMClient, model: str | None) -> Handler:
     (`inspect.isasyncgenfunction`). The SDK posts each output before it asks for the next.
     """
 
-    async def handler(job: Job) -> AsyncIterator[Output]:
-        outputs: Outputs = FramedOutputs() if wants_frames(job) else BareOutputs()
+    async def handler(job: Job) -> AsyncGenerator[Output, None]:
+        outputs: Outputs = FramedOutputs(_new_run()) if wants_frames(job) else BareOutputs()
         answer: Answer | None = None
         try:
             answer = client.ask(parse(job, model))
@@ -45,6 +46,10 @@ def create_handler(client: VLLMClient, model: str | None) -> Handler:
                 answer.close()
 
     return handler
+
+
+def _new_run() -> str:
+    return secrets.token_hex(4)
 
 
 def _close_with_job(answer: Answer) -> None:

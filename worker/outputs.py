@@ -33,9 +33,14 @@ class Outputs(Protocol):
 
 
 class FramedOutputs:
-    """Protocol 1: one frame for each piece, numbered without holes."""
+    """Protocol 1: one frame for each piece, numbered without holes.
 
-    def __init__(self) -> None:
+    `run` is the same on all frames of one run of the job and on no others: RunPod gives the job
+    of a worker that died to another one, whose frames count from 0 again.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
         self._seq = 0
         self._streams = False
         self._ends_event = True
@@ -62,7 +67,7 @@ class FramedOutputs:
         return [frame]
 
     def _next_frame(self, status: int, content_type: str) -> dict[str, Any]:
-        frame: dict[str, Any] = {"seq": self._seq}
+        frame: dict[str, Any] = {"seq": self._seq, "run": self._run}
         if self._seq == 0:
             frame |= {"status": status, "content_type": content_type}
         self._seq += 1

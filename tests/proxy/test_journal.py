@@ -11,8 +11,8 @@ import pytest
 from proxy.app import create_app
 from proxy.journal import Journal, Orphan
 from tests.proxy.conftest import chat, settings_for
+from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
-from tests.proxy.test_shutdown import Proxy
 from tests.proxy.test_streaming import CHAT, FRAMES
 from tests.servers import serve
 from tests.waiting import wait_until
@@ -71,7 +71,7 @@ def test_a_proxy_that_was_killed_cancels_its_jobs_when_it_comes_back(
     scripted_runpod: tuple[ScriptedRunPod, str], runpod: ScriptedRunPod, tmp_path: Path
 ) -> None:
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", hold=threading.Event())]
-    first = Proxy(scripted_runpod[1], 1, state_dir=tmp_path)
+    first = Proxy(scripted_runpod[1], state_dir=tmp_path)
     try:
         with first.client.stream("POST", CHAT, json=chat(stream=True)) as response:
             next(response.iter_raw())
@@ -79,7 +79,7 @@ def test_a_proxy_that_was_killed_cancels_its_jobs_when_it_comes_back(
     finally:
         first.close()
     assert runpod.cancelled == []
-    second = Proxy(scripted_runpod[1], 1, state_dir=tmp_path)
+    second = Proxy(scripted_runpod[1], state_dir=tmp_path)
     try:
         wait_until(lambda: runpod.cancelled == [runpod.job_id])
     finally:

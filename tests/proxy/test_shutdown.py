@@ -1,68 +1,25 @@
 """A proxy that is told to stop: streams finish in the grace time, the rest end honestly."""
 
-import os
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.proxy.conftest import KEY, chat
+from tests.proxy.conftest import chat
+from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_streaming import BODY, CHAT, FRAMES, last_error
-from tests.servers import free_port
-from tests.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-
-
-class Proxy:
-    """A proxy in a process of its own."""
-
-    def __init__(
-        self, runpod_url: str, drain_seconds: float, state_dir: str | Path | None = None
-    ) -> None:
-        self.port = free_port()
-        environment = os.environ | {
-            "RUNPOD_API_KEY": "rp-test",
-            "RUNPOD_ENDPOINT_ID": "ep",
-            "RUNPOD_ENDPOINT_BASE_URL": f"{runpod_url}/v2",
-            "PROXY_API_KEYS": KEY,
-            "PROXY_MODELS": "m",
-            "PROXY_PORT": str(self.port),
-            "PROXY_KEEP_ALIVE_SECONDS": "1",
-            "PROXY_DRAIN_SECONDS": str(drain_seconds),
-            "PROXY_STATE_DIR": str(state_dir or tempfile.mkdtemp(prefix="proxy-test-")),
-        }
-        self.process = subprocess.Popen([sys.executable, "-m", "proxy"], cwd=ROOT, env=environment)
-        self.client = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.port}", headers={"authorization": f"Bearer {KEY}"}
-        )
-        wait_until(self.is_up, seconds=30)
-
-    def is_up(self) -> bool:
-        try:
-            return self.client.get("/ready").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def close(self) -> None:
-        self.client.close()
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture
 def proxy(
-    scripted_runpod: tuple[ScriptedRunPod, str], request: pytest.FixtureRequest
+    scripted_runpod: tuple[ScriptedRunPod, str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Proxy]:
-    proxy = Proxy(scripted_runpod[1], request.param)
+    proxy = Proxy(scripted_runpod[1], drain_seconds=request.param, state_dir=tmp_path)
     yield proxy
     proxy.close()
 

@@ -61,17 +61,15 @@ class Road:
         wait_until(is_empty, seconds=20)
 
 
-@contextmanager
-def road(*, settings: dict[str, Any] | None = None, **endpoint: Any) -> Iterator[Road]:
-    """A stack of its own; `settings` are the proxy's, the others the emulated endpoint's."""
-    engine_port = free_port()
+def endpoint_settings() -> dict[str, Any]:
+    """An endpoint whose worker is the real one, with a scripted engine in vLLM's place."""
     env = {
         "MODEL_NAME": "m",
         "WORKER_VLLM_COMMAND": f"{sys.executable} {ENGINE}",
         "WORKER_VLLM_FLAGS": str(FLAGS),
-        "WORKER_VLLM_PORT": str(engine_port),
-    } | endpoint.pop("env", {})
-    values = {
+        "WORKER_VLLM_PORT": str(free_port()),
+    }
+    return {
         "worker": f"{sys.executable} -m worker",
         "env": env,
         "scaler_value": 100,
@@ -79,8 +77,15 @@ def road(*, settings: dict[str, Any] | None = None, **endpoint: Any) -> Iterator
         "take_hold_seconds": 2,
         "stop_hold_seconds": 2,
     }
+
+
+@contextmanager
+def road(*, settings: dict[str, Any] | None = None, **endpoint: Any) -> Iterator[Road]:
+    """A stack of its own; `settings` are the proxy's, the others the emulated endpoint's."""
+    values = endpoint_settings() | endpoint
+    engine_port = int(values["env"]["WORKER_VLLM_PORT"])
     with ExitStack() as stack:
-        client = stack.enter_context(emulator(ep=values | endpoint))("ep")
+        client = stack.enter_context(emulator(ep=values))("ep")
         changes = {"runpod_api_key": API_KEY, "queue_timeout_seconds": 60} | (settings or {})
         app = create_app(settings_for(client.url.removesuffix("/v2/ep"), **changes))
         url = stack.enter_context(serve(app))

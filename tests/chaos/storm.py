@@ -1,0 +1,246 @@
+"""A storm: many requests while the network, the platform and the workers fail at random.
+
+`python -m tests.chaos.storm --seed 7 --requests 2000` runs a long one. The seed says what each
+client asks and when it leaves; what meets a fault depends on timing as well.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import openai
+import psutil
+
+from tests.emulator.conftest import API_KEY, Client, emulator
+from tests.proxy.conftest import KEY
+from tests.proxy.process import Proxy
+from tests.road.conftest import endpoint_settings
+from tests.waiting import wait_until
+
+WORDS = ["Grüße", "你好", "🌍🙂", "привет", "ẞ\u2028x", "naïve", "data: [DONE]", '{"id": "x"}', "a"]
+FAULTS: list[dict[str, Any]] = [
+    {"operation": "stream", "drop": "answer", "chance": 0.05},
+    {"operation": "stream", "status": 500, "chance": 0.03},
+    {"operation": "stream", "status": 429, "headers": {"retry-after": "1"}, "chance": 0.005},
+    {"operation": "stream", "delay_seconds": 0.1, "chance": 0.1},
+    {"operation": "job-stream", "status": 429, "chance": 0.05},
+    {"operation": "job-stream", "drop": "call", "chance": 0.03},
+    {"operation": "job-stream", "drop": "answer", "chance": 0.02},
+    {"operation": "job-stream", "delay_seconds": 0.03, "chance": 0.3},
+    {"operation": "run", "status": 503, "chance": 0.03},
+    {"operation": "run", "status": 429, "chance": 0.03},
+    {"operation": "run", "drop": "answer", "chance": 0.02},
+    {"operation": "cancel", "status": 500, "chance": 0.2},
+    {"operation": "cancel", "status": 429, "chance": 0.1},
+    {"operation": "cancel", "drop": "call", "chance": 0.1},
+    {"operation": "status", "status": 500, "chance": 0.1},
+    {"operation": "status", "drop": "answer", "chance": 0.1},
+    {"operation": "job-done", "drop": "call", "chance": 0.01},
+    {"operation": "job-take", "status": 500, "chance": 0.05},
+]
+PATIENCE_SECONDS = 90.0
+
+
+@dataclass
+class Report:
+    """What became of the requests of one storm."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    """Every answer that was neither right nor an honest error. To be empty."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        ends = ", ".join(f"{count} {end}" for end, count in self.ends.most_common())
+        return f"{self.ends.total()} requests: {ends}; {len(self.wrong)} wrong"
+
+
+@dataclass
+class Stack:
+    """The stack in the storm: everything in processes or servers of its own."""
+
+    proxy: Proxy
+    runpod: Client
+    engine_port: int
+
+    def calm(self) -> None:
+        """Let everything go well again."""
+        self._control("DELETE", "/_emulator/faults")
+
+    def stir(self) -> None:
+        """Put all faults in force."""
+        for fault in FAULTS:
+            self._control("POST", "/_emulator/faults", json=fault | {"times": 0})
+
+    def crash_workers(self) -> None:
+        """Kill the workers with all they started."""
+        self._control("POST", "/_emulator/ep/crash")
+
+    def wait_until_quiet(self) -> None:
+        """Until no job is left, the engine does nothing, and the proxy waits for nothing."""
+        wait_until(self._has_no_jobs, seconds=PATIENCE_SECONDS)
+        wait_until(lambda: not self._engine_is_running(), seconds=PATIENCE_SECONDS)
+        wait_until(lambda: self.proxy.journal() == [], seconds=PATIENCE_SECONDS)
+
+    def _control(self, method: str, path: str, **kwargs: Any) -> None:
+        base = self.runpod.url.removesuffix("/v2/ep")
+        self.runpod.http.request(method, base + path, **kwargs).raise_for_status()
+
+    def _has_no_jobs(self) -> bool:
+        jobs = self.runpod.health()["jobs"]
+        return int(jobs["inQueue"]) + int(jobs["inProgress"]) == 0
+
+    def _engine_is_running(self) -> bool:
+        try:
+            told = httpx.get(f"http://127.0.0.1:{self.engine_port}/_engine/requests").json()
+        except httpx.TransportError:
+            return False  # no worker, no engine
+        return int(told["running"]) > 0
+
+
+@contextmanager
+def stormy_stack() -> Iterator[Stack]:
+    """A stack with quick leases, so that what gets lost is found again soon."""
+    settings = endpoint_settings() | {
+        "lease_seconds": 6,
+        "min_workers": 1,
+        "max_backoff_seconds": 1,
+        "execution_timeout_seconds": 60,
+    }
+    with emulator(ep=settings) as clients, tempfile.TemporaryDirectory() as state_dir:
+        runpod = clients("ep")
+        proxy = Proxy(
+            runpod.url.removesuffix("/v2/ep"),
+            runpod_api_key=API_KEY,
+            drain_seconds=5,
+            state_dir=state_dir,
+            total_timeout_seconds=PATIENCE_SECONDS,
+        )
+        try:
+            wait_until(lambda: runpod.workers("idle") == 1, seconds=60)
+            yield Stack(proxy, runpod, int(settings["env"]["WORKER_VLLM_PORT"]))
+        finally:
+            proxy.close()
+
+
+async def storm(stack: Stack, *, seed: int, requests: int, at_once: int = 24) -> Report:
+    """Send requests while everything fails, then let it calm down."""
+    report = Report()
+    dice = random.Random(seed)
+    plans = iter([dice.getrandbits(32) for _ in range(requests)])
+    async with openai.AsyncOpenAI(
+        base_url=f"{stack.proxy.url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE_SECONDS + 30
+    ) as client:
+        stack.stir()
+        try:
+            async with asyncio.TaskGroup() as group:
+                clients = [
+                    group.create_task(_client(client, plans, report)) for _ in range(at_once)
+                ]
+                group.create_task(_killer(stack, dice.random(), clients))
+        finally:
+            stack.calm()
+    return report
+
+
+async def _killer(stack: Stack, luck: float, clients: list[asyncio.Task[None]]) -> None:
+    """Kill the workers every now and then, as long as there are clients."""
+    dice = random.Random(luck)
+    while not all(client.done() for client in clients):
+        await asyncio.wait(clients, timeout=dice.uniform(8, 20))
+        if not all(client.done() for client in clients):
+            await asyncio.to_thread(stack.crash_workers)
+
+
+async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Report) -> None:
+    for seed in plans:
+        dice = random.Random(seed)
+        text = " ".join(dice.choice(WORDS) for _ in range(dice.randint(1, 120)))
+        got: list[str] = []
+        try:
+            end = await _ask(client, text, got, dice)
+        except openai.APIStatusError as exc:
+            end = f"HTTP {exc.status_code}"
+            if not isinstance(exc.body, dict) or not exc.body.get("code"):
+                report.wrong.append(f"{seed}: an error without a code: {exc.body}")
+        except openai.APIError as exc:
+            end = "error event"
+            if isinstance(exc, openai.APIConnectionError):
+                report.wrong.append(f"{seed}: the connection broke: {exc!r}")
+        report.ends[end] += 1
+        if not text.startswith("".join(got)) or (end == "whole" and "".join(got) != text):
+            report.wrong.append(f"{seed}: {end}: wanted {text!r}, got {''.join(got)!r}")
+
+
+async def _ask(client: openai.AsyncOpenAI, text: str, got: list[str], dice: random.Random) -> str:
+    """One request; what came is appended to `got`. Returns how it ended."""
+    script = {"text": text, "delay_seconds": dice.choice([0, 0.005, 0.02])}
+    if dice.random() < 0.2:
+        script["chunk_bytes"] = dice.randint(1, 50)
+    fields: dict[str, Any] = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "extra_body": {"script": script},
+    }
+    if dice.random() < 0.3:
+        answer = await client.chat.completions.create(**fields)
+        got.append(answer.choices[0].message.content or "")
+        return "whole"
+    leaves_after = dice.randint(0, 30) if dice.random() < 0.2 else None
+    async with _streamed(client, fields) as chunks:
+        finish_reason = None
+        count = 0
+        async for chunk in chunks:
+            if count == leaves_after:
+                return "left"
+            got.append(chunk.choices[0].delta.content or "")
+            finish_reason = chunk.choices[0].finish_reason
+            count += 1
+    return "whole" if finish_reason == "stop" else "broken off"
+
+
+@asynccontextmanager
+async def _streamed(client: openai.AsyncOpenAI, fields: dict[str, Any]) -> AsyncIterator[Any]:
+    stream = await client.chat.completions.create(**fields, stream=True)
+    try:
+        yield stream
+    finally:
+        await stream.close()
+
+
+def main() -> int:
+    """Run a long storm; 0 if every answer was right or an honest error and nothing is left."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--at-once", type=int, default=24)
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    with stormy_stack() as stack:
+        process = psutil.Process(stack.proxy.process.pid)
+        before = process.memory_info().rss
+        report = asyncio.run(
+            storm(
+                stack,
+                seed=arguments.seed,
+                requests=arguments.requests,
+                at_once=arguments.at_once,
+            )
+        )
+        stack.wait_until_quiet()
+        grown = (process.memory_info().rss - before) / 2**20
+    print(report, f"; the proxy grew by {grown:.1f} MiB", *report.wrong, sep="\n")
+    return 1 if report.wrong or report.ends["broken off"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""A short storm; `make chaos` runs long ones."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.chaos.storm import Stack, storm, stormy_stack
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+SEED = int(os.environ.get("CHAOS_SEED") or random.randrange(2**32))
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with stormy_stack() as stack:
+        yield stack
+
+
+def test_every_answer_is_exactly_right_or_an_honest_error(stack: Stack) -> None:
+    print(f"CHAOS_SEED={SEED}")
+    report = asyncio.run(storm(stack, seed=SEED, requests=150))
+    print(report)
+    assert report.wrong == []
+    assert report.ends["broken off"] == 0
+    assert report.ends["whole"] > report.ends.total() / 2
+    stack.wait_until_quiet()
+
+
+def test_a_storm_leaves_nothing_behind(stack: Stack) -> None:
+    process = psutil.Process(stack.proxy.process.pid)
+    before = process.memory_info().rss
+    report = asyncio.run(storm(stack, seed=SEED + 1, requests=100))
+    assert report.wrong == []
+    stack.wait_until_quiet()
+    # What is left open are idle connections, of which there are never more than clients at once.
+    sockets = [c for c in process.net_connections() if c.status == psutil.CONN_ESTABLISHED]
+    assert len(sockets) <= 60
+    assert process.num_threads() < 20
+    assert process.memory_info().rss - before < 30 * 2**20
+    stack.proxy.process.send_signal(signal.SIGTERM)
+    assert stack.proxy.process.wait(timeout=30) == 0
+    assert list(stack.proxy.state_dir.iterdir()) == []

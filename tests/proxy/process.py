@@ -1,0 +1,61 @@
+"""A proxy in a process of its own, for tests that stop it, kill it or look at it from outside."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.proxy.conftest import KEY
+from tests.servers import free_port
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+class Proxy:
+    """`python -m proxy`, and a client of it; `changes` are settings without their prefix."""
+
+    def __init__(
+        self, runpod_url: str, *, state_dir: str | Path, runpod_api_key: str = "rp", **changes: Any
+    ) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.state_dir = Path(state_dir)
+        settings = {"api_keys": KEY, "models": "m", "port": port, "keep_alive_seconds": 1} | changes
+        environment = {f"PROXY_{name.upper()}": str(value) for name, value in settings.items()} | {
+            "RUNPOD_API_KEY": runpod_api_key,
+            "RUNPOD_ENDPOINT_ID": "ep",
+            "RUNPOD_ENDPOINT_BASE_URL": f"{runpod_url}/v2",
+            "PROXY_STATE_DIR": str(state_dir),
+            "PROXY_LOG_LEVEL": "warning",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "proxy"], cwd=ROOT, env=os.environ | environment
+        )
+        self.client = httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"})
+        wait_until(self._is_up, seconds=30)
+
+    def journal(self) -> list[str]:
+        """The ids of the jobs in flight."""
+        ids: list[str] = []
+        for path in self.state_dir.glob("*.sqlite3"):
+            database = sqlite3.connect(path)
+            ids += [row[0] for row in database.execute("SELECT id FROM jobs")]
+            database.close()
+        return ids
+
+    def close(self) -> None:
+        """Kill it, if it still runs."""
+        self.client.close()
+        self.process.kill()
+        self.process.wait()
+
+    def _is_up(self) -> bool:
+        try:
+            return self.client.get("/ready").status_code == 200
+        except httpx.TransportError:
+            return False

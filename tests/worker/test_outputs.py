@@ -1,0 +1,73 @@
+"""The two forms of outputs where no real answer would get us easily."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, cast
+
+from worker.answer import Answer
+from worker.errors import EngineFailed
+from worker.outputs import BareOutputs, FramedOutputs
+
+
+@dataclass
+class AnswerSoFar:
+    """As much of an answer as outputs look at."""
+
+    status: int = 200
+    content_type: str = "text/event-stream"
+    is_event_stream: bool = True
+    is_complete: bool = False
+
+
+def answer(**facts: Any) -> Answer:
+    return cast(Answer, AnswerSoFar(**facts))
+
+
+PLAIN = {"content_type": "application/json", "is_event_stream": False}
+
+
+def test_an_error_event_begins_on_a_line_of_its_own() -> None:
+    for outputs in (FramedOutputs("a"), BareOutputs()):
+        outputs.add(answer(), b"data: cut in the mid")
+        [last] = outputs.fail(EngineFailed())
+        text = last["text"] if isinstance(last, dict) else last
+        assert isinstance(text, str)
+        assert text.startswith("\n\ndata: {")
+        assert text.endswith("}}\n\n")
+
+
+def test_an_error_event_after_a_whole_event_adds_no_lines() -> None:
+    outputs = FramedOutputs("a")
+    outputs.add(answer(), b"data: 1\n\n")
+    assert outputs.fail(EngineFailed()) == [
+        {"seq": 1, "run": "a", "text": f"data: {EngineFailed().body()}\n\n", "end": True}
+    ]
+
+
+def test_a_plain_body_that_breaks_off_half_way_fails_the_job() -> None:
+    outputs = FramedOutputs("a")
+    outputs.add(answer(**PLAIN), b'{"half":')
+    [last] = outputs.fail(EngineFailed())
+    assert isinstance(last, dict)
+    assert json.loads(last["error"])["error"]["code"] == "engine_failed"
+
+
+def test_an_object_that_has_an_error_does_not_fail_a_job_that_went_well() -> None:
+    body = b'{"status":"failed","error":{"message":"it says"}}'
+    assert BareOutputs().add(answer(**PLAIN, is_complete=True), body) == [body.decode()]
+
+
+def test_an_error_without_an_error_object_gets_one() -> None:
+    gone = answer(**PLAIN, status=502, is_complete=True)
+    [output] = BareOutputs().add(gone, b"<html>Bad Gateway")
+    assert isinstance(output, dict)
+    error = json.loads(output["error"])["error"]
+    assert (error["message"], error["code"]) == ("<html>Bad Gateway", 502)
+
+
+def test_a_piece_that_is_no_text_becomes_base64_and_the_rest_stays_text() -> None:
+    outputs = FramedOutputs("a")
+    assert outputs.add(answer(**PLAIN), b"\xff") == [
+        {"seq": 0, "run": "a", "status": 200, "content_type": "application/json", "base64": "/w=="}
+    ]
+    assert outputs.add(answer(**PLAIN), b"ok") == [{"seq": 1, "run": "a", "text": "ok"}]
