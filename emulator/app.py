@@ -33,7 +33,7 @@ def create_app(settings: EmulatorSettings) -> Starlette:
             try:
                 yield
             finally:
-                await stop_workers(app)
+                await close(app)
 
     endpoints = {endpoint.id: _endpoint(settings, endpoint) for endpoint in settings.endpoints}
     routes = [*client_api.routes(), *worker_api.routes(), *control_api.routes()]
@@ -42,15 +42,19 @@ def create_app(settings: EmulatorSettings) -> Starlette:
     app.state.endpoints = endpoints
     app.state.faults = Faults(settings.faults)
     app.state.meters = {}
+    app.state.is_closing = False
     return app
 
 
-async def stop_workers(app: Starlette) -> None:
-    """Stop all workers of all endpoints; returns when none of their processes is left."""
+async def close(app: Starlette) -> None:
+    """Stop all workers, until none of their processes is left, then end all held calls."""
     endpoints: dict[str, Endpoint] = app.state.endpoints
     async with asyncio.TaskGroup() as group:
         for endpoint in endpoints.values():
             group.create_task(endpoint.scaler.stop())
+    app.state.is_closing = True
+    for endpoint in endpoints.values():
+        endpoint.queue.ring_all()
 
 
 def _endpoint(settings: EmulatorSettings, endpoint: EndpointSettings) -> Endpoint:

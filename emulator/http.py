@@ -94,7 +94,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
 async def hold(request: Request, bell: Bell, ready: Callable[[], bool], seconds: float) -> bool:
     """Hold a long poll until `ready()`, at most `seconds`; False when the caller has left.
 
-    After True nothing has run since `ready()` was looked at, so what it saw may be handed out.
+    After True nothing has run since `ready()` was looked at, so what it saw may be handed out. The
+    hold also ends when the emulator closes.
     """
     if ready():
         return True
@@ -109,7 +110,8 @@ async def hold(request: Request, bell: Bell, ready: Callable[[], bool], seconds:
 
     watcher = asyncio.create_task(watch())
     try:
-        await bell.wait_for(lambda: has_left or ready(), seconds)
+        state = request.app.state
+        await bell.wait_for(lambda: has_left or state.is_closing or ready(), seconds)
     finally:
         watcher.cancel()
     return not has_left

@@ -113,6 +113,14 @@ class Queue:
         self.ended.clear()
         self.retried = 0
 
+    def ring_all(self) -> None:
+        """Let whoever waits for anything here look again."""
+        bells = [self.arrivals, self.activity]
+        bells += [job.bell for job in self.jobs.values()]
+        bells += [worker.bell for worker in self.workers.values()]
+        for bell in bells:
+            bell.ring()
+
     # What workers do
 
     def greet(self, worker_id: str) -> Worker:

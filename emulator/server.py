@@ -7,15 +7,14 @@ from typing import Final
 import uvicorn
 from starlette.applications import Starlette
 
-from emulator.app import stop_workers
+from emulator.app import close
 from emulator.settings import EmulatorSettings
 
 log = logging.getLogger("emulator")
 
 KEEP_ALIVE_SECONDS: Final = 75
 """Longer than any client keeps an idle connection, or one in many POSTs would meet its end."""
-GRACEFUL_SHUTDOWN_SECONDS: Final = 1
-"""Held polls of clients get no answer; there is nothing to wait for."""
+GRACEFUL_SHUTDOWN_SECONDS: Final = 3
 
 
 class Server(uvicorn.Server):
@@ -49,5 +48,5 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop the workers while they can still be heard, then stop listening."""
-        await stop_workers(self._app)
+        await close(self._app)
         await super().shutdown(sockets)

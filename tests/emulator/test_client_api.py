@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.emulator.conftest import API_KEY, Client, Json, eventually, one_endpoint, while_held
+from tests.emulator.running import API_KEY, Client, Json, eventually, one_endpoint, while_held
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from tests.emulator.conftest import LIGHT, Client, eventually, one_endpoint
+from tests.emulator.running import LIGHT, Client, eventually, one_endpoint
 
 
 def test_the_control_api_asks_for_the_key_as_well(by_hand: Client) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from emulator.faults import Faults
 from emulator.settings import Fault
-from tests.emulator.conftest import Client, one_endpoint
+from tests.emulator.running import Client, one_endpoint
 
 
 @pytest.fixture

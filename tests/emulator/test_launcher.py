@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from emulator import launcher
-from tests.emulator.conftest import eventually
+from tests.emulator.running import eventually
 
 pytestmark = [
     pytest.mark.slow,

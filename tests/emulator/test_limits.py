@@ -6,7 +6,7 @@ from emulator.errors import TooManyRequests
 from emulator.limits import Meter
 from emulator.settings import EndpointSettings, Limit
 from tests.emulator.clock import FakeClock
-from tests.emulator.conftest import one_endpoint, while_held
+from tests.emulator.running import one_endpoint, while_held
 
 
 def test_calls_are_counted_over_the_last_ten_seconds() -> None:

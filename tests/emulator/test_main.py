@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.emulator.conftest import API_KEY, LIGHT, SCRIPTED, Client, eventually
+from tests.emulator.running import API_KEY, LIGHT, SCRIPTED, Client, eventually, while_held
 from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
@@ -66,6 +66,17 @@ def test_a_killed_emulator_leaves_no_worker(tmp_path: Path) -> None:
         eventually(lambda: gone(family))
 
 
+def test_calls_that_are_held_end_quietly_with_the_emulator(tmp_path: Path) -> None:
+    with running("", tmp_path / "log") as emulator:
+        job_id = emulator.client.run({"a": 1})
+        answer = while_held(
+            lambda: emulator.client.stream(job_id, 20_000), emulator.process.terminate
+        )
+        assert answer == {"status": "IN_QUEUE", "stream": []}
+        emulator.process.wait(10)
+        assert emulator.log.read_text().count("\n") == 1, "the line that says ready"
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_an_emulator_that_is_told_to_stop_stops_its_workers(
     tmp_path: Path, signal_number: signal.Signals
@@ -78,6 +89,7 @@ def test_an_emulator_that_is_told_to_stop_stops_its_workers(
         assert gone(family)
         log = emulator.log.read_text()
     assert "started (pid" in log
+    assert "ready after" in log
     assert "stopped (SIGTERM)" in log
     assert "Traceback" not in log
 

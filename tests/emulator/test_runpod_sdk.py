@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import runpod
 
-from tests.emulator.conftest import API_KEY, PLAIN, SCRIPTED, Client, emulator, eventually
+from tests.emulator.running import API_KEY, PLAIN, SCRIPTED, Client, emulator, eventually
 
 pytestmark = pytest.mark.slow
 

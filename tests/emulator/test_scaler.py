@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.emulator.conftest import LIGHT, SCRIPTED, eventually, one_endpoint
+from tests.emulator.running import LIGHT, SCRIPTED, eventually, one_endpoint
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +104,16 @@ def test_a_job_that_waits_too_long_brings_one_more_worker(tmp_path: Path) -> Non
         second = client.run({"a": 1})
         assert client.result(second)["delayTime"] >= 500
         assert len(worker_pids()) == 2
+
+
+def test_while_a_worker_starts_no_further_one_is_brought() -> None:
+    with one_endpoint(
+        worker="sleep 300", max_workers=3, scaler="queue_delay", scaler_value=0.1
+    ) as client:
+        job_id = client.run({"a": 1})
+        client.stream(job_id, 1000)
+        client.run({"a": 1})
+        assert client.workers("initializing") == 1
 
 
 # Down

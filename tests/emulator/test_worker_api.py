@@ -5,7 +5,7 @@ import pytest
 
 from emulator.app import create_app
 from emulator.settings import EmulatorSettings, EndpointSettings
-from tests.emulator.conftest import API_KEY, Client, eventually, one_endpoint, while_held
+from tests.emulator.running import API_KEY, Client, eventually, one_endpoint, while_held
 
 SDK_POST_HEADERS = {
     "Authorization": API_KEY,

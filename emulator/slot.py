@@ -1,0 +1,174 @@
+"""Slot: the life of one worker, from the decision to start it to the end of its last process."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from emulator.queue import Queue
+from emulator.settings import EndpointSettings
+from emulator.worker_process import WorkerProcess, worker_command, worker_environment
+
+log = logging.getLogger("emulator")
+
+
+class State(StrEnum):
+    """What a slot is doing."""
+
+    UP = "up"
+    """Starting, or running; which of the two the queue knows."""
+    STOPPING = "stopping"
+    UNHEALTHY = "unhealthy"
+    """Crashed; waits before it is replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the workers of one endpoint have in common."""
+
+    settings: EndpointSettings
+    queue: Queue
+    base_url: str
+    api_key: str
+    directory: Path
+    log_directory: Path
+
+
+class Backoff:
+    """The pause after a crash, which doubles as long as workers do nothing but crash."""
+
+    def __init__(self, longest_seconds: float) -> None:
+        self._longest_seconds = longest_seconds
+        self._crashes = 0
+
+    def reset(self) -> None:
+        """A worker has worked: the next crash is the first again."""
+        self._crashes = 0
+
+    def next_seconds(self) -> float:
+        """The pause after one more crash."""
+        self._crashes += 1
+        return min(2.0 ** (self._crashes - 1), self._longest_seconds)
+
+
+class Slot:
+    """One worker the endpoint pays for. `live()` is its whole life, in a task of its own."""
+
+    def __init__(self, site: Site, backoff: Backoff) -> None:
+        self.worker_id = secrets.token_hex(7)
+        self.state = State.UP
+        self._site = site
+        self._backoff = backoff
+        self._wanted_at = site.queue.clock.now()
+        self._is_ready = False
+        self._stop_asked = asyncio.Event()
+        self._process: WorkerProcess | None = None
+
+    async def live(self) -> None:
+        """Wait out the cold start, run the process, and after a crash the pause before the next."""
+        delay_seconds = self._site.settings.cold_start_delay_seconds
+        if await _happens(self._stop_asked, delay_seconds):
+            return
+        try:
+            trouble = await self._run_process()
+        except OSError as error:
+            trouble = f"could not be started: {error}"
+        if trouble is not None:
+            await self._pause(trouble)
+
+    def retire(self, reason: str) -> None:
+        """Give the worker no more jobs and ask it to stop; harmless when that was done before."""
+        if not self._stop_asked.is_set():
+            self._say(f"stopping: {reason}")
+            self.state = State.STOPPING
+            self._stop_asked.set()
+            self._site.queue.drain(self.worker_id)
+
+    def cut_off(self) -> None:
+        """Kill the worker's processes, as if its machine had failed."""
+        if self._process is not None:
+            self._process.cut_off()
+
+    def note_ready(self) -> None:
+        """The worker has asked for a job: say so, once."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._say(f"ready after {self._site.queue.clock.now() - self._wanted_at:.1f} s")
+
+    async def _run_process(self) -> str | None:
+        """Run the worker to its end; what went wrong, if something did."""
+        process = self._process = await self._start_process()
+        self._say(f"started (pid {process.pid}, log {process.log_path})")
+        try:
+            code = await self._exit_code(process)
+        except BaseException:
+            await process.kill()
+            raise
+        finally:
+            self._process = None
+        has_worked = self._leave_queue()
+        if self._stop_asked.is_set() or (code == 0 and has_worked):
+            self._say(f"stopped ({_exit_text(code)})")
+            return None
+        return f"died ({_exit_text(code)}), last lines:\n{process.last_lines()}"
+
+    async def _start_process(self) -> WorkerProcess:
+        site = self._site
+        name = f"{site.settings.id}-{self.worker_id}"
+        return await WorkerProcess.start(
+            worker_command(site.settings),
+            worker_environment(site.settings, self.worker_id, site.base_url, site.api_key),
+            site.directory / name,
+            site.log_directory / f"{name}.log",
+        )
+
+    async def _exit_code(self, process: WorkerProcess) -> int:
+        """Wait for the process to end, by itself or because it was asked to."""
+        ended = asyncio.create_task(process.wait())
+        asked = asyncio.create_task(self._stop_asked.wait())
+        try:
+            await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return ended.result()
+            return await process.stop(self._site.settings.stop_grace_seconds)
+        finally:
+            asked.cancel()
+            ended.cancel()
+
+    def _leave_queue(self) -> bool:
+        """Have the worker's jobs handed to others; True when it had finished any."""
+        worker = self._site.queue.workers.get(self.worker_id)
+        self._site.queue.lose_worker(self.worker_id)
+        has_worked = worker is not None and worker.jobs_done > 0
+        if has_worked:
+            self._backoff.reset()
+        return has_worked
+
+    async def _pause(self, trouble: str) -> None:
+        """Report a crash and keep the slot for a while, so that nothing takes its place."""
+        seconds = self._backoff.next_seconds()
+        self._say(f"{trouble}\nnext start in {seconds:g} s", logging.ERROR)
+        self.state = State.UNHEALTHY
+        await _happens(self._stop_asked, seconds)
+
+    def _say(self, what: str, level: int = logging.INFO) -> None:
+        log.log(level, "endpoint %s: worker %s %s", self._site.settings.id, self.worker_id, what)
+
+
+def _exit_text(code: int) -> str:
+    """`exit code 1`, or the name of the signal behind 128 + n."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(code - 128).name
+    return f"exit code {code}"
+
+
+async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for the event for so long; True when it came."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    return event.is_set()
