@@ -12,6 +12,7 @@ from emulator.endpoint import Endpoint
 from emulator.errors import BadRequest, EmulatorError
 from emulator.faults import Faults
 from emulator.http import Handler, Json, check_key, find_endpoint, parse_object, refusal
+from emulator.limits import Meter
 from emulator.settings import Fault
 
 
@@ -20,7 +21,10 @@ async def show(request: Request) -> Response:
     endpoints: dict[str, Endpoint] = request.app.state.endpoints
     return Json(
         {
-            "endpoints": {name: _inside(endpoint) for name, endpoint in endpoints.items()},
+            "endpoints": {
+                name: _inside(endpoint, _calls(request, name))
+                for name, endpoint in endpoints.items()
+            },
             "faults": _faults(request).view(),
         }
     )
@@ -98,10 +102,21 @@ def _faults(request: Request) -> Faults:
     return faults
 
 
-def _inside(endpoint: Endpoint) -> dict[str, Any]:
+def _calls(request: Request, endpoint_id: str) -> dict[str, dict[str, int]]:
+    """How many calls of each operation were within the rate limits, and how many beyond."""
+    meters: dict[tuple[str, str], Meter] = request.app.state.meters
+    return {
+        operation: {"admitted": meter.admitted_calls, "refused": meter.refused_calls}
+        for (endpoint, operation), meter in meters.items()
+        if endpoint == endpoint_id
+    }
+
+
+def _inside(endpoint: Endpoint, calls: dict[str, dict[str, int]]) -> dict[str, Any]:
     queue = endpoint.queue
     return {
         "health": endpoint.health(),
+        "calls": calls,
         "jobs": [{**job.view(), "unread": len(job.chunks)} for job in queue.jobs.values()],
         "workers": [
             {"id": worker.id, "jobs": list(worker.held), "stopping": list(worker.orders)}

@@ -26,6 +26,8 @@ class Meter:
     def __init__(self, limit: Limit, clock: Clock) -> None:
         self._limit = limit
         self._clock = clock
+        self.admitted_calls = 0
+        self.refused_calls = 0
         self._under_way = 0
         self._moments: deque[float] = deque()
 
@@ -33,7 +35,12 @@ class Meter:
     def admitted(self) -> Iterator[None]:
         """A call, for as long as it lasts; TooManyRequests when it is one too many."""
         self._forget_old()
-        self._refuse_surplus()
+        try:
+            self._refuse_surplus()
+        except TooManyRequests:
+            self.refused_calls += 1
+            raise
+        self.admitted_calls += 1
         self._moments.append(self._clock.now())
         self._under_way += 1
         try:

@@ -20,7 +20,7 @@ import httpx
 import openai
 import psutil
 
-from tests.emulator.conftest import API_KEY, Client, emulator
+from tests.emulator.running import API_KEY, Client, emulator
 from tests.proxy.conftest import KEY
 from tests.proxy.process import Proxy
 from tests.road.conftest import endpoint_settings

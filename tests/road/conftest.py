@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from proxy.app import create_app
-from tests.emulator.conftest import API_KEY, Client, emulator
+from tests.emulator.running import API_KEY, Client, emulator
 from tests.proxy.conftest import KEY, settings_for
 from tests.servers import free_port, serve
 from tests.waiting import wait_until
