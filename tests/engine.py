@@ -64,6 +64,8 @@ class Script:
     """Write the body in pieces of that many bytes, cut anywhere."""
     event_bytes: int | None = None
     """Pad each token to that many characters."""
+    created: int | None = None
+    """The answer's `created`, in place of the time."""
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> Self:
@@ -178,7 +180,7 @@ class Generation:
         self.tokens, self.finish_reason = _tokens_of(self.prompt, self.script, limit)
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.record.id}"
         self.model = body.get("model") or self.engine.models[0]
-        self.created = int(time.time())
+        self.created = self.script.created or int(time.time())
         self.choices = int(body.get("n") or 1)
 
     def usage(self) -> dict[str, Any]:
@@ -197,9 +199,9 @@ class Generation:
             await anyio.sleep_forever()
         await asyncio.sleep(self.script.first_delay_seconds)
         for number, token in enumerate(self.tokens):
-            await self._accident(number)
             if number and self.script.delay_seconds:
                 await asyncio.sleep(self.script.delay_seconds)
+            await self._accident(number)
             self.engine.count_token(self.record)
             yield token
         await self._accident(len(self.tokens))

@@ -7,14 +7,15 @@ is paused when it is full, and vLLM feels the back-pressure; no task of ours run
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import io
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
-from worker.chunks import Chunks
+from worker.chunks import PIECE_BYTES, Chunks
 from worker.errors import EngineFailed, RequestTimeout, WorkerError, WorkerStopping
 from worker.job_input import VLLMRequest
 
@@ -22,7 +23,7 @@ EVENT_STREAM: Final = "text/event-stream"
 BUFFER_BYTES: Final = 256 * 1024
 """aiohttp stops reading from vLLM at twice this and goes on below it."""
 
-LINGER_SECONDS: Final = 0.003
+LINGER_SECONDS: Final = 0.005
 """How long the first and the last piece of a stream wait for what follows at once.
 
 vLLM sends the role, then the first token within a millisecond; [DONE], then the end. Each output
@@ -35,25 +36,33 @@ _DONE: Final = b"data: [DONE]\n\n"
 class VLLMClient:
     """Asks the vLLM on this machine; shared by all jobs of one event loop.
 
-    Set `stopping` before stopping vLLM, so that broken answers say that it was on purpose.
+    No piece of an answer has more than `piece_bytes`.
     """
 
-    def __init__(self, base_url: str, *, request_timeout_seconds: float) -> None:
+    def __init__(
+        self, base_url: str, *, request_timeout_seconds: float, piece_bytes: int = PIECE_BYTES
+    ) -> None:
+        self.request_timeout_seconds = request_timeout_seconds
+        self.piece_bytes = piece_bytes
         self._base_url = base_url
-        self._timeout_seconds = request_timeout_seconds
         self._session: aiohttp.ClientSession | None = None
-        self.stopping = False
+        self._answers: set[Answer] = set()
+        self._gave_up = False
 
     def ask(self, request: VLLMRequest) -> "Answer":
-        """The answer to this request, which begins with its `begin()`."""
-        return Answer(self, request, self._timeout_seconds)
+        """The answer to this request; call its `begin()`, and in the end its `close()`."""
+        answer = Answer(self, request)
+        self._answers.add(answer)
+        if self._gave_up:
+            answer.expire()
+        return answer
 
     async def send(self, request: VLLMRequest) -> aiohttp.ClientResponse:
         """Send the request and return the response when its head has come."""
         return await self._open_session().request(
             request.method,
             URL(self._base_url + request.route, encoded=True),
-            data=request.body,
+            data=None if request.body is None else io.BytesIO(request.body),
             headers={
                 "Accept-Encoding": "identity",
                 "Content-Type": request.content_type,
@@ -62,10 +71,24 @@ class VLLMClient:
             allow_redirects=False,
         )
 
+    def forget(self, answer: "Answer") -> None:
+        """This answer is closed."""
+        self._answers.discard(answer)
+
+    def give_up(self) -> None:
+        """Break off all answers, now and in future; they raise WorkerStopping."""
+        self._gave_up = True
+        for answer in self._answers:
+            answer.expire()
+
     async def close(self) -> None:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
+
+    def lateness(self) -> WorkerError:
+        """What an answer raises that was not complete in time."""
+        return WorkerStopping() if self._gave_up else RequestTimeout(self.request_timeout_seconds)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -87,13 +110,13 @@ class Answer:
     status: int
     content_type: str
 
-    def __init__(self, client: VLLMClient, request: VLLMRequest, timeout_seconds: float) -> None:
+    def __init__(self, client: VLLMClient, request: VLLMRequest) -> None:
         self._client = client
         self._request = request
-        self._timeout_seconds = timeout_seconds
-        self._deadline = asyncio.get_running_loop().time() + timeout_seconds
+        self._deadline = asyncio.get_running_loop().time() + client.request_timeout_seconds
+        self._timeout: asyncio.Timeout | None = None
         self._response: aiohttp.ClientResponse | None = None
-        self._chunks = Chunks(events=False)
+        self._chunks = Chunks(events=False, limit=client.piece_bytes)
         self._first = True
         self._ended = False
 
@@ -110,11 +133,11 @@ class Answer:
     async def begin(self) -> None:
         """Ask vLLM and wait for the head of its answer."""
         with self._failures():
-            async with asyncio.timeout_at(self._deadline):
+            async with self._within(self._deadline):
                 self._response = await self._client.send(self._request)
         self.status = self._response.status
         self.content_type = self._response.headers.get("Content-Type", "")
-        self._chunks = Chunks(events=self.is_event_stream)
+        self._chunks = Chunks(events=self.is_event_stream, limit=self._client.piece_bytes)
 
     async def next_piece(self) -> bytes:
         """Wait for the next piece, and return it with all that has arrived meanwhile."""
@@ -127,8 +150,15 @@ class Answer:
         self._first = False
         return piece
 
+    def expire(self) -> None:
+        """Make its time be up now."""
+        self._deadline = 0.0
+        if self._timeout is not None:
+            self._timeout.reschedule(0.0)
+
     def close(self) -> None:
         """Close the connection. vLLM then aborts what it has not finished."""
+        self._client.forget(self)
         if self._response is not None:
             self._response.close()
 
@@ -138,13 +168,29 @@ class Answer:
         return self._response.content
 
     def _take_in(self) -> None:
-        self._chunks.feed(self._content.read_nowait())
-        self._ended = self._content.at_eof()
+        """Take what has arrived, unless there is enough already: then vLLM has to wait."""
+        if self._ended or self._chunks.is_full:
+            return
+        if asyncio.get_running_loop().time() > self._deadline:
+            raise TimeoutError
+        self._feed(self._content.read_nowait())
 
     async def _wait(self, deadline: float) -> None:
-        async with asyncio.timeout_at(deadline):
-            self._chunks.feed(await self._content.readany())
+        async with self._within(deadline):
+            data = await self._content.readany()
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        self._chunks.feed(data)
         self._ended = self._content.at_eof()
+
+    @asynccontextmanager
+    async def _within(self, deadline: float) -> AsyncIterator[None]:
+        async with asyncio.timeout_at(deadline) as self._timeout:
+            try:
+                yield
+            finally:
+                self._timeout = None
 
     def _is_brief(self, piece: bytes) -> bool:
         """Is more about to come that should not wait for this piece's round trip?"""
@@ -165,9 +211,6 @@ class Answer:
             yield
         except TimeoutError:
             self.close()
-            raise RequestTimeout(self._timeout_seconds) from None
+            raise self._client.lateness() from None
         except (aiohttp.ClientError, OSError) as error:
-            raise self._broken_off() from error
-
-    def _broken_off(self) -> WorkerError:
-        return WorkerStopping() if self._client.stopping else EngineFailed()
+            raise EngineFailed from error

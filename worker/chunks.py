@@ -34,6 +34,11 @@ class Chunks:
         """Is anything held?"""
         return bool(self._held)
 
+    @property
+    def is_full(self) -> bool:
+        """Is there more than one piece can carry?"""
+        return len(self._held) > self._limit
+
     def feed(self, data: bytes) -> None:
         """Take bytes in the order they came."""
         self._held += data
@@ -44,7 +49,7 @@ class Chunks:
         With `ended`, what is left counts as whole.
         """
         size = _end_of_last_event(self._held, self._limit) if self._events else 0
-        if not size and len(self._held) > self._limit:
+        if not size and self.is_full:
             size = _end_of_last_character(self._held, self._limit)
         if not size and ended:
             size = len(self._held)

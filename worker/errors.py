@@ -15,12 +15,14 @@ vLLM's own HTTP errors are no exceptions here: they are answers, and pass throug
 """
 
 import json
+import re
 import signal
 from collections.abc import Sequence
 from typing import ClassVar
 
-LAST_LINES = 5
+LAST_LINES = 3
 LINE_LENGTH = 400
+_EXCEPTION = re.compile(r"\b\w+(Error|Exception): .+")
 
 
 class WorkerError(Exception):
@@ -98,12 +100,18 @@ class SettingsError(StartError):
 
 
 class VLLMExited(StartError):
-    """vLLM ended by itself; says how, and its last words."""
+    """vLLM ended by itself; says how, and its last words.
+
+    Exceptions among the last lines say more than the very last lines, which are often chatter of
+    libraries that are being unloaded.
+    """
 
     def __init__(self, code: int, last_lines: Sequence[str]) -> None:
-        words = [line.strip()[:LINE_LENGTH] for line in last_lines if line.strip()]
-        said = " | ".join(words[-LAST_LINES:]) or "nothing"
-        super().__init__(f"vLLM {_ending(code)}. Its last output: {said}")
+        lines = [line.strip() for line in last_lines if line.strip()]
+        raised = [found[0] for line in lines if (found := _EXCEPTION.search(line))]
+        words = list(dict.fromkeys(raised)) or lines
+        said = " | ".join(word[:LINE_LENGTH] for word in words[-LAST_LINES:]) or "nothing"
+        super().__init__(f"vLLM {_ending(code)}. It said: {said}")
 
 
 class VLLMStartTimeout(StartError):

@@ -92,9 +92,11 @@ def kill_everything_below() -> None:
 def end_like(status: int) -> None:
     """End this process the way that wait status says."""
     if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-        os.kill(os.getpid(), os.WTERMSIG(status))
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     sys.exit(os.waitstatus_to_exitcode(status))
 
 

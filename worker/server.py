@@ -14,13 +14,14 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 from worker.errors import VLLMExited, VLLMStartTimeout
 
 LAUNCHER: Final = Path(__file__).with_name("launcher.py")
 HEALTH_CHECK_SECONDS: Final = 0.25
-KEPT_LINES: Final = 50
+STDOUT: Final = 1
+KEPT_LINES: Final = 200
 OUTPUT_SECONDS: Final = 2.0
 """How long the last output may lag behind the end of the process."""
 KILL_SECONDS: Final = 5.0
@@ -85,14 +86,10 @@ class VLLMServer:
             self._output.join(OUTPUT_SECONDS)
         return list(self._lines)
 
-    def terminate(self) -> None:
-        """Ask vLLM to end; it breaks off what it is answering."""
-        with suppress(ProcessLookupError):
-            self._process.terminate()
-
     def stop(self, seconds: float) -> None:
         """End vLLM and everything it started: SIGTERM, and after that time SIGKILL."""
-        self.terminate()
+        with suppress(ProcessLookupError):
+            self._process.terminate()
         if not self._exits_within(seconds):
             with suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGUSR1)
@@ -124,14 +121,14 @@ class VLLMServer:
             connection.close()
 
     def _pass_output_on(self) -> None:
-        pipe: IO[Any] | None = self._process.stdout
-        assert pipe is not None
-        for line in pipe:
-            # Not through sys.stdout: the SDK forks while this thread runs, and a fork that
-            # happens inside a print would leave the child with a lock nobody will release.
-            with suppress(OSError):
-                os.write(sys.__stdout__.fileno() if sys.__stdout__ else 1, line)
-            self._lines.append(line.decode(errors="replace").rstrip())
+        assert self._process.stdout is not None
+        with self._process.stdout as pipe:
+            for line in pipe:
+                # Not through sys.stdout: the SDK forks while this thread runs, and a fork that
+                # happens inside a print would leave the child with a lock nobody will release.
+                with suppress(OSError):
+                    os.write(STDOUT, line if line.endswith(b"\n") else line + b"\n")
+                self._lines.append(line.decode(errors="replace").rstrip())
 
     def _await_exit(self) -> None:
         self.exited.set_result(self._process.wait())

@@ -83,8 +83,7 @@ class Shutdown:
         log.info("stopping: %d jobs may finish within %g seconds", jobs, self._grace_seconds)
         if not await self._jobs_end(self._grace_seconds):
             log.warning("stopping: %d jobs did not finish in time", self._jobs_in_progress())
-            self._client.stopping = True
-            self._server.terminate()
+            self._client.give_up()
             await self._jobs_end(REPORT_SECONDS)
 
     async def _jobs_end(self, seconds: float) -> bool:

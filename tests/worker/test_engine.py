@@ -15,7 +15,7 @@ import pytest
 
 from tests.engine import create_engine
 from tests.servers import free_port, serve
-from tests.worker.waiting import until
+from tests.waiting import wait_until
 
 ENGINE = Path(__file__).parents[1] / "engine.py"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -87,7 +87,7 @@ def test_a_client_that_leaves_aborts_the_generation(url: str) -> None:
         pieces = answer.iter_raw()
         next(pieces)
         assert totals(url)["running"] == 1
-    until(lambda: totals(url)["aborted"] == 1)
+    wait_until(lambda: totals(url)["aborted"] == 1)
     assert totals(url)["running"] == 0
 
 
@@ -96,7 +96,7 @@ def test_a_client_that_leaves_a_whole_answer_aborts_it(url: str) -> None:
         httpx.post(
             f"{url}/v1/completions", json={"prompt": "x", "script": {"hang": True}}, timeout=0.2
         )
-    until(lambda: totals(url)["aborted"] == 1)
+    wait_until(lambda: totals(url)["aborted"] == 1)
 
 
 def test_a_script_can_cut_the_connection(url: str) -> None:
@@ -135,7 +135,7 @@ def engine_process() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     process = subprocess.Popen(command, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
-        until(lambda: answers(url))
+        wait_until(lambda: answers(url))
         yield url, process
     finally:
         os.killpg(process.pid, signal.SIGKILL)

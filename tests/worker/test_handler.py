@@ -208,6 +208,32 @@ async def test_a_stream_that_takes_too_long_ends_with_an_error_event(url: str) -
     body_of(frames)
 
 
+async def test_answers_that_are_given_up_end_with_an_error(
+    handler: Handler, client: VLLMClient
+) -> None:
+    endless = {"tokens": 100_000, "delay_seconds": 0.001}
+    stream = asyncio.create_task(outputs_of(handler, chat(stream=True, script=endless), 0.01))
+    silent = asyncio.create_task(outputs_of(handler, chat(script={"hang": True})))
+    await asyncio.sleep(0.3)
+    client.give_up()
+    late = await outputs_of(handler, chat())
+    assert '"code":"worker_stopping"' in (await stream)[-1]["text"]
+    body_of(await stream)
+    assert [(await silent)[0]["status"], late[0]["status"]] == [503, 503]
+
+
+async def test_a_slow_network_slows_vllm_down(handler: Handler, engine: Engine) -> None:
+    """A megabyte each, a hundred times: only what fits into buffers is made in advance."""
+    script = {"tokens": 100, "event_bytes": 1_000_000}
+    stream = handler(chat(stream=True, script=script))
+    await anext(stream)
+    made = -1
+    while made != (made := engine.records[-1].tokens):  # noqa: ASYNC110 -- another thread's
+        await asyncio.sleep(0.3)
+    assert made < 50
+    await stream.aclose()
+
+
 # Without our proxy
 
 

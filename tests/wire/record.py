@@ -1,0 +1,137 @@
+"""Records what the worker puts out: `python -m tests.wire.record` writes the files beside this one.
+
+Each file is one job: its `input`, the job's `outputs` as they go over the wire, and what a reader
+has to make of them: `status`, `content_type` and the `body` (or `body_base64`), byte for byte what
+the engine said. Files whose name begins with `bare` are of jobs without our proxy. Where frames are
+cut depends on timing, what they hold together does not.
+"""
+
+import asyncio
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.engine import create_engine
+from tests.servers import serve
+from worker.answer import VLLMClient
+from worker.handler import create_handler
+from worker.outputs import Output
+
+FOLDER = Path(__file__).parent
+JOB_ID = "job-recorded"
+PROXY = {"protocol": 1, "request_id": "req_recorded"}
+FIXED = {"created": 1_800_000_000}
+SLOW = {"delay_seconds": 0.05, **FIXED}
+UNICODE = "Grüße, 世界! 🙂🏽 a\u2028b\x85c e\u0301 \u202eend"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job worth recording."""
+
+    route: str
+    body: Any
+    framed: bool = True
+    piece_bytes: int = 360_000
+    status: int = 200
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """The job's input."""
+        proxy = {"proxy": PROXY} if self.framed else {}
+        return {"openai_route": self.route, "openai_input": self.body, **proxy}
+
+
+def chat(**body: Any) -> dict[str, Any]:
+    """The body of a chat."""
+    return {"model": "tiny-chat", "messages": [{"role": "user", "content": "hi"}], **body}
+
+
+CHAT = "/v1/chat/completions"
+CASES = {
+    "stream": Case(
+        CHAT,
+        chat(stream=True, stream_options={"include_usage": True}, script={"tokens": 6, **SLOW}),
+    ),
+    "plain": Case(CHAT, chat(max_tokens=5, script=FIXED)),
+    "error_404": Case(CHAT, chat(model="other"), status=404),
+    "error_in_stream": Case(CHAT, chat(stream=True, script={"error_after": 2, **SLOW})),
+    "unicode": Case(CHAT, chat(stream=True, script={"text": UNICODE, "chunk_bytes": 1, **SLOW})),
+    "large": Case(
+        CHAT, chat(script={"text": 'Größe "世界" \\ 🙂 ' * 40, **FIXED}), piece_bytes=500
+    ),
+    "large_event": Case(
+        CHAT, chat(stream=True, script={"tokens": 2, "event_bytes": 900, **FIXED}), piece_bytes=500
+    ),
+    "bytes": Case("/v1/embeddings", {"input": ["a", "b"], "encoding_format": "bytes"}),
+    "broken_off": Case(CHAT, chat(stream=True, script={"tokens": 9, "cut_after": 3, **SLOW})),
+    "bare_stream": Case(CHAT, chat(stream=True, script={"tokens": 4, **SLOW}), framed=False),
+    "bare_plain": Case(CHAT, chat(max_tokens=5, script=FIXED), framed=False),
+    "bare_error_404": Case(CHAT, chat(model="other"), framed=False, status=404),
+}
+
+
+async def _outputs(url: str, case: Case) -> list[Output]:
+    client = VLLMClient(url, request_timeout_seconds=60, piece_bytes=case.piece_bytes)
+    try:
+        handler = create_handler(client, "tiny-chat")
+        return [output async for output in handler({"id": JOB_ID, "input": case.input})]
+    finally:
+        await client.close()
+
+
+def body_of(outputs: list[Any]) -> bytes:
+    """What the outputs hold together, of frames or bare text."""
+    parts = []
+    for output in outputs:
+        if isinstance(output, str):
+            parts.append(output.encode())
+        elif "base64" in output:
+            parts.append(base64.b64decode(output["base64"]))
+        else:
+            parts.append(output.get("text", "").encode())
+    return b"".join(parts)
+
+
+def _engines_answer(url: str, case: Case) -> httpx.Response:
+    request_id = PROXY["request_id"] if case.framed else JOB_ID
+    headers = {"X-Request-Id": str(request_id)}
+    return httpx.post(url + case.route, json=case.body, headers=headers)
+
+
+def record(name: str) -> dict[str, Any]:
+    """Run the job of this name, and return what belongs into its file."""
+    case = CASES[name]
+    with serve(create_engine()) as url:
+        outputs: list[Any] = json.loads(json.dumps(asyncio.run(_outputs(url, case))))
+        recorded: dict[str, Any] = {"input": case.input, "status": case.status}
+        if name == "broken_off":
+            recorded["content_type"] = outputs[0]["content_type"]
+            recorded["body"] = body_of(outputs).decode()
+        else:
+            answer = _engines_answer(url, case)
+            recorded["content_type"] = answer.headers["content-type"]
+            recorded |= _body(answer.content)
+    return recorded | {"outputs": outputs}
+
+
+def _body(content: bytes) -> dict[str, str]:
+    try:
+        return {"body": content.decode()}
+    except UnicodeDecodeError:
+        return {"body_base64": base64.b64encode(content).decode()}
+
+
+def main() -> None:
+    """Write all files."""
+    for name in CASES:
+        text = json.dumps(record(name), ensure_ascii=False, indent=1)
+        (FOLDER / f"{name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

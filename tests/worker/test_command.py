@@ -1,0 +1,199 @@
+"""From the environment to vLLM's command line and environment."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.command import printable, vllm_arguments, vllm_environment
+from worker.errors import SettingsError
+from worker.flags import Flag, VLLMFlags
+from worker.names import complaints
+from worker.settings import WorkerSettings
+
+FLAGS = VLLMFlags.parse(Path(__file__).with_name("vllm_flags.json").read_text())
+"""The flags of vLLM 0.32.0, as `python -m worker.flags` wrote them."""
+
+ENDPOINT = ["--host", "127.0.0.1", "--port", "8123"]
+
+
+def arguments(settings: WorkerSettings | None = None, **environment: str) -> list[str]:
+    """The command line for these variables and a model, without what is always there."""
+    words = vllm_arguments(
+        {"MODEL_NAME": "org/m"} | environment, settings or WorkerSettings(), FLAGS, 8123
+    )
+    assert words[-4:] == ENDPOINT
+    assert words[:-4].count("--model") == 1
+    place = words.index("--model")
+    assert words[place + 1] == "org/m"
+    return words[:place] + words[place + 2 : -4]
+
+
+def test_any_flag_is_set_by_its_name_in_upper_case() -> None:
+    assert arguments(MAX_MODEL_LEN="4096", GPU_MEMORY_UTILIZATION="0.9") == [
+        *("--gpu-memory-utilization", "0.9"),
+        *("--max-model-len", "4096"),
+    ]
+
+
+def test_json_passes_through() -> None:
+    config = '{"method": "ngram", "num_speculative_tokens": 3}'
+    assert arguments(SPECULATIVE_CONFIG=config) == ["--speculative-config", config]
+
+
+@pytest.mark.parametrize("value", ["true", "1", "yes", "On"])
+def test_a_true_switch_is_its_flag(value: str) -> None:
+    assert arguments(ENFORCE_EAGER=value) == ["--enforce-eager"]
+
+
+@pytest.mark.parametrize("value", ["false", "0", "NO"])
+def test_a_false_switch_is_its_negation_where_there_is_one(value: str) -> None:
+    assert arguments(ENABLE_PREFIX_CACHING=value) == ["--no-enable-prefix-caching"]
+    assert arguments(DISABLE_LOG_STATS=value) == []
+
+
+def test_a_switch_that_is_neither_is_refused() -> None:
+    with pytest.raises(SettingsError, match="ENFORCE_EAGER must be true or false, not 'perhaps'"):
+        arguments(ENFORCE_EAGER="perhaps")
+
+
+def test_an_empty_value_is_unset() -> None:
+    assert arguments(TOOL_CALL_PARSER="", QUANTIZATION="  ", MAX_NUM_BATCHED_TOKENS="0") == []
+
+
+def test_a_value_that_begins_with_a_dash_is_no_flag() -> None:
+    assert arguments(SEED="-1") == ["--seed=-1"]
+
+
+def test_lists_take_json_commas_or_spaces() -> None:
+    adapters = '[{"name": "a", "path": "org/a"}, {"name": "b", "path": "org/b"}]'
+    assert arguments(LORA_MODULES=adapters) == [
+        "--lora-modules",
+        '{"name": "a", "path": "org/a"}',
+        '{"name": "b", "path": "org/b"}',
+    ]
+    assert arguments(LORA_MODULES="a=x b=y") == ["--lora-modules", "a=x", "b=y"]
+    assert arguments(LORA_MODULES='{"name": "a"}') == ["--lora-modules", '{"name": "a"}']
+    assert arguments(SERVED_MODEL_NAME="a,b, c") == ["--served-model-name", "a", "b", "c"]
+
+
+def test_the_official_images_names_are_understood() -> None:
+    words = arguments(
+        OPENAI_SERVED_MODEL_NAME_OVERRIDE="gpt",
+        CUSTOM_CHAT_TEMPLATE="{{ messages }}",
+        MODEL_REVISION="abc",
+        TOKENIZER_NAME="org/t",
+        OPENAI_RESPONSE_ROLE="bot",
+        SERVED_MODEL_NAME="loses",
+    )
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+        "--served-model-name": "gpt",
+        "--revision": "abc",
+        "--tokenizer": "org/t",
+        "--response-role": "bot",
+        "--chat-template": "{{ messages }}",
+    }
+
+
+def test_what_means_something_else_in_a_container_is_no_flag() -> None:
+    assert arguments(HOST="0.0.0.0", PORT="80", MODEL="x", API_KEY="k", HF_TOKEN="hf_x") == []
+
+
+def test_extra_arguments_come_last_as_they_are() -> None:
+    settings = WorkerSettings(extra_args="--seed 7 --hf-overrides '{\"a\": 1}'")
+    words = arguments(settings, SEED="1")
+    assert words == ["--seed", "1", "--seed", "7", "--hf-overrides", '{"a": 1}']
+
+
+def test_a_worker_without_a_model_says_so() -> None:
+    with pytest.raises(SettingsError, match="MODEL_NAME is not set"):
+        vllm_arguments({}, WorkerSettings(), FLAGS, 1)
+
+
+def test_a_model_may_come_from_a_config_file_or_extra_arguments() -> None:
+    file = {"VLLM_CONFIG_FILE": "/etc/vllm.yaml"}
+    assert vllm_arguments(file, WorkerSettings(), FLAGS, 8123) == [
+        *("--config", "/etc/vllm.yaml", *ENDPOINT)
+    ]
+    assert vllm_arguments({}, WorkerSettings(extra_args="--model m"), FLAGS, 8123)[0] == "--model"
+
+
+def test_a_model_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no such folder"):
+        arguments(MODEL_NAME=str(tmp_path / "missing"))
+    found = vllm_arguments({"MODEL_NAME": str(tmp_path)}, WorkerSettings(), FLAGS, 1)
+    assert found[:2] == ["--model", str(tmp_path)]
+
+
+def test_the_log_shows_no_secret() -> None:
+    words = ["vllm", "--api-key", "s1", "--hf-token=s2", "--seed", "1"]
+    assert printable(words) == "vllm --api-key '***' '--hf-token=***' --seed 1"
+
+
+# The environment of vLLM
+
+
+def test_vllm_sees_its_own_variables_and_not_runpods() -> None:
+    ours = {"HF_TOKEN": "hf_x", "VLLM_USE_DEEP_GEMM": "0", "PATH": "/bin"}
+    others = {"RUNPOD_AI_API_KEY": "k", "RUNPOD_WEBHOOK_GET_JOB": "u", "VLLM_API_KEY": "k"}
+    settings = WorkerSettings(base_path=Path("/nowhere"))
+    assert vllm_environment(ours | others, settings) == ours
+
+
+def test_models_are_kept_on_the_network_volume_where_there_is_one(tmp_path: Path) -> None:
+    settings = WorkerSettings(base_path=tmp_path)
+    assert vllm_environment({}, settings) == {"HF_HOME": f"{tmp_path}/huggingface-cache"}
+
+
+@pytest.mark.parametrize("name", ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"])
+def test_a_cache_that_is_named_stays(tmp_path: Path, name: str) -> None:
+    assert vllm_environment({name: "/c"}, WorkerSettings(base_path=tmp_path)) == {name: "/c"}
+
+
+# Misspelt settings
+
+
+def complaint(**environment: str) -> list[str]:
+    return list(complaints(environment, FLAGS))
+
+
+def test_a_near_miss_is_named_with_what_was_meant() -> None:
+    assert complaint(MAX_MODEL_LENGTH="1", TENSOR_PARALEL_SIZE="2", GPU_MEM_UTILIZATION="1") == [
+        "GPU_MEM_UTILIZATION has no effect: did you mean GPU_MEMORY_UTILIZATION?",
+        "MAX_MODEL_LENGTH has no effect: did you mean MAX_MODEL_LEN?",
+        "TENSOR_PARALEL_SIZE has no effect: did you mean TENSOR_PARALLEL_SIZE?",
+    ]
+
+
+def test_an_unknown_name_with_our_prefix_is_named() -> None:
+    assert complaint(WORKER_GRACE_SECOND="1") == [
+        "WORKER_GRACE_SECOND has no effect: did you mean WORKER_GRACE_SECONDS?"
+    ]
+    assert complaint(WORKER_COFFEE="1") == ["WORKER_COFFEE has no effect: there is no such setting"]
+
+
+def test_a_retired_name_says_what_to_do() -> None:
+    assert complaint(SPECULATIVE_MODEL="x") == [
+        "SPECULATIVE_MODEL has no effect: set SPECULATIVE_CONFIG, a JSON object"
+    ]
+
+
+def test_known_and_empty_names_are_no_complaint() -> None:
+    assert complaint(MODEL_NAME="m", MAX_CONCURRENCY="3", SEED="1", WORKER_CLS="x", TASKS="") == []
+
+
+def test_the_variables_of_a_container_are_no_complaint() -> None:
+    names = (
+        "PATH HOME HOSTNAME PWD OLDPWD SHLVL TERM USER LOGNAME LANG LC_ALL SHELL TZ EDITOR HOST "
+        "PORT MODEL DEBIAN_FRONTEND CUDA_VERSION NVIDIA_VISIBLE_DEVICES NVIDIA_REQUIRE_CUDA "
+        "NV_CUDA_LIB_VERSION NCCL_VERSION LD_LIBRARY_PATH LIBRARY_PATH PYTHONPATH VIRTUAL_ENV "
+        "PYTHON_VERSION PYTHONUNBUFFERED UV_LINK_MODE VLLM_USAGE_SOURCE TORCH_CUDA_ARCH_LIST "
+        "RUNPOD_POD_ID RUNPOD_GPU_COUNT RUNPOD_MEM_GB PUBLIC_KEY HF_HUB_ENABLE_HF_TRANSFER "
+        "HF_XET_HIGH_PERFORMANCE TRANSFORMERS_OFFLINE TOKENIZERS_PARALLELISM OMP_NUM_THREADS "
+        "XDG_CACHE_HOME SSL_CERT_FILE SSL_CERT_DIR HTTP_PROXY NO_PROXY GPG_KEY COLUMNS LINES _ "
+        "KUBERNETES_PORT AWS_REGION MALLOC_ARENA_MAX MAX_JOBS CC CXX DEBUG LOG_LEVEL ENVIRONMENT"
+    )
+    assert complaint(**dict.fromkeys(names.split(), "x")) == []
+
+
+def test_the_variable_of_a_flag() -> None:
+    assert Flag("--all2all-backend", "value").variable == "ALL2ALL_BACKEND"
