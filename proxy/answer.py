@@ -52,9 +52,9 @@ class Answer:
         yield await self._recover()
 
     def _feed(self, outputs: list[Any]) -> bytes:
-        if not outputs:
-            return b""
         if self._reader is None:
+            if not outputs:
+                return b""
             self._reader = reader_for(outputs[0], wants_stream=self._wants_stream)
         if self.job.has_lost_a_poll:
             self._reader.doubt()
@@ -78,9 +78,9 @@ class Answer:
         return self._complete(state.output)
 
     def _complete(self, output: Any) -> bytes:
-        if not output:
-            raise WorkerFailed("The worker finished without an answer.")
         if self._reader is None:
+            if not output:
+                raise WorkerFailed("The worker finished without an answer.")
             first = output[0] if isinstance(output, list) else output
             self._reader = reader_for(first, wants_stream=self._wants_stream)
         rest = self._reader.complete(output)

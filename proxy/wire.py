@@ -19,6 +19,7 @@ import base64
 import binascii
 import hashlib
 import re
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +31,9 @@ PROTOCOL = 1
 SSE = "text/event-stream"
 JSON = "application/json"
 DONE = b"data: [DONE]"
+DONE_EVENT = DONE + b"\n\n"
+CHECK_SECONDS = 5.0
+"""How long the end of a stream without numbers waits for the job's, so that it can be checked."""
 
 _ID = re.compile(rb'^data: \{"id": ?"([^"]*)"', re.MULTILINE)
 """vLLM puts the id first. It is escaped where it stands in a text, so only ids are found."""
@@ -140,9 +144,9 @@ class FrameReader:
 class PieceReader:
     """A stream from a worker without numbers: SSE text cut anywhere, or parsed chunks.
 
-    As nothing tells what is missing, nothing more is passed on once in doubt: the rest comes from
-    the aggregate, if that begins with what was passed on. A second run of the job shows by the
-    `id` of its chunks, which is another one.
+    Nothing tells what is missing until the job is done, when the aggregate must begin with what
+    was passed on. So `[DONE]` is held back for that check, and once in doubt everything is. A
+    second run of the job shows by the `id` of its chunks, which is another one.
     """
 
     def __init__(self) -> None:
@@ -153,6 +157,8 @@ class PieceReader:
         self._passed_bytes = 0
         self._passed = hashlib.blake2b()
         self._id: bytes | None = None
+        self._end = DONE_EVENT
+        self._done_at: float | None = None
 
     def doubt(self) -> None:
         """Wait for the aggregate."""
@@ -160,7 +166,10 @@ class PieceReader:
 
     def feed(self, outputs: list[Any]) -> bytes:
         """All events that are whole by now."""
-        if not outputs or self.ended or self._is_in_doubt:
+        if self._done_at is not None and time.monotonic() - self._done_at > CHECK_SECONDS:
+            self.ended = True
+            return self._end
+        if not outputs or self._done_at is not None or self._is_in_doubt:
             return b""
         if self.head is None:
             self.head = Head(200, SSE)
@@ -169,6 +178,9 @@ class PieceReader:
     def complete(self, aggregate: Any) -> bytes:
         """The rest of the answer, if what has been passed on is a beginning of the aggregate."""
         outputs = aggregate if isinstance(aggregate, list) else []
+        if not outputs and self._done_at is not None:
+            self.ended = True  # a worker that aggregates nothing; there is nothing to check
+            return self._end
         whole = b"".join(map(_piece, outputs))
         beginning = hashlib.blake2b(whole[: self._passed_bytes])
         if beginning.digest() != self._passed.digest():
@@ -176,21 +188,24 @@ class PieceReader:
         self.head = self.head or Head(200, SSE)
         self._partial = b""
         events = self._whole_events(whole[self._passed_bytes :])
-        if not self.ended and outputs and not isinstance(outputs[-1], str):
-            self.ended = True  # parsed chunks carry no end mark; the job's end is theirs
-            return events + DONE + b"\n\n"
-        if not self.ended:
+        # Parsed chunks carry no end mark; the end of the job is theirs.
+        is_parsed = bool(outputs) and not isinstance(outputs[-1], str)
+        if self._done_at is None and not is_parsed:
             raise WorkerFailed("The worker's answer ended before it was complete.")
-        return events
+        self.ended = True
+        return events + self._end
 
     def _whole_events(self, piece: bytes) -> bytes:
         text = self._partial + piece
         end = max(_end_of_last(b"\n\n", text), _end_of_last(b"\r\n\r\n", text))
         whole, self._partial = text[:end], text[end:]
+        if whole.rstrip().endswith(DONE):
+            self._done_at = time.monotonic()
+            start = whole.rindex(DONE)
+            whole, self._end = whole[:start], whole[start:]
         self._check_ids(whole)
         self._passed_bytes += len(whole)
         self._passed.update(whole)
-        self.ended = self.ended or whole.rstrip().endswith(DONE)
         return whole
 
     def _check_ids(self, events: bytes) -> None:

@@ -328,6 +328,23 @@ def test_pieces_of_worker_vllm_arrive_as_whole_events(
     assert stream(client) == (200, BODY)
 
 
+def test_a_piece_that_its_worker_failed_to_post_is_an_error_and_no_end(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    events = [event("a"), event("b"), event("c"), "data: [DONE]\n\n"]
+    runpod.script = [Page("IN_PROGRESS", [events[0], *events[2:]]), Page("COMPLETED")]
+    runpod.final = {"status": "COMPLETED", "output": events}
+    _, text = stream(client)
+    assert last_error(text)["code"] == "worker_failed"
+
+
+def test_the_end_of_a_stream_without_numbers_does_not_wait_for_long(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", [BODY]), Page("IN_PROGRESS")]
+    assert stream(client) == (200, BODY)
+
+
 def test_pieces_lost_with_a_broken_answer_come_from_the_aggregate(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:

@@ -142,7 +142,7 @@ def test_pieces_cut_anywhere_leave_as_whole_events(events: list[str], data: st.D
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     reader = PieceReader()
     sent = [reader.feed([piece]) for piece in pieces]
-    assert b"".join(sent) == text.encode()
+    assert b"".join(sent) + reader.complete(pieces) == text.encode()
     assert all(part.endswith(b"\n\n") for part in sent if part)
     assert reader.ended
 
@@ -150,8 +150,21 @@ def test_pieces_cut_anywhere_leave_as_whole_events(events: list[str], data: st.D
 def test_pieces_fed_one_character_at_a_time_hold_line_separators_together() -> None:
     text = 'data: {"t": "\u2028 \u2029 \x85 🌍"}\r\n\r\ndata: [DONE]\r\n\r\n'
     reader = PieceReader()
-    assert b"".join(reader.feed([char]) for char in text) == text.encode()
+    assert b"".join(reader.feed([char]) for char in text) + reader.complete([text]) == text.encode()
     assert reader.ended
+
+
+def test_a_piece_that_was_lost_is_noticed_before_the_stream_ends() -> None:
+    reader = PieceReader()
+    assert b"[DONE]" not in reader.feed(["data: 1\n\n", "data: 3\n\n", "data: [DONE]\n\n"])
+    with pytest.raises(WorkerFailed):
+        reader.complete(["data: 1\n\n", "data: 2\n\n", "data: 3\n\n", "data: [DONE]\n\n"])
+
+
+def test_a_worker_that_aggregates_nothing_is_believed() -> None:
+    reader = PieceReader()
+    assert reader.feed(["data: 1\n\ndata: [DONE]\n\n"]) == b"data: 1\n\n"
+    assert reader.complete([]) == b"data: [DONE]\n\n"
 
 
 @given(events=EVENTS, data=st.data())
