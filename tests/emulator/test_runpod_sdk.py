@@ -19,12 +19,18 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
+def warm() -> Iterator[Client]:
     """An endpoint with one scripted worker, warm; next to it the endpoint `plain`, cold."""
     streaming = {"worker": SCRIPTED, "min_workers": 1}
     with emulator(streaming=streaming, plain={"worker": PLAIN}) as clients:
-        eventually(lambda: clients("streaming").workers("idle") == 1)
         yield clients("streaming")
+
+
+@pytest.fixture
+def client(warm: Client) -> Client:
+    """The scripted worker's endpoint, with the worker up and idle."""
+    eventually(lambda: warm.workers("idle") == 1)
+    return warm
 
 
 @pytest.fixture

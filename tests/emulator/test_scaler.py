@@ -1,5 +1,6 @@
 """Workers come and go as jobs do, and nothing of them stays behind."""
 
+import contextlib
 import logging
 import os
 import re
@@ -16,17 +17,35 @@ from tests.emulator.running import LIGHT, SCRIPTED, eventually, one_endpoint
 pytestmark = pytest.mark.slow
 
 
+class Family:
+    """The processes a test has started, apart from those of other tests' fixtures."""
+
+    def __init__(self) -> None:
+        self._strangers = set(psutil.Process().children(recursive=True))
+
+    def all(self) -> list[psutil.Process]:
+        """Launchers, workers, and what those have started."""
+        return [one for one in psutil.Process().children(recursive=True) if self._is_ours(one)]
+
+    def workers(self) -> list[int]:
+        """The process ids of the workers' main processes."""
+        pids = []
+        for launcher in psutil.Process().children():
+            if self._is_ours(launcher):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    pids += [child.pid for child in launcher.children()]
+        return pids
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        return process not in self._strangers
+
+
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def family() -> Iterator[Family]:
     """Whatever a test does, no process it started outlives its emulator."""
-    yield
-    assert psutil.Process().children(recursive=True) == []
-
-
-def worker_pids() -> list[int]:
-    """The process ids of the workers' main processes."""
-    launchers = psutil.Process().children()
-    return [child.pid for launcher in launchers for child in launcher.children()]
+    found = Family()
+    yield found
+    assert found.all() == []
 
 
 def said(caplog: pytest.LogCaptureFixture, pattern: str) -> list[str]:
@@ -44,9 +63,9 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 # Up
 
 
-def test_a_job_wakes_a_worker_from_zero() -> None:
+def test_a_job_wakes_a_worker_from_zero(family: Family) -> None:
     with one_endpoint(worker=LIGHT) as client:
-        assert psutil.Process().children() == []
+        assert family.all() == []
         job_id = client.run({"a": 1})
         assert client.result(job_id)["output"] == {"a": 1}
         assert client.workers("idle") == client.workers("ready") == 1
@@ -64,38 +83,56 @@ def test_the_cold_start_delay_is_part_of_the_delay_time() -> None:
         assert client.result(client.run({"a": 1}))["delayTime"] < 700
 
 
-def test_min_workers_are_up_without_a_job_and_stay() -> None:
+def test_min_workers_are_up_without_a_job_and_stay(tmp_path: Path, family: Family) -> None:
     with one_endpoint(
         worker=LIGHT, min_workers=1, max_workers=2, scaler_value=1, idle_timeout_seconds=0.2
     ) as client:
         eventually(lambda: client.workers("idle") == 1)
-        [first] = worker_pids()
-        for _ in range(4):
-            client.run({"a": 1})
-        eventually(lambda: len(worker_pids()) == 2)
-        eventually(lambda: client.workers("idle") == 1 and len(worker_pids()) == 1)
-        assert first != 0
+        gate = tmp_path / "gate"
+        for _ in range(2):
+            client.run({"until": str(gate)})
+        eventually(lambda: client.workers("running") == 2)
+        gate.touch()
+        eventually(lambda: len(family.workers()) == 1)
+        assert client.workers("idle") == 1
 
 
-def test_jobs_per_worker_decide_how_many_workers_there_are(tmp_path: Path) -> None:
+def test_jobs_per_worker_decide_how_many_workers_there_are(tmp_path: Path, family: Family) -> None:
     with one_endpoint(worker="sleep 300", max_workers=3, scaler_value=2) as client:
         for jobs, workers in [(2, 1), (1, 2), (1, 2), (6, 3)]:
             for _ in range(jobs):
                 client.run({"a": 1})
-            eventually(lambda: len(worker_pids()) == workers)  # noqa: B023  # used at once
+            eventually(lambda: len(family.workers()) == workers)  # noqa: B023  # used at once
             assert client.workers("initializing") == workers
 
 
-def test_jobs_of_low_priority_start_no_worker(log: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("scaler", ["request_count", "queue_delay"])
+def test_there_are_never_more_workers_than_allowed(
+    tmp_path: Path, scaler: str, family: Family
+) -> None:
+    with one_endpoint(worker=LIGHT, max_workers=1, scaler=scaler, scaler_value=0.3) as client:
+        begun, gate = tmp_path / "begun", tmp_path / "gate"
+        client.run({"begun": str(begun), "until": str(gate)})
+        eventually(begun.exists)
+        waiting = client.run({"a": 1})
+        assert client.stream(waiting, 1000)["status"] == "IN_QUEUE"
+        assert len(family.workers()) == 1
+        gate.touch()
+        assert client.result(waiting)["status"] == "COMPLETED"
+
+
+def test_jobs_of_low_priority_start_no_worker(
+    log: pytest.LogCaptureFixture, family: Family
+) -> None:
     with one_endpoint(worker=LIGHT) as client:
         patient = client.run({"n": 1}, policy={"lowPriority": True})
         assert client.stream(patient, 1000)["status"] == "IN_QUEUE"
-        assert worker_pids() == []
+        assert family.workers() == []
         client.run({"n": 2})
         assert client.result(patient)["output"] == {"n": 1}
 
 
-def test_a_job_that_waits_too_long_brings_one_more_worker(tmp_path: Path) -> None:
+def test_a_job_that_waits_too_long_brings_one_more_worker(tmp_path: Path, family: Family) -> None:
     with one_endpoint(
         worker=LIGHT, max_workers=3, scaler="queue_delay", scaler_value=0.5
     ) as client:
@@ -103,7 +140,7 @@ def test_a_job_that_waits_too_long_brings_one_more_worker(tmp_path: Path) -> Non
         eventually((tmp_path / "begun").exists)
         second = client.run({"a": 1})
         assert client.result(second)["delayTime"] >= 500
-        assert len(worker_pids()) == 2
+        assert len(family.workers()) == 2
 
 
 def test_while_a_worker_starts_no_further_one_is_brought() -> None:
@@ -119,12 +156,12 @@ def test_while_a_worker_starts_no_further_one_is_brought() -> None:
 # Down
 
 
-def test_an_idle_endpoint_scales_to_zero_and_leaves_no_process() -> None:
+def test_an_idle_endpoint_scales_to_zero_and_leaves_no_process(family: Family) -> None:
     """The SDK's worker has a second process, for its pings."""
     with one_endpoint(worker=SCRIPTED, idle_timeout_seconds=1) as client:
         client.outputs(client.run({"steps": [["yield", 1]]}))
-        assert len(psutil.Process().children(recursive=True)) >= 3, "launcher, worker, heartbeat"
-        eventually(lambda: psutil.Process().children(recursive=True) == [])
+        assert len(family.all()) >= 3, "launcher, worker, heartbeat"
+        eventually(lambda: family.all() == [])
         assert set(client.health()["workers"].values()) == {0}
 
 
@@ -172,24 +209,26 @@ def test_a_stopping_emulator_lets_running_jobs_finish(
 
 
 def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace_time(
-    log: pytest.LogCaptureFixture,
+    log: pytest.LogCaptureFixture, family: Family
 ) -> None:
     stubborn = "sh -c 'trap \"\" TERM; while true; do sleep 300; done'"
     with one_endpoint(worker=stubborn, min_workers=1, stop_grace_seconds=0.3):
-        eventually(worker_pids)
+        eventually(family.workers)
     assert said(log, "stopped .SIGKILL")
 
 
 # Crashes
 
 
-def test_a_worker_killed_mid_job_hands_the_job_to_the_next_one(tmp_path: Path) -> None:
+def test_a_worker_killed_mid_job_hands_the_job_to_the_next_one(
+    tmp_path: Path, family: Family
+) -> None:
     gate, begun = tmp_path / "gate", tmp_path / "begun"
     with one_endpoint(worker=LIGHT) as client:
         job_id = client.run({"begun": str(begun), "until": str(gate)})
         eventually(begun.exists)
         first = client.status(job_id)
-        [pid] = worker_pids()
+        [pid] = family.workers()
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: client.status(job_id).get("retries") == 1)
         gate.touch()
