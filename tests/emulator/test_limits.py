@@ -65,6 +65,14 @@ def test_a_call_too_many_is_answered_429() -> None:
         assert "retry-after" not in refused.headers
 
 
+def test_the_control_api_counts_the_calls_within_the_limits_and_beyond() -> None:
+    with one_endpoint(rate_limits=True) as client:
+        for _ in range(3):
+            client.post("/purge-queue")
+        calls = client.control("GET", "")["endpoints"]["ep"]["calls"]
+        assert calls == {"purge-queue": {"admitted": 2, "refused": 1}}
+
+
 def test_a_429_says_when_to_come_back_if_it_is_to() -> None:
     with one_endpoint(rate_limits=True, send_retry_after=True) as client:
         for _ in range(2):
