@@ -1,0 +1,42 @@
+# Every target sets up what it needs and is missing. PYTHON= names the Python to set up with.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast check lock images-check clean clean-all
+
+SET_UP = "$$(scripts/find_python.sh)" -m scripts.set_up
+PROJECT_PYTHON = .venv/bin/python
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' Makefile
+
+setup: ## make both environments and the built-in model (once; minutes)
+	@$(SET_UP)
+
+run: ## start emulator, worker with vLLM on the CPU, and proxy; MODEL= serves another model
+	@$(SET_UP) project vllm flags $(if $(MODEL),,model)
+	@$(PROJECT_PYTHON) -m scripts.run
+
+test: setup ## run every test, real vLLM included; ARGS= goes to pytest
+	@$(PROJECT_PYTHON) -m pytest $(ARGS)
+
+test-fast: ## run the tests that need no vLLM; ARGS= goes to pytest
+	@$(SET_UP) project
+	@$(PROJECT_PYTHON) -m pytest -m "not vllm" $(ARGS)
+
+check: ## lint, formatting and types
+	@$(SET_UP) project
+	@$(PROJECT_PYTHON) -m ruff check
+	@$(PROJECT_PYTHON) -m ruff format --check
+	@$(PROJECT_PYTHON) -m mypy
+
+lock: ## regenerate requirements/*.txt; UPGRADE=1 takes the newest of everything
+	@"$$(scripts/find_python.sh)" -m scripts.lock $(if $(UPGRADE),--upgrade)
+
+images-check: setup ## build both images and run them, without Docker (needs root on Debian)
+	@scripts/images_check.sh
+
+clean: ## remove what was made here, but not the shared cache
+	rm -rf .venv .venv.lock .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+
+clean-all: clean ## remove vLLM's environments and the built-in model too, for all clones
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/runpod-openai-proxy"

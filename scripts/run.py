@@ -1,0 +1,187 @@
+"""`make run`: the whole stack on this machine, one chat through it, then up until Ctrl-C.
+
+Settings, all from the environment:
+
+- `MODEL`: what to serve in place of the built-in `tiny-chat`: a name on the Hugging Face hub, or a
+  folder. The worker's own settings pass through, such as `TOOL_CALL_PARSER`.
+- `PROXY_PORT` (8080) and `EMULATOR_PORT` (8400).
+- `IDLE_TIMEOUT`: seconds after which an idle worker is stopped (600).
+- `VERBOSE=1`: show what the three write, which else goes to files only.
+"""
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from contextlib import nullcontext
+from types import FrameType
+from typing import NoReturn
+
+import openai
+
+from scripts.local_stack import LocalStack, Model, find_model, local_stack
+from scripts.processes import Follower, ProcessDied
+from scripts.progress import SetUpError
+from scripts.set_up import ROOT
+
+LOGS = ROOT / ".cache" / "run"
+QUESTION = "Hello! Who are you?"
+CHECK_SECONDS = 0.5
+COLD_START_SECONDS = 1800.0
+MAX_TOKENS = 200
+
+STARTING = """\
+Starting
+  the emulator  http://127.0.0.1:{emulator}, log {logs}/emulator.log
+  the proxy     http://127.0.0.1:{proxy}, log {logs}/proxy.log
+  a worker, at the first request: vLLM with {model}, log {logs}/local-*.log"""
+
+HOW_TO_USE = """\
+
+Up until Ctrl-C:
+  base URL  {base_url}
+  API key   {api_key}
+  model     {model}
+
+curl -N {base_url}/chat/completions \\
+  -H "Authorization: Bearer {api_key}" -H "Content-Type: application/json" \\
+  -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+"""
+
+
+Pieces = queue.Queue[str | openai.OpenAIError | None]
+
+
+class Terminated(Exception):
+    """We were told to end by SIGTERM, or our terminal has gone."""
+
+
+def main() -> int:
+    """Run the stack; 0 when told to end, 1 when it could not start or a part of it died."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    try:
+        run(find_model(os.environ.get("MODEL", "")))
+    except (SetUpError, ProcessDied, openai.OpenAIError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Terminated):
+        print("Stopped.")
+    return 0
+
+
+def run(model: Model) -> None:
+    """Start the stack, show that it works, and stay.
+
+    Raises:
+        SetUpError: a port is taken, or the model is not there.
+        ProcessDied: a part of the stack ended.
+        OpenAIError: the first chat failed.
+        KeyboardInterrupt, Terminated: it is over, and nothing runs any more.
+    """
+    proxy_port = int(os.environ.get("PROXY_PORT") or 8080)
+    emulator_port = int(os.environ.get("EMULATOR_PORT") or 8400)
+    idle_timeout_seconds = float(os.environ.get("IDLE_TIMEOUT") or 600)
+    ports = {"emulator": emulator_port, "proxy": proxy_port}
+    _say(STARTING.format(logs=LOGS.relative_to(ROOT), model=model.name, **ports))
+    verbose = Follower(LOGS) if os.environ.get("VERBOSE") else nullcontext()
+    with (
+        local_stack(
+            model,
+            LOGS,
+            emulator_port=emulator_port,
+            proxy_port=proxy_port,
+            idle_timeout_seconds=idle_timeout_seconds,
+        ) as stack,
+        verbose,
+    ):
+        try:
+            show_chat(stack)
+            _say(HOW_TO_USE.format(**_facts(stack)))
+            while True:
+                time.sleep(CHECK_SECONDS)
+                stack.check_processes()
+        except (KeyboardInterrupt, Terminated):
+            _say("\nStopping; Ctrl-C again stops at once.")
+            raise
+
+
+def show_chat(stack: LocalStack) -> None:
+    """Send one streamed chat through the OpenAI SDK and print it as it comes.
+
+    Raises:
+        ProcessDied: a part of the stack ended meanwhile.
+        OpenAIError: the chat failed.
+    """
+    _say(f"\n> {QUESTION}")
+    pieces: Pieces = queue.Queue()
+    threading.Thread(target=_chat, args=(stack, pieces), daemon=True).start()
+    piece = _await_first(stack, pieces)
+    while isinstance(piece, str):
+        print(piece, end="", flush=True)
+        piece = pieces.get()
+    print(flush=True)
+    if piece is not None:
+        raise piece
+
+
+def _chat(stack: LocalStack, pieces: Pieces) -> None:
+    """Put the answer's pieces on the queue, and at its end None or the error that ended it."""
+    direct = openai.DefaultHttpxClient(trust_env=False)
+    with openai.OpenAI(
+        base_url=stack.base_url,
+        api_key=stack.api_key,
+        max_retries=0,
+        timeout=COLD_START_SECONDS,
+        http_client=direct,
+    ) as client:
+        try:
+            chunks = client.chat.completions.create(
+                model=stack.model,
+                messages=[{"role": "user", "content": QUESTION}],
+                max_tokens=MAX_TOKENS,
+                stream=True,
+            )
+            for chunk in chunks:
+                if chunk.choices and (text := chunk.choices[0].delta.content):
+                    pieces.put(text)
+            pieces.put(None)
+        except openai.OpenAIError as error:
+            pieces.put(error)
+
+
+def _await_first(stack: LocalStack, pieces: Pieces) -> str | openai.OpenAIError | None:
+    """The first piece of the answer. Until it is there the cold start can be watched."""
+    started = time.monotonic()
+    waiting = f"  cold start: a worker starts, vLLM loads {stack.model} ..."
+    print(waiting, end="", flush=True)
+    while True:
+        try:
+            piece = pieces.get(timeout=CHECK_SECONDS)
+        except queue.Empty:
+            stack.check_processes()
+            stack.check_worker()
+            if sys.stdout.isatty():
+                print(f"\r{waiting} {time.monotonic() - started:.0f} s", end="", flush=True)
+        else:
+            again = f"\r{waiting}" if sys.stdout.isatty() else ""
+            print(f"{again} {time.monotonic() - started:.1f} s\n", flush=True)
+            return piece
+
+
+def _facts(stack: LocalStack) -> dict[str, str]:
+    return {"base_url": stack.base_url, "api_key": stack.api_key, "model": stack.model}
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
