@@ -1,20 +1,16 @@
 #!/usr/bin/env bash
 # Builds both images and runs them, without Docker, a registry of images, a GPU or RunPod:
-# `make images-check`. It needs root on Debian, the project's .venv and vLLM's CPU environment.
+# `make images-check`. It needs root on Debian, and what `python -m scripts.set_up` makes: the
+# project's environment (PYTHON names another one's interpreter), vLLM's (VLLM_VENV), the model.
 #
 # The real base images cannot be had here, so stand-ins bear their names: a minimal Debian with
 # Python, whose `python3` is, for the worker, the interpreter of vLLM's CPU environment, mounted
 # read-only at build and run. An image runs as Docker would run it, with its own entry
-# point, environment, user and directory, below chroot in a mount namespace.
-#
-#   PYTHON      the project's Python (.venv/bin/python)
-#   VLLM_VENV   vLLM's environment (.cache/vllm)
-#   TINY_MODEL  the folder of the model to serve; without it scripts/tiny_model.py makes one
+# point, environment, user and directory, below chroot in namespaces of its own.
 set -euo pipefail
 
 project=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$project/.venv/bin/python}
-vllm_venv=${VLLM_VENV:-$project/.cache/vllm}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/runpod-openai-proxy
 suite=bookworm
 # libnuma1 is for the CPU build of vLLM.
@@ -75,11 +71,17 @@ free_port() {
     "$python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
+# set_up FUNCTION: a path that the set-up knows.
+set_up() { (cd "$project" && "$python" -c "import scripts.set_up as s; print(s.$1())"); }
+
 install_programs() {
     local missing=()
     [ "$(id -u)" -eq 0 ] || fail "run as root: images are built and run below chroot"
     [ -x "$python" ] || fail "no Python of the project at $python"
-    [ -x "$vllm_venv/bin/python" ] || fail "no vLLM at $vllm_venv"
+    vllm_python=$(set_up vllm_python)
+    [ -x "$vllm_python" ] || fail "no vLLM at $vllm_python"
+    tiny_model=$(set_up tiny_model)
+    [ -d "$tiny_model" ] || fail "no model at $tiny_model"
     for program in buildah debootstrap curl; do
         command -v "$program" >/dev/null || missing+=("$program")
     done
@@ -229,6 +231,8 @@ proxy_image() {
     env "${settings[@]}" "$work/run-proxy" health || fail "the health check of a healthy proxy"
     ok "the health check passes"
     expect "user" 10001 "$(ps -o uid= -p "$(pgrep -P "$(pgrep -P "$process")")" | tr -d ' ')"
+    [ -n "$(find "$(tree_of proxy)/var/lib/proxy" -type f)" ] || fail "no journal of jobs"
+    ok "the journal of jobs is writable"
     stop "$process" || code=$?
     expect "exit code after SIGTERM" 0 "$code"
     ! env "${settings[@]}" "$work/run-proxy" health 2>/dev/null || fail "healthy with no proxy"
@@ -239,7 +243,7 @@ status_of() { curl -s -o /dev/null -m 10 -w '%{http_code}' "$@"; }
 
 worker_image() {
     local hub volumes version base options=() path
-    mapfile -t volumes < <("$vllm_venv/bin/python" -c '
+    mapfile -t volumes < <("$vllm_python" -c '
 import os, sys
 print(*sorted({sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix)} - {"/usr"}), sep="\n")')
     for path in "${volumes[@]}"; do options+=(--volume "$path:$path:ro"); done
@@ -249,7 +253,7 @@ print(*sorted({sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix)} -
     version=$(default VLLM_VERSION worker)
     base=$(default BASE worker)
     # shellcheck disable=SC2016  # the variable is the Dockerfile's
-    stand_in "${base/'${VLLM_VERSION}'/$version}" "$vllm_venv/bin/python" \
+    stand_in "${base/'${VLLM_VERSION}'/$version}" "$vllm_python" \
         HF_ENDPOINT="http://127.0.0.1:$hub_port" \
         VLLM_CPU_KVCACHE_SPACE=1 ENFORCE_EAGER=true MAX_MODEL_LEN=1024
     build worker "${options[@]}" --build-arg MODEL_NAME="$model" \
@@ -262,11 +266,8 @@ print(*sorted({sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix)} -
 
 # The model is gated: the hub refuses a build that does not hand on its secret.
 start_hub() {
-    local folder=${TINY_MODEL:-$work/tiny-chat}
-    [ -d "$folder" ] || "$vllm_venv/bin/python" "$project/scripts/tiny_model.py" "$folder" \
-        --epochs 1 >"$work/model.log" 2>&1
     hub_port=$(free_port)
-    "$python" "$project/scripts/hub.py" "$folder" --model "$model" --token "$secret" \
+    "$python" "$project/scripts/hub.py" "$tiny_model" --model "$model" --token "$secret" \
         --port "$hub_port" >"$work/hub.log" 2>&1 &
     processes+=($!)
     until_true 30 $! curl -s "http://127.0.0.1:$hub_port"
