@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.progress import only_one, run
+from scripts.progress import only_one
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,11 @@ class Environment:
     def _stamp_text(self) -> str:
         return f"{self.stamp} at {self.folder}\n"
 
-    def ensure(self, fill: Callable[[], None]) -> None:
-        """Make it if it is not ready: an empty environment, then what `fill` installs into it.
+    def ensure(self, make: Callable[[], None]) -> None:
+        """Have it made, from nothing, if it is not ready.
 
-        Two processes may call this at once: one makes it, the other waits.
-
-        Raises:
-            SetUpError: it could not be made.
+        Two processes may call this at once: one makes it, the other waits. What `make` raises
+        leaves an environment that is not ready.
         """
         if self.is_ready:
             return
@@ -58,8 +56,7 @@ class Environment:
             if self.is_ready:
                 return
             shutil.rmtree(self.folder, ignore_errors=True)
-            run([sys.executable, "-m", "venv", self.folder])
-            fill()
+            make()
             self._stamp_file.write_text(self._stamp_text)
 
 

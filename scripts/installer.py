@@ -5,6 +5,7 @@ an index of its own, and whenever uv fails pip has a try, and its message is the
 uv itself is a package, kept in an environment beside the others.
 """
 
+import sys
 from pathlib import Path
 
 from scripts.environments import Environment, cache_folder, stamp_of
@@ -19,13 +20,22 @@ PIP_INSTALL = (
 )
 
 
+def create(environment: Environment) -> None:
+    """Make an environment that has nothing but pip.
+
+    Raises:
+        SetUpError: this Python could not.
+    """
+    run([sys.executable, "-m", "venv", environment.folder])
+
+
 def install(environment: Environment, lock: Path) -> None:
     """Install what the lock file lists, and nothing else.
 
     Raises:
         SetUpError: neither uv nor pip could.
     """
-    if _pip_has_its_own_index(environment):
+    if has_its_own_index(environment):
         install_with_pip(environment, lock)
         return
     try:
@@ -61,9 +71,15 @@ def uv() -> Environment:
     """
     stamp = stamp_of(UV_LOCK)
     tool = Environment("uv", cache_folder() / f"uv-{stamp}", stamp)
-    tool.ensure(lambda: install_with_pip(tool, UV_LOCK))
+
+    def make() -> None:
+        create(tool)
+        install_with_pip(tool, UV_LOCK)
+
+    tool.ensure(make)
     return tool
 
 
-def _pip_has_its_own_index(environment: Environment) -> bool:
+def has_its_own_index(environment: Environment) -> bool:
+    """Is pip, as it is configured, told to use another index than PyPI?"""
     return ".index-url=" in run([environment.python, "-m", "pip", "config", "list"])

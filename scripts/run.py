@@ -6,7 +6,8 @@ Settings, all from the environment:
   folder. The worker's own settings pass through, such as `TOOL_CALL_PARSER`.
 - `PROXY_PORT` (8080) and `EMULATOR_PORT` (8400).
 - `IDLE_TIMEOUT`: seconds after which an idle worker is stopped (600).
-- `VERBOSE=1`: show what the three write, which else goes to files only.
+- `VERBOSE=1`: show what the three write, which else goes to files only, in the folder `RUN_LOGS`
+  (`.cache/run`).
 """
 
 import os
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -24,9 +26,7 @@ import openai
 from scripts.local_stack import LocalStack, Model, find_model, local_stack
 from scripts.processes import Follower, ProcessDied
 from scripts.progress import SetUpError
-from scripts.set_up import ROOT
 
-LOGS = ROOT / ".cache" / "run"
 QUESTION = "Hello! Who are you?"
 CHECK_SECONDS = 0.5
 COLD_START_SECONDS = 1800.0
@@ -84,13 +84,14 @@ def run(model: Model) -> None:
     proxy_port = int(os.environ.get("PROXY_PORT") or 8080)
     emulator_port = int(os.environ.get("EMULATOR_PORT") or 8400)
     idle_timeout_seconds = float(os.environ.get("IDLE_TIMEOUT") or 600)
+    logs = Path(os.environ.get("RUN_LOGS") or ".cache/run").absolute()
     ports = {"emulator": emulator_port, "proxy": proxy_port}
-    _say(STARTING.format(logs=LOGS.relative_to(ROOT), model=model.name, **ports))
-    verbose = Follower(LOGS) if os.environ.get("VERBOSE") else nullcontext()
+    _say(STARTING.format(logs=logs, model=model.name, **ports))
+    verbose = Follower(logs) if os.environ.get("VERBOSE") else nullcontext()
     with (
         local_stack(
             model,
-            LOGS,
+            logs,
             emulator_port=emulator_port,
             proxy_port=proxy_port,
             idle_timeout_seconds=idle_timeout_seconds,
@@ -156,18 +157,20 @@ def _await_first(stack: LocalStack, pieces: Pieces) -> str | openai.OpenAIError 
     """The first piece of the answer. Until it is there the cold start can be watched."""
     started = time.monotonic()
     waiting = f"  cold start: a worker starts, vLLM loads {stack.model} ..."
-    print(waiting, end="", flush=True)
+    is_ticking = sys.stdout.isatty() and not os.environ.get("VERBOSE")
+    print(waiting, end="" if is_ticking else "\n", flush=True)
     while True:
         try:
             piece = pieces.get(timeout=CHECK_SECONDS)
         except queue.Empty:
             stack.check_processes()
             stack.check_worker()
-            if sys.stdout.isatty():
+            if is_ticking:
                 print(f"\r{waiting} {time.monotonic() - started:.0f} s", end="", flush=True)
         else:
-            again = f"\r{waiting}" if sys.stdout.isatty() else ""
-            print(f"{again} {time.monotonic() - started:.1f} s\n", flush=True)
+            if is_ticking:
+                print()
+            _say(f"  first token after {time.monotonic() - started:.1f} s\n")
             return piece
 
 

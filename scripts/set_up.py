@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from scripts.environments import Environment, cache_folder, python_version, stamp_of
-from scripts.installer import PIP_INSTALL, install
+from scripts.installer import PIP_INSTALL, create, install
 from scripts.progress import SetUpError, only_one, phase, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,14 +55,15 @@ def set_up_project() -> None:
     """
     environment = project_environment()
 
-    def fill() -> None:
+    def make() -> None:
         with phase("packages of the project"):
+            create(environment)
             install(environment, DEV_LOCK)
         with phase("the project itself, editable"):
             wanted = ("--no-build-isolation", "--editable", ROOT)
             run([environment.python, *PIP_INSTALL, *wanted])
 
-    environment.ensure(fill)
+    environment.ensure(make)
 
 
 def vllm_environment() -> Environment:
@@ -101,7 +102,7 @@ def set_up_vllm() -> None:
     environment = vllm_environment()
     if not environment.is_ready:
         _check_platform()
-        environment.ensure(lambda: _fill_vllm(environment))
+        environment.ensure(lambda: _make_vllm_environment(environment))
 
 
 def _check_platform() -> None:
@@ -116,9 +117,10 @@ def _check_platform() -> None:
         raise SetUpError(NO_VLLM.format(here=platform.platform()))
 
 
-def _fill_vllm(environment: Environment) -> None:
+def _make_vllm_environment(environment: Environment) -> None:
     print(f"vLLM for the CPU goes to {environment.folder} (2.4 GB, once per machine)", flush=True)
     with phase("packages of vLLM"):
+        create(environment)
         install(environment, VLLM_LOCK)
     with phase("torch for the CPU"):
         _install_torch(environment)

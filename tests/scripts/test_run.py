@@ -1,0 +1,221 @@
+"""`make run`'s script as a process, with the scripted engine in vLLM's place."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from scripts.local_stack import STOP_SECONDS
+from tests.servers import free_port
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+ENGINE = ROOT / "tests" / "engine.py"
+FLAGS = ROOT / "tests" / "worker" / "vllm_flags.json"
+
+pytestmark = pytest.mark.slow
+
+
+class Run:
+    """One `python -m scripts.run`, its output in a file."""
+
+    def __init__(self, folder: Path, engine_flags: str, environment: dict[str, str]) -> None:
+        model = folder / "some-model"
+        model.mkdir()
+        self.ports = {name: free_port() for name in ("PROXY_PORT", "EMULATOR_PORT")}
+        self._output = folder / "output"
+        self._mark = f"run-{folder}"
+        engine = shlex.join([sys.executable, str(ENGINE), *shlex.split(engine_flags)])
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "scripts.run"],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    **{name: str(port) for name, port in self.ports.items()},
+                    "MODEL": str(model),
+                    "WORKER_VLLM_COMMAND": engine,
+                    "WORKER_VLLM_FLAGS": str(FLAGS),
+                    "RUN_LOGS": str(folder / "logs"),
+                    "MARK": self._mark,
+                    **environment,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        """Until it has printed that."""
+        wait_until(lambda: text in self.output or self.process.poll() is not None, seconds=60)
+        assert text in self.output, self.output
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the terminal sends it to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def left(self) -> list[psutil.Process]:
+        """All processes that this run has started, whoever their parent is by now."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def end(self) -> None:
+        """Kill it, if the test has not ended it."""
+        self.process.kill()
+        self.process.wait()
+        wait_until(lambda: not self.left(), seconds=30)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("MARK") == self._mark
+        except psutil.Error:
+            return False
+
+
+Start = Callable[..., Run]
+
+
+@contextmanager
+def _runs(folders: Callable[[], Path]) -> Iterator[Start]:
+    runs: list[Run] = []
+
+    def start(engine_flags: str = "", **environment: str) -> Run:
+        runs.append(Run(folders(), engine_flags, environment))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.end()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with _runs(lambda: tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run that tests share: it is up, and nothing ends it."""
+    with _runs(lambda: tmp_path_factory.mktemp("up")) as start:
+        run = start(VERBOSE="1", MAX_NUM_SEQS="7")
+        run.wait_for("Up until Ctrl-C")
+        yield run
+
+
+def test_it_shows_a_chat_and_how_to_use_what_is_up(up: Run) -> None:
+    assert re.search(r"vLLM loads some-model \.\.\.$", up.output, re.MULTILINE)
+    assert re.search(r"first token after \d+\.\d s\n", up.output)
+    up.wait_for("curl -N")
+    up.wait_for('"Hello!"}]}')
+    curl = up.output[up.output.index("curl -N") :].split("\n\n")[0]
+    answer = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=30)
+    assert answer.stdout.rstrip().endswith("data: [DONE]")
+
+
+def test_verbose_shows_what_all_three_write(up: Run) -> None:
+    for line in ("emulator | ", "proxy | ", " | scripted engine is ready"):
+        up.wait_for(line)
+
+
+def test_the_workers_settings_pass_through(up: Run) -> None:
+    engine = next(p for p in up.left() if str(ENGINE) in p.cmdline() and "--port" in p.cmdline())
+    words = engine.cmdline()
+    assert words[words.index("--max-num-seqs") + 1] == "7"
+    assert words[words.index("--served-model-name") + 1] == "some-model"
+
+
+def test_after_sigterm_nothing_is_left(start: Start) -> None:
+    run = start()
+    run.wait_for("Up until Ctrl-C")
+    run.process.terminate()
+    assert run.process.wait(30) == 0
+    assert "Stopped." in run.output
+    assert not run.left()
+
+
+def test_ctrl_c_ends_it_while_the_model_is_loading(start: Start) -> None:
+    run = start("--start-seconds 600")
+    wait_until(lambda: any(str(ENGINE) in p.cmdline() for p in run.left()), seconds=60)
+    run.interrupt()
+    assert run.process.wait(30) == 0
+    assert "Stopped." in run.output
+    assert not run.left()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_running_requests(start: Start) -> None:
+    run = start(PROXY_DRAIN_SECONDS="600")
+    run.wait_for("Up until Ctrl-C")
+    body = {"model": "some-model", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    url = f"http://127.0.0.1:{run.ports['PROXY_PORT']}/v1/chat/completions"
+    headers = {"Authorization": "Bearer sk-local"}
+    hanging = body | {"script": {"hang_after": 1}}
+    with httpx.stream("POST", url, json=hanging, headers=headers, timeout=60) as answer:
+        next(answer.iter_lines())
+        run.interrupt()
+        run.wait_for("Stopping")
+        run.interrupt()
+        # By itself the proxy would be given more time than this to end the request.
+        assert run.process.wait(STOP_SECONDS - 3) == 0
+    assert not run.left()
+
+
+def test_nothing_is_left_when_it_is_killed_hard(start: Start) -> None:
+    run = start()
+    run.wait_for("Up until Ctrl-C")
+    assert len(run.left()) > 4
+    run.process.kill()
+    wait_until(lambda: not run.left(), seconds=30)
+
+
+@pytest.mark.parametrize("name", ["proxy", "emulator"])
+def test_a_part_that_dies_is_reported_and_ends_the_run(start: Start, name: str) -> None:
+    run = start()
+    run.wait_for("Up until Ctrl-C")
+    command = f"-m {name}"
+    next(p for p in run.left() if command in " ".join(p.cmdline()[:3])).kill()
+    assert run.process.wait(30) == 1
+    assert f"the {name} ended with exit code 137" in run.output
+    assert not run.left()
+
+
+def test_a_worker_that_cannot_start_is_reported_with_its_last_lines(start: Start) -> None:
+    run = start("--die-at-start")
+    assert run.process.wait(60) == 1
+    assert "the worker has died" in run.output
+    assert "vLLM exited with code" in run.output
+    assert not run.left()
+
+
+@pytest.mark.parametrize("name", ["PROXY_PORT", "EMULATOR_PORT"])
+def test_a_port_that_is_taken_is_named(start: Start, name: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run = start(**{name: str(port)})
+        assert run.process.wait(60) == 1
+    assert f"port {port} is taken" in run.output
+    assert f"set {name}" in run.output
+    assert not run.left()
+
+
+def test_a_model_that_is_not_there_is_named(start: Start) -> None:
+    run = start(MODEL="./no-such-folder")
+    assert run.process.wait(60) == 1
+    assert "./no-such-folder" in run.output
