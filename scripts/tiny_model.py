@@ -372,6 +372,8 @@ def build(folder: Path, epochs: int) -> None:
     tokenizer = train_tokenizer(dialogues)
     model = new_model(tokenizer)
     train(model, Teacher(dialogues, tokenizer), epochs, tokenizer.pad_token_id)
+    # What vLLM samples with when the request does not say: near what it has read.
+    model.generation_config.update(do_sample=True, temperature=0.3)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
