@@ -11,12 +11,6 @@ from worker.settings import own_names
 CLOSE: Final = 0.87
 """How alike two names must be, from 0 to 1, for one to be taken for a misspelling."""
 
-FOREIGN: Final = (
-    *("RUNPOD_", "VLLM_", "HF_", "CUDA_", "NVIDIA_", "NV_", "NCCL_", "TORCH", "PYTORCH_"),
-    *("PYTHON", "LD_", "LC_", "XDG_", "KUBERNETES_", "AWS_", "RAY_", "OMP_", "UV_", "PIP_"),
-)
-"""Beginnings of names that belong to others, however much they look like ours."""
-
 RETIRED: Final = {
     "DEFAULT_BATCH_SIZE": "outputs are batched by how fast they can be posted",
     "DEFAULT_MIN_BATCH_SIZE": "outputs are batched by how fast they can be posted",
@@ -50,13 +44,7 @@ def complaints(environment: Environment, flags: VLLMFlags) -> Iterator[str]:
             continue
         if name in RETIRED:
             yield f"{name} has no effect: {RETIRED[name]}"
-        elif near := _nearest(name, known):
-            yield f"{name} has no effect: did you mean {near}?"
+        elif near := get_close_matches(name, known, n=1, cutoff=CLOSE):
+            yield f"{name} has no effect: did you mean {near[0]}?"
         elif name.startswith("WORKER_"):
             yield f"{name} has no effect: there is no such setting"
-
-
-def _nearest(name: str, known: set[str]) -> str | None:
-    if name.startswith(FOREIGN) or name != name.upper():
-        return None
-    return next(iter(get_close_matches(name, known, n=1, cutoff=CLOSE)), None)

@@ -99,6 +99,17 @@ async def test_the_first_event_does_not_wait_for_the_second(handler: Handler) ->
     await stream.aclose()
 
 
+async def test_what_follows_the_first_event_at_once_comes_with_it(
+    handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.answer.LINGER_SECONDS", 20)
+    body = {"prompt": "x", "stream": True, "script": {"tokens": 5, "delay_seconds": 0.05}}
+    job_input = {"openai_route": "/v1/completions", "openai_input": body, "proxy": PROXY}
+    frames = await outputs_of(handler, {"id": "job-1", "input": job_input})
+    assert frames[0]["text"].count("data: ") >= 2
+    assert frames[-1]["text"].endswith("data: [DONE]\n\n")
+
+
 async def test_a_yield_carries_all_that_arrived_during_the_last_post(handler: Handler) -> None:
     job = chat(stream=True, script={"tokens": 40, "delay_seconds": 0.005})
     frames = await outputs_of(handler, job, post_seconds=0.1)
@@ -160,6 +171,11 @@ async def test_vllm_learns_the_request_id(handler: Handler, engine: Engine) -> N
     assert engine.records[-1].headers["x-request-id"] == "req_1"
 
 
+async def test_vllm_is_asked_not_to_compress(handler: Handler, engine: Engine) -> None:
+    await outputs_of(handler, chat())
+    assert engine.records[-1].headers["accept-encoding"] == "identity"
+
+
 async def test_vllm_gets_the_body_untouched(handler: Handler, engine: Engine) -> None:
     await outputs_of(handler, chat(logit_bias={"7": 0.1}, stop=["\u2028", "é"]))
     sent = chat(logit_bias={"7": 0.1}, stop=["\u2028", "é"])["input"]["openai_input"]
@@ -211,8 +227,8 @@ async def test_a_stream_that_takes_too_long_ends_with_an_error_event(url: str) -
 async def test_answers_that_are_given_up_end_with_an_error(
     handler: Handler, client: VLLMClient
 ) -> None:
-    endless = {"tokens": 100_000, "delay_seconds": 0.001}
-    stream = asyncio.create_task(outputs_of(handler, chat(stream=True, script=endless), 0.01))
+    busy = chat(stream=True, script={"tokens": 300_000})  # there always is something to read
+    stream = asyncio.create_task(outputs_of(handler, busy, 0.01))
     silent = asyncio.create_task(outputs_of(handler, chat(script={"hang": True})))
     await asyncio.sleep(0.3)
     client.give_up()
@@ -222,16 +238,17 @@ async def test_answers_that_are_given_up_end_with_an_error(
     assert [(await silent)[0]["status"], late[0]["status"]] == [503, 503]
 
 
-async def test_a_slow_network_slows_vllm_down(handler: Handler, engine: Engine) -> None:
+async def test_a_slow_network_slows_vllm_down(url: str, engine: Engine) -> None:
     """A megabyte each, a hundred times: only what fits into buffers is made in advance."""
+    client = VLLMClient(url, request_timeout_seconds=60, piece_bytes=10_000)
     script = {"tokens": 100, "event_bytes": 1_000_000}
-    stream = handler(chat(stream=True, script=script))
-    await anext(stream)
-    made = -1
-    while made != (made := engine.records[-1].tokens):  # noqa: ASYNC110 -- another thread's
-        await asyncio.sleep(0.3)
-    assert made < 50
+    stream = create_handler(client, None)(chat(stream=True, script=script))
+    for _ in range(60):
+        await anext(stream)
+        await asyncio.sleep(0.01)
+    assert engine.records[-1].tokens < 25
     await stream.aclose()
+    await client.close()
 
 
 # Without our proxy
@@ -295,6 +312,16 @@ async def test_a_cancelled_job_aborts_the_generation(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await eventually(lambda: engine.counters.aborted == aborted + 1)
+
+
+async def test_a_handler_that_is_abandoned_aborts_the_generation(
+    handler: Handler, engine: Engine
+) -> None:
+    aborted = engine.counters.aborted
+    stream = handler(chat(stream=True, script={"hang_after": 1}))
+    await anext(stream)
+    await stream.aclose()
     await eventually(lambda: engine.counters.aborted == aborted + 1)
 
 

@@ -153,6 +153,7 @@ def test_the_death_of_vllm_ends_the_worker_and_its_jobs_with_the_reason(
         waiting = own_client.run(chat(script={"hang": True}))
         wait_for_tokens(worker)
         wait_until(lambda: worker.engine("requests")["running"] == 2)
+        own_client.inject(operation="job-done", times=0, delay_seconds=1)
         worker.kill_engine()
         assert worker.exit_code() == 1
         assert worker.last_line().startswith("ERROR worker: vLLM was killed by SIGKILL")
@@ -191,18 +192,20 @@ def test_sigterm_ends_an_idle_worker_although_polls_are_held(
         assert time.monotonic() - began < 30, "the polls are held for 60 seconds"
 
 
-def test_a_job_that_comes_on_the_last_poll_is_still_answered(
+def test_a_stopping_worker_answers_the_last_poll_and_polls_no_more(
     own_client: Client, tmp_path: Path
 ) -> None:
     with start_worker(own_client, tmp_path) as worker:
-        long = own_client.run(chat(stream=True, script={"tokens": 100, "delay_seconds": 0.02}))
+        long = own_client.run(chat(stream=True, script={"tokens": 150, "delay_seconds": 0.02}))
         wait_for_tokens(worker)
         worker.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping:" in worker.log.read_text())
-        late = own_client.run(chat(max_tokens=1))
+        taken = own_client.run(chat(max_tokens=1))
+        assert own_client.result(taken)["status"] == "COMPLETED"
+        left = own_client.run(chat(max_tokens=1))
         assert worker.exit_code() == 0
     assert events(own_client.outputs(long))[-1] == "[DONE]"
-    assert own_client.status(late)["status"] in ("COMPLETED", "IN_QUEUE")
+    assert own_client.status(left)["status"] == "IN_QUEUE"
 
 
 def test_jobs_beyond_the_grace_time_end_with_an_error(own_client: Client, tmp_path: Path) -> None:
