@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from proxy.app import create_app
+from scripts.local_stack import LocalStack, find_model, local_stack
 from tests.emulator.running import API_KEY, Client, emulator
 from tests.proxy.conftest import KEY, settings_for
 from tests.servers import free_port, serve
@@ -97,4 +98,19 @@ def warm_road() -> Iterator[Road]:
     """A stack that tests share, with one worker up."""
     with road(min_workers=1) as stack:
         wait_until(lambda: stack.runpod.workers("idle") == 1, seconds=60)
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def vllm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """What `make run` starts, warmed up: vLLM on the CPU with the built-in model."""
+    with local_stack(find_model(), tmp_path_factory.mktemp("logs")) as stack:
+        with openai.OpenAI(base_url=stack.base_url, api_key=stack.api_key, timeout=300) as sdk:
+            asked: dict[str, Any] = {
+                "model": stack.model,
+                "messages": [{"role": "user", "content": "Hello!"}],
+                "max_tokens": 1,
+            }
+            chunks = sdk.chat.completions.create(**asked, stream=True)
+            assert list(chunks)
         yield stack
