@@ -30,6 +30,7 @@ log = logging.getLogger("worker")
 def main() -> int:
     """Run the worker and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every look at vLLM's health
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_at_once)
     # At its default level, DEBUG, the SDK prints every output of every job.

@@ -1,7 +1,5 @@
 """VLLMServer: vLLM as a process of its own on loopback; started, awaited, stopped."""
 
-import http.client
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +13,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+import httpx
 
 from worker.errors import VLLMExited, VLLMStartTimeout
 
@@ -74,9 +74,8 @@ class VLLMServer:
     def model(self) -> str | None:
         """The name of the model it serves, if it tells."""
         try:
-            found = json.loads(self._get("/v1/models")[1])
-            name = found["data"][0]["id"]
-        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+            name = self._get("/v1/models").json()["data"][0]["id"]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
             return None
         return name if isinstance(name, str) else None
 
@@ -107,18 +106,14 @@ class VLLMServer:
 
     def _is_healthy(self) -> bool:
         try:
-            return self._get("/health")[0] == 200
-        except (OSError, http.client.HTTPException):
+            return self._get("/health").status_code == 200
+        except httpx.HTTPError:
             return False
 
-    def _get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
+    def _get(self, path: str) -> httpx.Response:
+        # `trust_env`: a proxy named in the environment is not for loopback.
+        with httpx.Client(trust_env=False, timeout=10) as client:
+            return client.get(self.base_url + path)
 
     def _pass_output_on(self) -> None:
         assert self._process.stdout is not None
