@@ -1,7 +1,7 @@
 # Every target sets up what it needs and is missing. PYTHON= names the Python to set up with.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check lock images-check clean clean-all
+.PHONY: help setup run test test-fast chaos check lock images-check clean clean-all
 
 SET_UP = "$$(scripts/find_python.sh)" -m scripts.set_up
 PROJECT_PYTHON = .venv/bin/python
@@ -22,6 +22,10 @@ test: setup ## run every test, real vLLM included; ARGS= goes to pytest
 test-fast: ## run the tests that need no vLLM; ARGS= goes to pytest
 	@$(SET_UP) project
 	@$(PROJECT_PYTHON) -m pytest -m "not vllm" $(ARGS)
+
+chaos: ## break everything at random, for long; SEED= and REQUESTS= say how
+	@$(SET_UP) project
+	@$(PROJECT_PYTHON) -m tests.chaos.storm $(if $(SEED),--seed $(SEED)) $(if $(REQUESTS),--requests $(REQUESTS))
 
 check: ## lint, formatting and types
 	@$(SET_UP) project
