@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
 # Builds both images and runs them, without Docker, a registry of images, a GPU or RunPod:
-# `make images-check`. It needs root on Debian, and what `python -m scripts.set_up` makes: the
-# project's environment (PYTHON names another one's interpreter), vLLM's (VLLM_VENV), the model.
+# `make images-check`. It needs root on Debian, and what `python -m scripts.set_up` makes.
 #
 # The real base images cannot be had here, so stand-ins bear their names: a minimal Debian with
 # Python, whose `python3` is, for the worker, the interpreter of vLLM's CPU environment, mounted
-# read-only at build and run. An image runs as Docker would run it, with its own entry
-# point, environment, user and directory, below chroot in namespaces of its own.
+# read-only at build and run. An image runs as Docker would run it, with its own entry point,
+# environment, user and directory, below chroot in namespaces of its own.
 set -euo pipefail
 
 project=$(cd "$(dirname "$0")/.." && pwd)
-python=${PYTHON:-$project/.venv/bin/python}
+python=$project/.venv/bin/python
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/runpod-openai-proxy
 suite=bookworm
 # libnuma1 is for the CPU build of vLLM.
@@ -35,7 +34,7 @@ expect() { # expect WHAT WANTED FOUND
 clean() {
     local status=$?
     trap - EXIT
-    [ "$status" -eq 0 ] || tail -n 40 "$work"/*.log >&2 || true
+    [ "$status" -eq 0 ] || tail -n 40 "$work"/*.log >&2 2>/dev/null || true
     for process in "${processes[@]}"; do stop "$process" || true; done
     # Nothing is mounted here that other processes see; should that ever change, their files stay.
     rm -rf --one-file-system "$work"
@@ -77,11 +76,11 @@ set_up() { (cd "$project" && "$python" -c "import scripts.set_up as s; print(s.$
 install_programs() {
     local missing=()
     [ "$(id -u)" -eq 0 ] || fail "run as root: images are built and run below chroot"
-    [ -x "$python" ] || fail "no Python of the project at $python"
+    [ -x "$python" ] || fail "no $python: run make setup"
     vllm_python=$(set_up vllm_python)
-    [ -x "$vllm_python" ] || fail "no vLLM at $vllm_python"
+    [ -x "$vllm_python" ] || fail "no vLLM at $vllm_python: run make setup"
     tiny_model=$(set_up tiny_model)
-    [ -d "$tiny_model" ] || fail "no model at $tiny_model"
+    [ -d "$tiny_model" ] || fail "no model at $tiny_model: run make setup"
     for program in buildah debootstrap curl; do
         command -v "$program" >/dev/null || missing+=("$program")
     done
@@ -286,16 +285,18 @@ secret_is_gone() {
 # The image behind the emulator, as RunPod would run it: started for a job and stopped when idle.
 # The hub is gone by now, so the model is found in the image or not at all.
 answers_a_job() {
-    local port process job
+    local port process url
     port=$(free_port)
+    url=http://127.0.0.1:$port/v2/check
     (cd "$project" && exec "$python" -m emulator --port "$port" --api-key rpa_check \
         --endpoint check --worker "$work/run-worker" --log-dir "$work") >"$work/emulator.log" 2>&1 &
     process=$!
     processes+=("$process")
     until_true 30 "$process" curl -s -m 5 "http://127.0.0.1:$port"
-    job=$(curl -sS -m 310 "http://127.0.0.1:$port/v2/check/runsync?wait=300000" \
-        -H 'Authorization: Bearer rpa_check' -H 'Content-Type: application/json' \
+    # No longer: RunPod, and so the emulator, gives up on a silent connection after 100 s.
+    job=$(ask "$url/runsync?wait=80000" -H 'Content-Type: application/json' \
         -d '{"input": {"prompt": "Hello", "sampling_params": {"max_tokens": 16}}}')
+    until_true 300 "$process" has_ended "$url/status/$(field id "$job")"
     expect "status of a job" COMPLETED "$(field status "$job")"
     expect "model that answered it" "$model" "$(field output.0.model "$job")"
     [ -n "$(field output.0.choices.0.text "$job")" ] || fail "an empty answer: $job"
@@ -303,6 +304,14 @@ answers_a_job() {
     expect "exit code of the idle worker" 0 "$(cat "$work/run-worker.code")"
     ! still_running worker || fail "a process outlives the worker"
     stop "$process" || true
+}
+
+ask() { curl -sS -m 90 -H 'Authorization: Bearer rpa_check' "$@"; }
+
+# has_ended URL: has the job a last status? Keeps what was said of it.
+has_ended() {
+    local status
+    job=$(ask "$1") && status=$(field status "$job") && [[ $status != IN_* ]]
 }
 
 # field PATH JSON: one value.
