@@ -40,6 +40,9 @@ class VLLMServer:
         self.exited: Future[int] = Future()
         self.exited.set_running_or_notify_cancel()  # so that nobody who waits can cancel it
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        # One for all looks, since making one takes 30 ms; and a proxy that the environment names
+        # is not for loopback.
+        self._http = httpx.Client(base_url=self.base_url, trust_env=False, timeout=10)
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(LAUNCHER), str(os.getpid()), *command],
             env=environment,
@@ -74,7 +77,7 @@ class VLLMServer:
     def model(self) -> str | None:
         """The name of the model it serves, if it tells."""
         try:
-            name = self._get("/v1/models").json()["data"][0]["id"]
+            name = self._http.get("/v1/models").json()["data"][0]["id"]
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
             return None
         return name if isinstance(name, str) else None
@@ -87,6 +90,7 @@ class VLLMServer:
 
     def stop(self, seconds: float) -> None:
         """End vLLM and everything it started: SIGTERM, and after that time SIGKILL."""
+        self._http.close()
         with suppress(ProcessLookupError):
             self._process.terminate()
         if not self._exits_within(seconds):
@@ -106,14 +110,9 @@ class VLLMServer:
 
     def _is_healthy(self) -> bool:
         try:
-            return self._get("/health").status_code == 200
+            return self._http.get("/health").status_code == 200
         except httpx.HTTPError:
             return False
-
-    def _get(self, path: str) -> httpx.Response:
-        # `trust_env`: a proxy named in the environment is not for loopback.
-        with httpx.Client(trust_env=False, timeout=10) as client:
-            return client.get(self.base_url + path)
 
     def _pass_output_on(self) -> None:
         assert self._process.stdout is not None

@@ -1,10 +1,16 @@
 """The two forms of outputs where no real answer would get us easily."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.wire.record import body_of
 from worker.answer import Answer
+from worker.chunks import Chunks
 from worker.errors import EngineFailed
 from worker.outputs import BareOutputs, FramedOutputs
 
@@ -21,6 +27,21 @@ class AnswerSoFar:
 
 def answer(**facts: Any) -> Answer:
     return cast(Answer, AnswerSoFar(**facts))
+
+
+@given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode), st.integers(4, 40))
+def test_frames_hold_any_bytes_exactly_and_text_only_where_it_is_text(
+    body: bytes, limit: int
+) -> None:
+    chunks, outputs = Chunks(events=False, limit=limit), FramedOutputs("r")
+    chunks.feed(body)
+    frames: list[Any] = []
+    while piece := chunks.take(ended=True):
+        frames += outputs.add(answer(**PLAIN), piece)
+    assert body_of(frames) == body
+    with suppress(UnicodeDecodeError):
+        text = body.decode()
+        assert "".join(frame["text"] for frame in frames) == text
 
 
 PLAIN = {"content_type": "application/json", "is_event_stream": False}

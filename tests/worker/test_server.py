@@ -77,6 +77,7 @@ def test_a_command_that_is_not_there_is_told() -> None:
     server = VLLMServer(["/nowhere/vllm"], os.environ, port=1)
     with pytest.raises(VLLMExited, match="cannot start vLLM"):
         server.wait_until_healthy(60)
+    server.stop(1)
 
 
 def test_what_vllm_prints_is_passed_on(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
