@@ -1,5 +1,7 @@
 """A proxy in front of a RunPod that follows a script."""
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +16,8 @@ from tests.proxy.scripted_runpod import ScriptedRunPod
 from tests.servers import serve
 
 KEY = "sk-test"
+STATE_DIR = tempfile.mkdtemp(prefix="proxy-test-")
+atexit.register(shutil.rmtree, STATE_DIR, ignore_errors=True)
 
 
 def settings_for(runpod_url: str, **changes: Any) -> Settings:
@@ -27,7 +31,7 @@ def settings_for(runpod_url: str, **changes: Any) -> Settings:
         "keep_alive_seconds": 1,
         "first_byte_hold_seconds": 0.2,
         "drain_seconds": 0,
-        "state_dir": tempfile.mkdtemp(prefix="proxy-test-"),
+        "state_dir": STATE_DIR,
     }
     return Settings(**(values | changes))
 
