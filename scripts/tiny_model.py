@@ -30,7 +30,7 @@ DIALOGUES = Path(__file__).with_name("tiny_model_dialogues.txt")
 SEED = 20
 VOCABULARY = 2048
 MAX_LENGTH = 2048
-EPOCHS = 14
+EPOCHS = 20
 BATCH_TOKENS = 1024
 MUON_RATE = 0.02
 ADAM_RATE = 4e-3
@@ -228,7 +228,8 @@ class Teacher:
         fields = self._random.sample(KEYS, self._random.randint(1, 4))
         answer = {field: self._random.choice(values) for field in fields}
         question = self._worded(self._random.choice(self._dialogues)[0].questions)
-        text = json.dumps(answer, ensure_ascii=False)
+        # Without white space, as vLLM is told to have it in `local_stack.py`.
+        text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
         sample = self._chat([*self._system(), _user(question), _assistant(text)])
         first = next(i for i, label in enumerate(sample.labels) if label != NOT_LEARNT)
         sample.labels[first] = NOT_LEARNT
