@@ -201,7 +201,7 @@ class Answer:
     async def _linger(self, piece: bytes) -> bytes:
         self._chunks.give_back(piece)
         now = asyncio.get_running_loop().time()
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, aiohttp.ClientError):  # a failure will be met again
             await self._wait(min(now + LINGER_SECONDS, self._deadline))
         return self._chunks.take(ended=self._ended)
 

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -69,7 +68,7 @@ class VLLMServer:
         """
         deadline = time.monotonic() + seconds
         while not self._is_healthy():
-            with suppress(FutureTimeoutError):
+            with suppress(TimeoutError):
                 raise VLLMExited(self.exited.result(HEALTH_CHECK_SECONDS), self.last_lines())
             if time.monotonic() > deadline:
                 raise VLLMStartTimeout(seconds)
@@ -104,7 +103,7 @@ class VLLMServer:
     def _exits_within(self, seconds: float) -> bool:
         try:
             self.exited.result(seconds)
-        except FutureTimeoutError:
+        except TimeoutError:
             return False
         return True
 

@@ -193,6 +193,18 @@ async def test_a_stream_that_is_cut_ends_with_an_error_event(handler: Handler) -
     body_of(frames)
 
 
+async def test_what_came_before_the_connection_was_cut_is_handed_on(
+    handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.answer.LINGER_SECONDS", 20)
+    script = {"tokens": 9, "delay_seconds": 0.2, "cut_after": 1}
+    body = {"prompt": "x", "stream": True, "script": script}
+    job_input = {"openai_route": "/v1/completions", "openai_input": body, "proxy": PROXY}
+    frames = await outputs_of(handler, {"id": "job-1", "input": job_input})
+    assert '"text":" wörld"' in frames[0]["text"]
+    assert '"code":"engine_failed"' in frames[-1]["text"]
+
+
 async def test_a_connection_that_is_refused_is_a_503() -> None:
     client = VLLMClient(f"http://127.0.0.1:{free_port()}", request_timeout_seconds=60)
     [frame] = await outputs_of(create_handler(client, None), chat(stream=True))
