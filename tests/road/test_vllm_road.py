@@ -11,6 +11,8 @@ import httpx
 import openai
 import pytest
 import runpod
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from scripts.local_stack import LocalStack
 from tests.waiting import wait_until
@@ -302,6 +304,15 @@ def _ask_for_long(sdk: openai.OpenAI, wants_stream: bool) -> float:
         with pytest.raises(openai.APITimeoutError):
             sdk.with_options(timeout=1).chat.completions.create(**ask("Hi") | LONG)
     return time.monotonic()
+
+
+def test_langchain_streams_a_chat(vllm_stack: LocalStack, sdk: openai.OpenAI) -> None:
+    chat = ChatOpenAI(
+        base_url=vllm_stack.base_url, api_key=SecretStr(vllm_stack.api_key), model="tiny-chat",
+        temperature=0, max_completion_tokens=80,
+    )  # fmt: skip
+    told = "".join(str(chunk.content) for chunk in chat.stream("Hello!"))
+    assert told == sdk.chat.completions.create(**ask("Hello!")).choices[0].message.content
 
 
 def test_runpods_own_client_gets_an_answer(vllm_stack: LocalStack) -> None:
