@@ -1,9 +1,11 @@
 """What a killed proxy leaves behind, the next one cancels."""
 
-import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,21 +19,28 @@ from tests.proxy.test_streaming import CHAT, FRAMES
 from tests.servers import serve
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[2]
+DIES = """
+# A proxy that is killed with one job in flight and one that has ended.
+import os, pathlib, signal, sys
+from proxy.journal import Journal
+journal = Journal(pathlib.Path(sys.argv[1]))
+journal.add("http://runpod/v2/ep", "job-1")
+journal.add("http://runpod/v2/ep", "job-2")
+journal.remove("job-2")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 
 def test_a_journal_tells_what_one_before_it_left(tmp_path: Path) -> None:
-    pid = os.fork()
-    if pid == 0:  # a proxy that dies with a job in flight and one that has ended
-        journal = Journal(tmp_path)
-        journal.add("http://runpod/v2/ep", "job-1")
-        journal.add("http://runpod/v2/ep", "job-2")
-        journal.remove("job-2")
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
-    journal = Journal(tmp_path)
-    assert journal.orphans() == [Orphan("http://runpod/v2/ep", "job-1")]
-    assert journal.orphans() == []
-    journal.close()
-    assert Journal(tmp_path).orphans() == [Orphan("http://runpod/v2/ep", "job-1")]
+    died = subprocess.run([sys.executable, "-c", DIES, tmp_path], cwd=ROOT)
+    assert died.returncode == -signal.SIGKILL
+    left = [Orphan("http://runpod/v2/ep", "job-1")]
+    with closing(Journal(tmp_path)) as journal:
+        assert journal.orphans() == left
+        assert journal.orphans() == []
+    with closing(Journal(tmp_path)) as journal:
+        assert journal.orphans() == left
 
 
 def test_a_journal_leaves_those_of_living_proxies_alone(tmp_path: Path) -> None:
