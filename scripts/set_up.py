@@ -96,8 +96,11 @@ def set_up_vllm() -> None:
     """
     if os.environ.get("WORKER_VLLM_COMMAND"):
         return
-    if os.environ.get("VLLM_VENV"):
-        run([vllm_python(), "-c", "import importlib.util as u; assert u.find_spec('vllm')"])
+    if own := os.environ.get("VLLM_VENV"):
+        try:
+            run([vllm_python(), "-c", "import importlib.util as u; assert u.find_spec('vllm')"])
+        except (SetUpError, OSError):
+            raise SetUpError(f"VLLM_VENV is {own}, but there is no vLLM in it") from None
         return
     environment = vllm_environment()
     if not environment.is_ready:

@@ -75,10 +75,11 @@ class Run:
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def end(self) -> None:
-        """Kill it, if the test has not ended it."""
+        """Kill whatever the test has not ended."""
         self.process.kill()
         self.process.wait()
-        wait_until(lambda: not self.left(), seconds=30)
+        for process in self.left():
+            process.kill()
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
