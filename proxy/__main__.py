@@ -22,15 +22,15 @@ log = logging.getLogger("proxy")
 
 def main() -> None:
     """Read the settings, then serve."""
-    logging.basicConfig(
-        level=os.environ.get("PROXY_LOG_LEVEL", "info").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = Settings()
     except ValidationError as exc:
         sys.exit(_explained(exc))
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     for sentence in misspelt(os.environ):
         log.warning("%s", sentence)
     app = create_app(settings)

@@ -61,12 +61,14 @@ def test_a_wrong_value_is_refused(environment: pytest.MonkeyPatch, name: str, va
 def test_the_proxy_says_what_is_missing_and_exits(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("RUNPOD_API_KEY")
     environment.setenv("PROXY_PORT", "many")
+    environment.setenv("PROXY_LOG_LEVEL", "loud")
     run = subprocess.run(
         [sys.executable, "-m", "proxy"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 1
     assert "RUNPOD_API_KEY" in run.stderr
     assert "port" in run.stderr.lower()
+    assert "log_level" in run.stderr.lower()
     assert "Traceback" not in run.stderr
 
 
