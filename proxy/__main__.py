@@ -1,9 +1,11 @@
 """`python -m proxy`: serve until told to stop."""
 
+import asyncio
 import logging
 import math
 import os
 import signal
+import socket
 import sys
 from types import FrameType
 
@@ -12,7 +14,8 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from proxy.app import create_app
-from proxy.settings import Settings, misspelt
+from proxy.config import ConfigError
+from proxy.settings import Settings, environment_name, misspelt
 
 IDLE_CONNECTION_SECONDS = 75
 """Longer than the 60 s after which load balancers drop an idle connection, so that they do it."""
@@ -33,7 +36,10 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for sentence in misspelt(os.environ):
         log.warning("%s", sentence)
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except ConfigError as exc:
+        sys.exit(f"The proxy cannot start:\n  {exc}")
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -54,6 +60,12 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to serve, and to read the configuration again on SIGHUP."""
+        await super().startup(sockets)
+        if (services := getattr(self._app.state, "services", None)) is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, services.reload)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT: requests that run get their grace time, then end with an error.
 
@@ -68,8 +80,8 @@ class Server(uvicorn.Server):
 def _explained(exc: ValidationError) -> str:
     lines = ["The proxy cannot start:"]
     for error in exc.errors(include_url=False, include_input=False):
-        name = ".".join(map(str, error["loc"]))
-        lines.append(f"  {name}: {error['msg']}" if name else f"  {error['msg']}")
+        name = environment_name(str(error["loc"][0])) + ": " if error["loc"] else ""
+        lines.append(f"  {name}{error['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
 

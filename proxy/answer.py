@@ -1,71 +1,136 @@
-"""A job's answer as it comes: first its head, then its bytes, or the error that it ended in."""
+"""An answer as it comes: first its head, then its bytes, or the error that it ended in."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from proxy.endpoint import JobStatus
-from proxy.errors import DeadlinePassed, WorkerFailed
+from proxy.errors import DeadlinePassed, ProxyError, WorkerFailed
 from proxy.failure import error_from
-from proxy.jobs import Job
+from proxy.job import Job
+from proxy.metrics import Metrics
 from proxy.wire import Head, Reader, reader_for
 
 
-class Answer:
-    """What the worker answers to one request. One reader at a time may take pieces from it."""
+class Answer(Protocol):
+    """What is answered to one call. Nothing happens before `open`; `close` comes in the end.
 
-    def __init__(self, job: Job, *, wants_stream: bool) -> None:
-        self.job = job
-        self.head: Head | None = None
-        """Known once `open` has returned."""
-        self._wants_stream = wants_stream
-        self._reader: Reader | None = None
-        self._pieces = self._read()
+    One reader at a time may take pieces from it. All methods raise ProxyError.
+    """
+
+    @property
+    def head(self) -> Head | None:
+        """Its status and content type; known once `open` has returned."""
+        ...
+
+    @property
+    def job_id(self) -> str | None:
+        """RunPod's id of the job, once it is known."""
+        ...
+
+    @property
+    def status(self) -> JobStatus:
+        """Is it still waiting for a worker?"""
+        ...
 
     async def open(self) -> bytes:
-        """Wait for the head, and return the bytes that came with it."""
+        """Ask, wait for the head, and return the bytes that came with it."""
+        ...
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """What follows, as it comes; a piece is empty when nothing came for a while."""
+        ...
+
+    def close(self) -> None:
+        """Nobody waits for it any more: what still works on it is stopped."""
+        ...
+
+
+async def rest_of(answer: Answer) -> bytes:
+    """What follows, in one."""
+    return b"".join([piece async for piece in answer.pieces()])
+
+
+class JobAnswer:
+    """The answer of a queue endpoint: a job's outputs. See Answer."""
+
+    def __init__(
+        self,
+        submit: Callable[[], Awaitable[Job]],
+        *,
+        wants_stream: bool,
+        ends: tuple[bytes, ...],
+        endpoint: str,
+        metrics: Metrics,
+    ) -> None:
+        self.head: Head | None = None
+        self._submit = submit
+        self._wants_stream = wants_stream
+        self._ends = ends
+        self._endpoint = endpoint
+        self._metrics = metrics
+        self._job: Job | None = None
+        self._reader: Reader | None = None
+        self._pieces: AsyncGenerator[bytes] | None = None
+
+    @property
+    def job_id(self) -> str | None:
+        """See Answer."""
+        return self._job.id if self._job else None
+
+    @property
+    def status(self) -> JobStatus:
+        """See Answer."""
+        return self._job.status if self._job else JobStatus.IN_QUEUE
+
+    async def open(self) -> bytes:
+        """See Answer."""
+        self._job = await self._submit()
+        self._pieces = self._read(self._job)
         async for piece in self._pieces:
             if self.head is not None:
                 return piece
         raise WorkerFailed("The worker finished without an answer.")
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """What follows, as it comes; a piece is empty when nothing came for a while."""
+        """See Answer."""
+        assert self._pieces is not None, "open() comes first"
         async for piece in self._pieces:
             yield piece
 
-    async def rest(self) -> bytes:
-        """What follows, in one."""
-        return b"".join([piece async for piece in self._pieces])
+    def close(self) -> None:
+        """See Answer: the job is cancelled unless it has ended."""
+        if self._job is not None:
+            self._job.close()
 
-    async def _read(self) -> AsyncGenerator[bytes]:
-        async with aclosing(self.job.follow()) as polls:
+    async def _read(self, job: Job) -> AsyncGenerator[bytes]:
+        async with aclosing(job.follow()) as polls:
             async for outputs in polls:
-                piece = self._feed(outputs)
+                piece = self._feed(job, outputs)
                 if self._reader is not None and self._reader.ended:
                     # The answer is whole, though RunPod may take a while to say so.
-                    self.job.has_ended = True
-                    self.job.close()
+                    job.has_ended = True
+                    job.close()
                     yield piece
                     return
                 yield piece
-        yield await self._recover()
+        yield await self._recover(job)
 
-    def _feed(self, outputs: list[Any]) -> bytes:
+    def _feed(self, job: Job, outputs: list[Any]) -> bytes:
         if self._reader is None:
             if not outputs:
                 return b""
-            self._reader = reader_for(outputs[0], wants_stream=self._wants_stream)
-        if self.job.has_lost_a_poll:
+            self._reader = self._reader_for(outputs[0])
+        if job.has_lost_a_poll:
             self._reader.doubt()
         piece = self._reader.feed(outputs)
         self.head = self._reader.head
         return piece
 
-    async def _recover(self) -> bytes:
+    async def _recover(self, job: Job) -> bytes:
         """The job has ended, but the answer is not whole: ask for the rest, or the reason."""
-        state = await self.job.result()
-        self.job.close()
+        state = await job.result()
+        job.close()
         match state.status:
             case JobStatus.FAILED:
                 raise error_from(state.error)
@@ -82,7 +147,17 @@ class Answer:
             if not output:
                 raise WorkerFailed("The worker finished without an answer.")
             first = output[0] if isinstance(output, list) else output
-            self._reader = reader_for(first, wants_stream=self._wants_stream)
-        rest = self._reader.complete(output)
+            self._reader = self._reader_for(first)
+        try:
+            rest = self._reader.complete(output)
+        except ProxyError:
+            self._metrics.note_repair(self._endpoint, lost=self._reader.lost, repaired=0)
+            raise
+        self._metrics.note_repair(
+            self._endpoint, lost=self._reader.lost, repaired=self._reader.lost
+        )
         self.head = self._reader.head
         return rest
+
+    def _reader_for(self, output: Any) -> Reader:
+        return reader_for(output, wants_stream=self._wants_stream, ends=self._ends)

@@ -8,20 +8,25 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from proxy import errors
+from proxy import config, errors
 from proxy.auth import Keys
+from proxy.backends import Backends
 from proxy.cancellation import Canceller
+from proxy.dialects import OPENAI, Dialect
 from proxy.disconnect import ClientLeft
-from proxy.endpoint import Endpoint, Limits, create_client
-from proxy.jobs import Bounds, Deadlines, Jobs
+from proxy.endpoint import create_client
 from proxy.journal import Journal
-from proxy.models import Models
+from proxy.metrics import Metrics
+from proxy.paths import ForgivingPaths
 from proxy.request_log import RequestLog
-from proxy.routes import completions, health, models
+from proxy.routes import api, health, metrics, models
 from proxy.services import Services
 from proxy.settings import Settings
+from proxy.shield import Shield
+from proxy.warm import Warmer
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +37,30 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The proxy as an ASGI application."""
+    """The proxy as an ASGI application.
+
+    Raises:
+        ConfigError: the configuration file cannot be used.
+    """
     app = FastAPI(
-        title="runpod-openai-proxy", docs_url=None, redoc_url=None, lifespan=_lifespan(settings)
+        title="runpod-openai-proxy",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan(settings, config.load(settings)),
     )
-    for router in (completions.router, models.router, health.router):
+    for router in (models.router, health.router, metrics.router):
         app.include_router(router)
+    app.include_router(api.create_router(settings.routes))
     app.add_middleware(RequestLog)
+    app.add_middleware(ForgivingPaths)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-runpod-job-id", "retry-after"],
+        )
     app.add_exception_handler(errors.ProxyError, _proxy_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientLeft, _nobody_there)
@@ -46,36 +68,30 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _lifespan(settings: Settings):  # type: ignore[no-untyped-def]
+def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-untyped-def]
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         journal = _journal(settings.state_dir.expanduser())
         canceller = Canceller(on_ended=journal.remove)
-        client = create_client(
-            settings.runpod_api_key.get_secret_value(),
-            connect_timeout_seconds=settings.connect_timeout_seconds,
-        )
+        numbers, warmer = Metrics(), Warmer()
+        client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
         async with client:
-            url = f"{settings.runpod_endpoint_base_url}/{settings.runpod_endpoint_id}"
-            endpoint = Endpoint(client, url, _limits(settings))
-            for orphan in journal.orphans():
-                if orphan.endpoint == url:
-                    log.warning("cancelling job %s of a proxy that was killed", orphan.job_id)
-                    canceller.cancel(endpoint, orphan.job_id, is_running=True)
-            app.state.services = Services(
+            backends = Backends(settings, client, canceller, journal, numbers)
+            here = app.state.services = Services(
                 settings=settings,
-                keys=Keys(settings.api_keys),
-                models=Models(settings.models, endpoint_id=settings.runpod_endpoint_id),
-                jobs=Jobs(
-                    endpoint,
-                    deadlines=_deadlines(settings),
-                    bounds=Bounds(settings.max_requests, settings.max_waiting),
-                    poll_seconds=settings.keep_alive_seconds,
-                    canceller=canceller,
-                    journal=journal,
-                ),
+                metrics=numbers,
+                backends=backends,
+                warmer=warmer,
+                shield=Shield(is_up=settings.wake_shield),
+                keys=Keys(settings.api_keys, first.keys),
+                models=backends.build(first),
             )
+            warmer.schedule(here.models)
+            backends.cancel_orphans()
+            here.watch_all()
             yield
+            await warmer.close()
+            await backends.close()
             await canceller.drain(CANCELS_AT_SHUTDOWN_SECONDS)
         journal.close()
 
@@ -91,30 +107,14 @@ def _journal(folder: Path) -> Journal:
         return Journal(Path(tempfile.mkdtemp()))
 
 
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        run=settings.run_limit,
-        stream=settings.stream_limit,
-        status=settings.status_limit,
-        cancel=settings.cancel_limit,
-    )
-
-
-def _deadlines(settings: Settings) -> Deadlines:
-    return Deadlines(
-        queue=settings.queue_timeout_seconds,
-        first_token=settings.first_token_timeout_seconds,
-        idle=settings.idle_timeout_seconds,
-        total=settings.total_timeout_seconds,
-    )
-
-
 async def _proxy_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, errors.ProxyError)
     headers = dict(exc.headers)
-    if job_id := getattr(request.state, "job_id", None):
-        headers["x-runpod-job-id"] = job_id
-    return Response(exc.body, exc.status, headers, "application/json")
+    answer = getattr(request.state, "answer", None)
+    if answer is not None and answer.job_id:
+        headers["x-runpod-job-id"] = answer.job_id
+    dialect: Dialect = getattr(request.state, "dialect", OPENAI)
+    return Response(dialect.body(exc), exc.status, headers, "application/json")
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:
@@ -127,13 +127,14 @@ async def _http_error(request: Request, exc: Exception) -> Response:
             f"Unknown request URL: {call}. Please check the URL for typos, or see the docs."
         )
     elif exc.status_code == 405:
-        error = errors.MethodNotAllowed(f"Not allowed to {request.method} on {request.url.path}.")
+        allowed = (exc.headers or {}).get("Allow", "")
+        error = errors.MethodNotAllowed(
+            f"Not allowed to {request.method} on {request.url.path}.", allow=allowed.split(", ")
+        )
     else:
         error = errors.InvalidRequest(str(exc.detail))
         error.status = exc.status_code
-    response = await _proxy_error(request, error)
-    response.headers.update(exc.headers or {})
-    return response
+    return await _proxy_error(request, error)
 
 
 async def _nobody_there(request: Request, exc: Exception) -> Response:

@@ -2,28 +2,60 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
+from proxy.config import KeyConfig, secret
 from proxy.errors import InvalidAPIKey
+from proxy.keep_alive import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What the holder of a key may do, and how its client is to be treated."""
+
+    name: str
+    """For the log; never the key itself."""
+    models: frozenset[str] | None = None
+    """The models it may use; None for all."""
+    may_warm: bool = True
+    keep_alive_mode: Mode | None = None
+    keep_alive_seconds: float | None = None
+
+    def may_use(self, model: str) -> bool:
+        """May it use this model?"""
+        return self.models is None or model in self.models
+
+
+ANYBODY = Key("anybody")
 
 
 class Keys:
-    """The API keys that clients may use; with none, everybody may call."""
+    """The API keys that clients may use; with none, everybody may call.
 
-    def __init__(self, keys: Iterable[SecretStr]) -> None:
-        self._digests = [_digest(key.get_secret_value()) for key in keys]
+    Those of the environment may do everything, those of the configuration what it says.
+    """
 
-    def check(self, connection: HTTPConnection) -> None:
-        """Raise InvalidAPIKey unless the request carries one of the keys.
+    def __init__(self, keys: Iterable[SecretStr], configured: Mapping[str, KeyConfig]) -> None:
+        self._keys = [
+            (_digest(key.get_secret_value()), Key(f"key-{number}"))
+            for number, key in enumerate(keys, start=1)
+        ]
+        self._keys += [(_configured_digest(c), _key(name, c)) for name, c in configured.items()]
 
-        The key is read from `Authorization: Bearer KEY`, as OpenAI's clients send it.
+    def check(self, connection: HTTPConnection) -> Key:
+        """The key that the request carries; raises InvalidAPIKey unless it is one of ours.
+
+        It is read from `Authorization: Bearer KEY`, as OpenAI's clients send it, or from
+        `x-api-key`, as Anthropic's do.
         """
-        if not self._digests:
-            return
-        key = _bearer(connection.headers.get("authorization", ""))
+        if not self._keys:
+            return ANYBODY
+        headers = connection.headers
+        key = _bearer(headers.get("authorization", "")) or headers.get("x-api-key", "")
         if not key:
             raise InvalidAPIKey(
                 "You didn't provide an API key. Provide it in an Authorization header using "
@@ -31,8 +63,26 @@ class Keys:
             )
         digest = _digest(key)
         # All digests are compared, so the time taken does not tell which one matched.
-        if not sum(hmac.compare_digest(digest, known) for known in self._digests):
+        found = [known for own, known in self._keys if hmac.compare_digest(digest, own)]
+        if not found:
             raise InvalidAPIKey("Incorrect API key provided.")
+        return found[0]
+
+
+def _key(name: str, config: KeyConfig) -> Key:
+    return Key(
+        name,
+        None if config.models is None else frozenset(config.models),
+        config.may_warm,
+        config.keep_alive_mode,
+        config.keep_alive_seconds,
+    )
+
+
+def _configured_digest(config: KeyConfig) -> bytes:
+    if config.sha256:
+        return bytes.fromhex(config.sha256)
+    return _digest(secret(config.env).get_secret_value())
 
 
 def _bearer(header: str) -> str:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 import httpx
-import orjson
+import msgspec
 
 from proxy.errors import (
     JobNotFound,
@@ -22,12 +22,14 @@ from proxy.errors import (
     UpstreamUnavailable,
     WorkerFailed,
 )
+from proxy.metrics import Metrics
 from proxy.pacing import Budget, Limit
 
 ANSWER_MARGIN_SECONDS = 15
 """How long RunPod may take to answer a call, beyond the time we asked it to hold the call."""
 SHORTEST_HOLD_SECONDS = 1.0
 """RunPod's lower limit of `?wait=`."""
+LONGEST_RETRY_AFTER_SECONDS = 300
 IDLE_CONNECTION_SECONDS = 30
 MAX_CONNECTIONS = 1000
 
@@ -78,6 +80,7 @@ class Limits:
     run: Limit
     stream: Limit
     status: Limit
+    """Of /health as well, whose own limit is not known."""
     cancel: Limit
 
 
@@ -90,9 +93,21 @@ class Endpoint:
     first waits for its turn in the budget of its operation.
     """
 
-    def __init__(self, client: httpx.AsyncClient, url: str, limits: Limits) -> None:
-        self._client = client
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        url: str,
+        *,
+        name: str,
+        api_key: str,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
         self.url = url
+        self.name = name
+        self._client = client
+        self._headers = {"authorization": f"Bearer {api_key}", "content-type": "application/json"}
+        self._metrics = metrics
         self._run = Budget(limits.run)
         self._stream = Budget(limits.stream)
         self._status = Budget(limits.status)
@@ -141,6 +156,10 @@ class Endpoint:
         answer = await self._call(self._cancel, "POST", f"/cancel/{job_id}")
         return JobStatus(str(answer.get("status")))
 
+    async def health(self) -> Mapping[str, Any]:
+        """RunPod's counters of the endpoint's jobs and workers."""
+        return await self._call(self._status, "GET", "/health")
+
     async def _call(
         self,
         budget: Budget,
@@ -151,8 +170,14 @@ class Endpoint:
         hold_seconds: float = 0,
         urgent: bool = False,
     ) -> Mapping[str, Any]:
+        operation = path[1:].partition("/")[0]
         async with budget.turn(urgent=urgent):
-            response = await self._send(method, path, content, hold_seconds)
+            try:
+                response = await self._send(method, path, content, hold_seconds)
+            except UpstreamUnavailable:
+                self._metrics.note_call(self.name, operation, "error")
+                raise
+        self._metrics.note_call(self.name, operation, str(response.status_code))
         try:
             return _checked(response)
         except UpstreamBusy as exc:
@@ -166,7 +191,7 @@ class Endpoint:
         timeout.read = hold_seconds + ANSWER_MARGIN_SECONDS
         try:
             return await self._client.request(
-                method, self.url + path, content=content, timeout=timeout
+                method, self.url + path, content=content, headers=self._headers, timeout=timeout
             )
         except httpx.ConnectError as exc:
             raise NotSent("RunPod could not be reached.") from exc
@@ -176,10 +201,9 @@ class Endpoint:
             raise UpstreamUnavailable("The connection to RunPod broke.") from exc
 
 
-def create_client(api_key: str, *, connect_timeout_seconds: float) -> httpx.AsyncClient:
+def create_client(*, connect_timeout_seconds: float) -> httpx.AsyncClient:
     """The HTTP client that all calls to RunPod share."""
     return httpx.AsyncClient(
-        headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
         timeout=httpx.Timeout(ANSWER_MARGIN_SECONDS, connect=connect_timeout_seconds),
         limits=httpx.Limits(
             max_connections=MAX_CONNECTIONS,
@@ -206,8 +230,8 @@ def _checked(response: httpx.Response) -> Mapping[str, Any]:
     if not response.is_success:
         raise UpstreamUnavailable(f"RunPod answered HTTP {status}.")
     try:
-        answer = orjson.loads(response.content)
-    except orjson.JSONDecodeError as exc:
+        answer = msgspec.json.decode(response.content)
+    except (ValueError, RecursionError) as exc:
         raise UpstreamUnavailable("RunPod's answer is not JSON.") from exc
     if not isinstance(answer, dict):
         raise UpstreamUnavailable("RunPod's answer is not a JSON object.")
@@ -215,7 +239,6 @@ def _checked(response: httpx.Response) -> Mapping[str, Any]:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    try:
-        return float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return None
+    """In seconds; a date, or a number that makes no sense, counts as nothing said."""
+    value = response.headers.get("retry-after", "")
+    return float(min(int(value), LONGEST_RETRY_AFTER_SECONDS)) if value.isdecimal() else None

@@ -5,8 +5,10 @@ ProxyError                          what the client sees
 │   ├── InvalidAPIKey               401  invalid_request_error  invalid_api_key
 │   ├── ModelNotFound               404  invalid_request_error  model_not_found
 │   ├── UnknownRoute                404  invalid_request_error  unknown_url
+│   ├── NotPermitted                403  invalid_request_error  permission_denied
 │   ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
-│   └── RequestTooLarge             413  invalid_request_error  request_too_large
+│   ├── RequestTooLarge             413  invalid_request_error  request_too_large
+│   └── UnsupportedMediaType        415  invalid_request_error  unsupported_media_type
 ├── EndpointOverloaded              429  requests               endpoint_overloaded, Retry-After
 ├── InternalError                   500  server_error           internal_error
 ├── WorkerFailed                    502  server_error           worker_failed
@@ -24,10 +26,10 @@ WorkerFailed. The shapes follow https://platform.openai.com/docs/guides/error-co
 SDKs raise their own classes. Messages never hold a key, a prompt or a traceback.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-import orjson
+import msgspec
 
 
 class ProxyError(Exception):
@@ -48,7 +50,7 @@ class ProxyError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
     @property
-    def body(self) -> bytes:
+    def envelope(self) -> bytes:
         """The error envelope, as one line of JSON."""
         error = {
             "message": self.message,
@@ -56,12 +58,12 @@ class ProxyError(Exception):
             "param": self.param,
             "code": self.code,
         }
-        return orjson.dumps({"error": error})
+        return msgspec.json.encode({"error": error})
 
     @property
-    def event(self) -> bytes:
-        """The error as the last event of a stream that has begun."""
-        return b"data: " + self.body + b"\n\n"
+    def body(self) -> bytes:
+        """The error as a whole answer."""
+        return self.envelope
 
     @property
     def headers(self) -> dict[str, str]:
@@ -100,11 +102,27 @@ class UnknownRoute(InvalidRequest):
     code = "unknown_url"
 
 
+class NotPermitted(InvalidRequest):
+    """The key is a good one, but not for this."""
+
+    status = 403
+    code = "permission_denied"
+
+
 class MethodNotAllowed(InvalidRequest):
     """We serve the path, but not with this method."""
 
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: Iterable[str]) -> None:
+        super().__init__(message)
+        self.allow = ", ".join(sorted(allow))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """With the methods that are allowed."""
+        return super().headers | {"allow": self.allow}
 
 
 class RequestTooLarge(InvalidRequest):
@@ -112,6 +130,13 @@ class RequestTooLarge(InvalidRequest):
 
     status = 413
     code = "request_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is in a form that we do not read."""
+
+    status = 415
+    code = "unsupported_media_type"
 
 
 class EndpointOverloaded(ProxyError):
@@ -196,9 +221,9 @@ class VLLMError(ProxyError):
         return self._body
 
     @property
-    def event(self) -> bytes:
+    def envelope(self) -> bytes:
         """vLLM's error on one line, in the envelope that the SDKs look for."""
-        return b"data: " + orjson.dumps({"error": _error_object(self._body)}) + b"\n\n"
+        return msgspec.json.encode({"error": _error_object(self._body)})
 
 
 class JobNotFound(Exception):
@@ -208,8 +233,8 @@ class JobNotFound(Exception):
 def _error_object(body: bytes) -> Mapping[str, Any]:
     """The inner error of vLLM's answer: its envelope's, an older flat one, or its text."""
     try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        parsed = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
         parsed = body.decode(errors="replace")
     if isinstance(parsed, dict):
         inner = parsed.get("error", parsed)

@@ -9,7 +9,7 @@ import ast
 import re
 from typing import Any
 
-import orjson
+import msgspec
 
 from proxy.errors import ProxyError, VLLMError, WorkerFailed
 
@@ -31,17 +31,17 @@ def error_from(error: Any) -> ProxyError:
         return VLLMError(int(answered[1]), _envelope(answered[2]))
     code = details.get("code")
     if isinstance(code, int) and 400 <= code <= 599:
-        return VLLMError(code, orjson.dumps({"error": details}))
+        return VLLMError(code, msgspec.json.encode({"error": details}))
     return WorkerFailed("The worker failed to run the job.")
 
 
 def _envelope(text: str) -> bytes:
     """What vLLM answered, as it was if it was JSON."""
     try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
+        msgspec.json.decode(text)
+    except (ValueError, RecursionError):
         error = {"message": text, "type": "server_error", "param": None, "code": None}
-        return orjson.dumps({"error": error})
+        return msgspec.json.encode({"error": error})
     return text.encode()
 
 
@@ -49,8 +49,8 @@ def _parsed(error: Any) -> Any:
     if not isinstance(error, str):
         return error
     try:
-        return orjson.loads(error)
-    except orjson.JSONDecodeError:
+        return msgspec.json.decode(error)
+    except (ValueError, RecursionError):
         pass
     if len(error) > LONGEST_LITERAL:
         return error

@@ -1,65 +1,183 @@
-"""The models clients may name. Answered from memory: a list of models must never wake a GPU."""
+"""The models clients may name, and what is known of them: told from memory, waking no GPU."""
 
 import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import orjson
+import msgspec
 
-from proxy.errors import ModelNotFound
+from proxy.answer import Answer
+from proxy.auth import Key
+from proxy.backend import Backend
+from proxy.call import Call
+from proxy.errors import InvalidRequest, ModelNotFound
+from proxy.fallback import FallbackAnswer
+from proxy.job import Terms
+from proxy.keep_alive import Mode
+from proxy.metrics import Metrics
+from proxy.watch import State
+from proxy.wire import Head
+
+MOST_OWNERS = 10_000
+"""Of so many stored responses we know whose they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as clients know it, and how it is asked."""
+
+    name: str
+    served_as: str | None
+    """The name its backend knows; None to name none, so that the backend takes its own."""
+    backend: Backend
+    terms: Terms
+    first_byte_hold_seconds: float
+    keep_alive_mode: Mode
+    metrics: Metrics = field(repr=False)
+    max_model_len: int | None = None
+    owned_by: str = "vllm"
+    parent: str | None = None
+    """The model that this one is a LoRA adapter of."""
+    fallback: "Model | None" = None
+    fallback_after_seconds: float | None = None
+    warm_schedule: str | None = None
+
+    @property
+    def state(self) -> State:
+        """The state of its endpoint."""
+        return self.backend.watch.state if self.backend.watch else State.READY
+
+    def ask(self, call: Call, terms: Terms) -> Answer:
+        """The answer to this call, from whoever gives it; nothing happens until it is opened."""
+        if self.fallback is None:
+            return self.backend.ask(call, self.served_as, terms)
+        second = self.fallback
+        is_broken = self.state is State.UNHEALTHY
+        return FallbackAnswer(
+            None if is_broken else self.backend.ask(call, self.served_as, terms),
+            lambda: second.ask(call, second.terms),
+            after_seconds=self.fallback_after_seconds,
+            on_fallback=lambda: self.metrics.note_fallback(self.name),
+        )
+
+    def entry(self, created: int) -> dict[str, Any]:
+        """OpenAI's description of it, with what vLLM adds, and the state of its endpoint."""
+        entry: dict[str, Any] = {
+            "id": self.name,
+            "object": "model",
+            "created": created,
+            "owned_by": self.owned_by,
+        }
+        told = self.backend.served.get(self.served_as or self.name)
+        if (length := self.max_model_len or told) is not None:
+            entry["max_model_len"] = length
+        if self.parent is not None:
+            entry["parent"] = self.parent
+        if (watch := self.backend.watch) is not None:
+            entry |= {"state": watch.state, "state_reason": watch.reason}
+        return entry
 
 
 class Models:
-    """The models of one endpoint.
+    """The table of models.
 
-    With names from the settings, just those are known. Without, every name is handed on to vLLM;
-    the list shows the endpoint's id, which stands for whatever the endpoint serves, until an
-    answer has told a name.
+    `open_model` is for an endpoint whose models are not configured: any name is handed on to it.
+    Its own name stands in the list, for whatever is served, until a worker has told what that is.
     """
 
-    def __init__(self, names: tuple[str, ...], *, endpoint_id: str) -> None:
-        self._names = [*names]
-        self._endpoint_id = endpoint_id
-        self._is_open = not names
+    def __init__(
+        self,
+        models: Iterable[Model],
+        aliases: Mapping[str, str],
+        *,
+        open_model: Model | None = None,
+    ) -> None:
+        self._models = {model.name: model for model in models}
+        self._aliases = dict(aliases)
+        self._open_model = open_model
+        self._owners: OrderedDict[str, str] = OrderedDict()
         self._created = int(time.time())
 
-    @property
-    def wants_to_learn(self) -> bool:
-        """Is no name known yet?"""
-        return not self._names
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models.values() if self._open_model is None else [self._open_model])
 
-    def learn_from(self, answer: bytes) -> None:
-        """Note the name told by a plain answer, or by the first event of a stream."""
-        try:
-            fields = orjson.loads(answer.removeprefix(b"data: ").partition(b"\n")[0])
-        except orjson.JSONDecodeError:
-            return
-        match fields:
-            case {"model": str(name)} if name not in self._names:
-                self._names.append(name)
+    def find(self, name: str | None, key: Key) -> Model:
+        """The model a request names; without a name, the only one that this key may use.
 
-    def check(self, name: str) -> None:
-        """Raise ModelNotFound unless clients may name this model."""
-        if not self._is_open and name not in self._names:
+        Raises:
+            ModelNotFound: there is none of this name, or this key may not use it.
+            InvalidRequest: none is named, and there are several.
+        """
+        if name is None:
+            return self._only(key)
+        found = self._models.get(self._aliases.get(name, name)) or self._open(name)
+        if found is None or not key.may_use(found.parent or found.name):
             raise ModelNotFound(
-                f"The model '{name}' does not exist or you do not have access to it.", param="model"
+                f"The model '{name}' does not exist or you do not have access to it.",
+                param="model",
             )
+        return found
 
-    def is_placeholder(self, name: str) -> bool:
-        """Is this the endpoint's id, standing for whatever it serves?"""
-        return self._is_open and name == self._endpoint_id
+    def listing(self, key: Key) -> dict[str, Any]:
+        """OpenAI's list of the models that this key may use."""
+        entries = [model.entry(self._created) for model in self._listed(key)]
+        return {"object": "list", "data": entries}
 
-    def listing(self) -> dict[str, Any]:
-        """OpenAI's list of models."""
-        return {"object": "list", "data": [self._entry(name) for name in self._listed()]}
-
-    def get(self, name: str) -> dict[str, Any]:
+    def get(self, name: str, key: Key) -> dict[str, Any]:
         """OpenAI's description of one model; raises ModelNotFound."""
-        if name not in self._listed():
-            raise ModelNotFound(f"The model '{name}' does not exist.", param="model")
-        return self._entry(name)
+        for model in self._listed(key):
+            if model.name == self._aliases.get(name, name):
+                return model.entry(self._created)
+        raise ModelNotFound(f"The model '{name}' does not exist.", param="model")
 
-    def _listed(self) -> list[str]:
-        return self._names or [self._endpoint_id]
+    def note_owner(self, response_id: str, name: str) -> None:
+        """A response was stored by a worker of this model: it is to be asked for there."""
+        self._owners[response_id] = name
+        if len(self._owners) > MOST_OWNERS:
+            self._owners.popitem(last=False)
 
-    def _entry(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._created, "owned_by": "vllm"}
+    def owner(self, response_id: str) -> str | None:
+        """The name of the model whose worker may have stored this response."""
+        return self._owners.get(response_id)
+
+    def take_over(self, former: "Models") -> None:
+        """Keep what another table has learned, for this one comes in its place."""
+        self._owners = former._owners
+        self._created = former._created
+
+    def _only(self, key: Key) -> Model:
+        usable = [model for model in self if key.may_use(model.parent or model.name)]
+        names = [model for model in usable if model.parent is None]
+        if len(names) == 1:
+            return names[0]
+        raise InvalidRequest("you must provide a model parameter", param="model")
+
+    def _open(self, name: str) -> Model | None:
+        model = self._open_model
+        if model is None or name == model.name:
+            return model
+        return replace(model, name=name, served_as=name)
+
+    def _listed(self, key: Key) -> list[Model]:
+        if (model := self._open_model) is None:
+            return [m for m in self._models.values() if key.may_use(m.parent or m.name)]
+        if not model.backend.served:
+            return [model]
+        return [replace(model, name=name, served_as=name) for name in model.backend.served]
+
+
+def learn(backend: Backend, head: Head | None, first: bytes) -> None:
+    """Note what a worker serves: it says so itself, or at least its answer names its model."""
+    for told in head.models if head else ():
+        backend.served[told["id"]] = told.get("max_model_len")
+    if backend.served:
+        return
+    try:
+        fields = msgspec.json.decode(first.removeprefix(b"data: ").partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return
+    match fields:
+        case {"model": str(name)}:
+            backend.served[name] = None

@@ -49,6 +49,7 @@ class RequestLog:
             if not status:
                 await _internal_error()(scope, receive, send_with_id)
         finally:
+            scope["app"].state.services.metrics.note_request(state.get("model", ""), status)
             log.info(
                 "%s %s %s %d %.3fs job=%s",
                 request_id,
@@ -56,7 +57,7 @@ class RequestLog:
                 scope["path"],
                 status,
                 time.monotonic() - began,
-                state.get("job_id", "-"),
+                getattr(state.get("answer"), "job_id", None) or "-",
             )
 
 

@@ -1,13 +1,20 @@
 """What the routes work with, made once at start-up and found again from a request."""
 
+import logging
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
 from proxy.auth import Keys
-from proxy.jobs import Jobs
+from proxy.backends import Backends
+from proxy.config import ConfigError, load
+from proxy.metrics import Metrics
 from proxy.models import Models
 from proxy.settings import Settings
+from proxy.shield import Shield
+from proxy.warm import Warmer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -15,15 +22,40 @@ class Services:
     """The parts of a running proxy."""
 
     settings: Settings
+    metrics: Metrics
+    backends: Backends
+    warmer: Warmer
+    shield: Shield
     keys: Keys
     models: Models
-    jobs: Jobs
     is_draining: bool = False
 
     def drain(self) -> None:
         """New requests are not welcome any more; running ones get their grace time."""
         self.is_draining = True
-        self.jobs.drain(self.settings.drain_seconds)
+        self.backends.drain(self.settings.drain_seconds)
+
+    def reload(self) -> None:
+        """Read the configuration again, and serve what it says from now on.
+
+        Requests under way end as they began. A configuration that is wrong changes nothing.
+        """
+        try:
+            config = load(self.settings)
+        except ConfigError as exc:
+            log.error("the configuration stays as it was: %s", exc)
+            return
+        models = self.backends.build(config)
+        models.take_over(self.models)
+        self.models, self.keys = models, Keys(self.settings.api_keys, config.keys)
+        self.warmer.schedule(models)
+        log.info("the configuration has been read again")
+
+    def watch_all(self) -> None:
+        """Somebody wants to know how all endpoints are."""
+        for model in self.models:
+            if model.backend.watch is not None:
+                model.backend.watch.touch()
 
 
 def services(connection: HTTPConnection) -> Services:

@@ -11,16 +11,22 @@ from pydantic import (
     BeforeValidator,
     Field,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from proxy.allowed import PATTERN, ROUTES
 from proxy.keep_alive import Mode
 from proxy.pacing import Limit
 
 _LIMIT = re.compile(r"(\d+)/(\d+)")
 
+NO_KEYS = (
+    "set PROXY_API_KEYS to the keys clients may use, or PROXY_ALLOW_ANONYMOUS=true "
+    "if everybody who can reach this proxy may use the GPU"
+)
 JOB_OVERHEAD_BYTES = 16_384
 """What a job's JSON holds besides the client's body, generously."""
 
@@ -49,10 +55,17 @@ class Settings(BaseSettings):
         env_prefix="PROXY_", env_ignore_empty=True, frozen=True, populate_by_name=True
     )
 
-    runpod_api_key: SecretStr = Field(validation_alias="RUNPOD_API_KEY")
+    config: Path | None = None
+    """A TOML file with endpoints, models and keys; without it there is the one endpoint."""
+    runpod_api_key: SecretStr | None = Field(
+        default=None, validation_alias="RUNPOD_API_KEY", validate_default=True
+    )
     """The key of the RunPod account that owns the endpoint."""
-    runpod_endpoint_id: str = Field(
-        validation_alias="RUNPOD_ENDPOINT_ID", pattern=r"^[A-Za-z0-9_-]+$"
+    runpod_endpoint_id: str | None = Field(
+        default=None,
+        validation_alias="RUNPOD_ENDPOINT_ID",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        validate_default=True,
     )
     """The endpoint that jobs are sent to."""
     runpod_endpoint_base_url: Annotated[str, AfterValidator(_without_trailing_slash)] = Field(
@@ -69,6 +82,12 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = ()
     """The models the endpoint serves, separated by commas. Empty: any name is handed to vLLM, and
     the list shows the endpoint's id, or the name once an answer has told it."""
+    routes: Annotated[tuple[str, ...], NoDecode] = ROUTES
+    """The routes that reach a worker, each as in `POST /v1/embeddings`, separated by commas."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """The origins whose pages may call from a browser, separated by commas; `*` for all."""
+    wake_shield: bool = False
+    """Keep requests that chat UIs send by themselves (titles, tags) from waking a GPU."""
     host: str = "127.0.0.1"
     """The address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
@@ -116,29 +135,45 @@ class Settings(BaseSettings):
         """When the last stream has said how it ended: a poll may be held beyond the grace time."""
         return self.drain_seconds + self.keep_alive_seconds + 1
 
-    @field_validator("api_keys", "models", mode="before")
+    @field_validator("api_keys", "models", "routes", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("routes")
+    @classmethod
+    def _are_routes(cls, routes: tuple[str, ...]) -> tuple[str, ...]:
+        for route in routes:
+            if PATTERN.fullmatch(route) is None:
+                raise ValueError(f"'{route}' is not a method and a path, as in POST /v1/embeddings")
+        return routes
+
+    @field_validator("runpod_api_key", "runpod_endpoint_id")
+    @classmethod
+    def _is_given(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and info.data.get("config") is None:
+            raise ValueError("required, unless PROXY_CONFIG names a file with endpoints")
+        return value
+
     @model_validator(mode="after")
     def _keys_or_a_decision(self) -> "Settings":
-        if not self.api_keys and not self.allow_anonymous:
-            raise ValueError(
-                "set PROXY_API_KEYS to the keys clients may use, or PROXY_ALLOW_ANONYMOUS=true "
-                "if everybody who can reach this proxy may use the GPU"
-            )
+        if not self.api_keys and not self.allow_anonymous and self.config is None:
+            raise ValueError(NO_KEYS)
         return self
+
+
+def environment_name(field: str) -> str:
+    """The variable that a field is read from; a name that is one already stays as it is."""
+    if field not in Settings.model_fields:
+        return field
+    return str(Settings.model_fields[field].validation_alias or f"PROXY_{field.upper()}")
 
 
 def environment_names() -> list[str]:
     """The names of all variables that Settings reads."""
-    return [
-        str(field.validation_alias or f"PROXY_{name.upper()}")
-        for name, field in Settings.model_fields.items()
-    ]
+    return [environment_name(field) for field in Settings.model_fields]
 
 
 def misspelt(environment: Iterable[str]) -> list[str]:

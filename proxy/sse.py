@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from proxy.answer import Answer
+from proxy.answer import Answer, rest_of
+from proxy.dialects import Dialect
 from proxy.errors import InternalError, ProxyError, VLLMError
 from proxy.keep_alive import KeepAlive
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class EventStream(EventSourceResponse):
-    """Sends an answer's events, and gives its job up when the client leaves.
+    """Sends an answer's events, and gives the answer up when the client leaves.
 
     `opening` is the call of `answer.open()` under way.
     """
@@ -30,13 +31,14 @@ class EventStream(EventSourceResponse):
         answer: Answer,
         opening: asyncio.Task[bytes],
         *,
+        dialect: Dialect,
         keep_alive: KeepAlive,
         keep_alive_seconds: float,
         longest_drain_seconds: float,
         headers: dict[str, str],
     ) -> None:
         super().__init__(
-            _events(answer, opening, keep_alive, keep_alive_seconds),
+            _events(answer, opening, dialect, keep_alive, keep_alive_seconds),
             headers=headers,
             ping=0,  # our own comments know whether anything was sent
             shutdown_grace_period=longest_drain_seconds,
@@ -50,39 +52,41 @@ class EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._opening.cancel()
-            self._answer.job.close()
+            self._answer.close()
 
 
 async def _events(
     answer: Answer,
     opening: asyncio.Task[bytes],
+    dialect: Dialect,
     keep_alive: KeepAlive,
     keep_alive_seconds: float,
 ) -> AsyncIterator[bytes]:
     try:
         while not opening.done():
-            yield keep_alive(answer.job.status)
+            yield keep_alive(answer.status)
             await asyncio.wait({opening}, timeout=keep_alive_seconds)
         first = opening.result()
         if answer.head is None or not answer.head.is_event_stream:
-            yield await _as_one_event(answer, first)
+            yield await _as_events(answer, first, dialect)
             return
-        yield first
+        if first:
+            yield first
         sent = time.monotonic()
         async for piece in answer.pieces():
             if piece or time.monotonic() - sent >= keep_alive_seconds * 0.9:
-                yield piece or keep_alive(answer.job.status)
+                yield piece or keep_alive(answer.status)
                 sent = time.monotonic()
     except ProxyError as exc:
-        yield exc.event
+        yield dialect.error(exc)
     except Exception:
         log.exception("a stream broke")
-        yield InternalError("The proxy failed to relay the answer.").event
+        yield dialect.error(InternalError("The proxy failed to relay the answer."))
 
 
-async def _as_one_event(answer: Answer, first: bytes) -> bytes:
+async def _as_events(answer: Answer, first: bytes, dialect: Dialect) -> bytes:
     """An answer that is no event stream, and came too late to be sent as what it is."""
-    body = first + await answer.rest()
+    body = first + await rest_of(answer)
     if answer.head is not None and answer.head.status < 400:
         return b"data: " + body.replace(b"\n", b" ") + b"\n\ndata: [DONE]\n\n"
-    return VLLMError(answer.head.status if answer.head else 502, body).event
+    return dialect.error(VLLMError(answer.head.status if answer.head else 502, body))

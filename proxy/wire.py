@@ -23,15 +23,14 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import orjson
+import msgspec
 
 from proxy.errors import VLLMError, WorkerFailed
+from proxy.events import end_of_last_event, split_end
 
 PROTOCOL = 1
 SSE = "text/event-stream"
 JSON = "application/json"
-DONE = b"data: [DONE]"
-DONE_EVENT = DONE + b"\n\n"
 CHECK_SECONDS = 5.0
 """How long the end of a stream without numbers waits for the job's, so that it can be checked."""
 
@@ -45,6 +44,8 @@ class Head:
 
     status: int
     content_type: str
+    models: tuple[dict[str, Any], ...] = ()
+    """What the worker serves, if it says so: `id`, and perhaps `max_model_len`."""
 
     @property
     def is_event_stream(self) -> bool:
@@ -59,6 +60,8 @@ class Reader(Protocol):
     """Known with the first bytes at the latest."""
     ended: bool
     """Has everything come?"""
+    lost: int
+    """How many outputs had not come when the job was done."""
 
     def feed(self, outputs: list[Any]) -> bytes:
         """Take outputs in the order they came, and return what may go to the client now."""
@@ -77,11 +80,14 @@ class Reader(Protocol):
         ...
 
 
-def reader_for(output: Any, *, wants_stream: bool) -> Reader:
-    """The reader for a worker whose first output is `output`."""
+def reader_for(output: Any, *, wants_stream: bool, ends: tuple[bytes, ...]) -> Reader:
+    """The reader for a worker whose first output is `output`.
+
+    `ends` says what the last event of a stream begins with.
+    """
     if isinstance(output, dict) and "seq" in output:
         return FrameReader()
-    return PieceReader() if wants_stream else ObjectReader()
+    return PieceReader(ends) if wants_stream else ObjectReader()
 
 
 class FrameReader:
@@ -94,6 +100,7 @@ class FrameReader:
     def __init__(self) -> None:
         self.head: Head | None = None
         self.ended = False
+        self.lost = 0
         self._run: Any = None
         self._next = 0
         self._held: dict[int, dict[str, Any]] = {}
@@ -115,7 +122,9 @@ class FrameReader:
 
     def complete(self, aggregate: Any) -> bytes:
         """Fill the holes from the aggregate, the list of all frames."""
+        here = self._next + len(self._held)
         rest = self.feed(aggregate) if isinstance(aggregate, list) else b""
+        self.lost = self._next - here if self.ended else max(1, self._next - here)
         if not self.ended:
             raise WorkerFailed("A part of the worker's answer was lost and could not be recovered.")
         return rest
@@ -145,19 +154,22 @@ class PieceReader:
     """A stream from a worker without numbers: SSE text cut anywhere, or parsed chunks.
 
     Nothing tells what is missing until the job is done, when the aggregate must begin with what
-    was passed on. So `[DONE]` is held back for that check, and once in doubt everything is. A
-    second run of the job shows by the `id` of its chunks, which is another one.
+    was passed on. So the last event (`[DONE]`, on most routes) is held back for that check, and
+    once in doubt everything is. A second run of the job shows by the `id` of its chunks, which is
+    another one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends: tuple[bytes, ...]) -> None:
         self.head: Head | None = None
         self.ended = False
+        self.lost = 0
+        self._ends = ends
         self._is_in_doubt = False
         self._partial = b""
         self._passed_bytes = 0
         self._passed = hashlib.blake2b()
         self._id: bytes | None = None
-        self._end = DONE_EVENT
+        self._end = b"data: [DONE]\n\n"
         self._done_at: float | None = None
 
     def doubt(self) -> None:
@@ -188,6 +200,7 @@ class PieceReader:
         self.head = self.head or Head(200, SSE)
         self._partial = b""
         events = self._whole_events(whole[self._passed_bytes :])
+        self.lost = 1 if events else 0
         # Parsed chunks carry no end mark; the end of the job is theirs.
         is_parsed = bool(outputs) and not isinstance(outputs[-1], str)
         if self._done_at is None and not is_parsed:
@@ -197,12 +210,12 @@ class PieceReader:
 
     def _whole_events(self, piece: bytes) -> bytes:
         text = self._partial + piece
-        end = max(_end_of_last(b"\n\n", text), _end_of_last(b"\r\n\r\n", text))
+        end = end_of_last_event(text)
         whole, self._partial = text[:end], text[end:]
-        if whole.rstrip().endswith(DONE):
+        whole, last = split_end(whole, self._ends)
+        if last:
             self._done_at = time.monotonic()
-            start = whole.rindex(DONE)
-            whole, self._end = whole[:start], whole[start:]
+            self._end = last
         self._check_ids(whole)
         self._passed_bytes += len(whole)
         self._passed.update(whole)
@@ -221,6 +234,7 @@ class ObjectReader:
     def __init__(self) -> None:
         self.head: Head | None = None
         self.ended = False
+        self.lost = 0
 
     def feed(self, outputs: list[Any]) -> bytes:
         """The object as JSON; there is just one."""
@@ -233,7 +247,7 @@ class ObjectReader:
             self.head = Head(200, "text/plain; charset=utf-8")
             return output.encode()
         self.head = Head(200, JSON)
-        return orjson.dumps(output)
+        return msgspec.json.encode(output)
 
     def doubt(self) -> None:
         """Nothing to do: the object is there or it is not."""
@@ -257,12 +271,7 @@ def raise_for_error(output: Any) -> None:
     if isinstance(error, dict) and ("error" in output or output.get("object") == "error"):
         code = error.get("code")
         status = code if isinstance(code, int) and 400 <= code <= 599 else 502
-        raise VLLMError(status, orjson.dumps({"error": error}))
-
-
-def _end_of_last(mark: bytes, text: bytes) -> int:
-    found = text.rfind(mark)
-    return found + len(mark) if found >= 0 else 0
+        raise VLLMError(status, msgspec.json.encode({"error": error}))
 
 
 def _seq(frame: Any) -> int:
@@ -275,8 +284,13 @@ def _seq(frame: Any) -> int:
 def _head(frame: dict[str, Any]) -> Head:
     match frame:
         case {"status": int(status), "content_type": str(content_type)} if 100 <= status <= 599:
-            return Head(status, content_type)
+            return Head(status, content_type, _models(frame.get("models")))
     raise WorkerFailed("The worker's first frame has no status and content type.")
+
+
+def _models(told: Any) -> tuple[dict[str, Any], ...]:
+    models = told if isinstance(told, list) else []
+    return tuple(m for m in models if isinstance(m, dict) and isinstance(m.get("id"), str))
 
 
 def _decoded(text: Any) -> bytes:
@@ -293,4 +307,4 @@ def _piece(output: Any) -> bytes:
     if isinstance(output, list):
         return b"".join(map(_piece, output))
     raise_for_error(output)
-    return b"data: " + orjson.dumps(output) + b"\n\n"
+    return b"data: " + msgspec.json.encode(output) + b"\n\n"

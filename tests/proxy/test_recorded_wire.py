@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from proxy.dialects import CHAT
 from proxy.errors import VLLMError
 from proxy.failure import error_from
 from proxy.wire import FrameReader, reader_for
@@ -54,7 +55,7 @@ def test_recorded_frames_give_it_from_the_aggregate_alone(path: Path) -> None:
 def test_recorded_bare_outputs_give_vllms_answer(name: str) -> None:
     recorded = load(Path(__file__).parents[1] / "wire" / f"{name}.json")
     outputs = recorded["outputs"]
-    reader = reader_for(outputs[0], wants_stream=name == "bare_stream")
+    reader = reader_for(outputs[0], wants_stream=name == "bare_stream", ends=CHAT.ends)
     told = reader.feed(outputs)
     if not reader.ended:
         told += reader.complete(outputs)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.dialects import CHAT, DONE
 from proxy.errors import VLLMError, WorkerFailed
-from proxy.wire import DONE, FrameReader, ObjectReader, PieceReader, reader_for
+from proxy.wire import FrameReader, ObjectReader, PieceReader, reader_for
 
 Frame = dict[str, Any]
 
@@ -140,7 +141,7 @@ def test_pieces_cut_anywhere_leave_as_whole_events(events: list[str], data: st.D
     text = "".join([*events, "data: [DONE]\n\n"])
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=20)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     sent = [reader.feed([piece]) for piece in pieces]
     assert b"".join(sent) + reader.complete(pieces) == text.encode()
     assert all(part.endswith(b"\n\n") for part in sent if part)
@@ -149,20 +150,20 @@ def test_pieces_cut_anywhere_leave_as_whole_events(events: list[str], data: st.D
 
 def test_pieces_fed_one_character_at_a_time_hold_line_separators_together() -> None:
     text = 'data: {"t": "\u2028 \u2029 \x85 🌍"}\r\n\r\ndata: [DONE]\r\n\r\n'
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     assert b"".join(reader.feed([char]) for char in text) + reader.complete([text]) == text.encode()
     assert reader.ended
 
 
 def test_a_piece_that_was_lost_is_noticed_before_the_stream_ends() -> None:
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     assert b"[DONE]" not in reader.feed(["data: 1\n\n", "data: 3\n\n", "data: [DONE]\n\n"])
     with pytest.raises(WorkerFailed):
         reader.complete(["data: 1\n\n", "data: 2\n\n", "data: 3\n\n", "data: [DONE]\n\n"])
 
 
 def test_a_worker_that_aggregates_nothing_is_believed() -> None:
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     assert reader.feed(["data: 1\n\ndata: [DONE]\n\n"]) == b"data: 1\n\n"
     assert reader.complete([]) == b"data: [DONE]\n\n"
 
@@ -171,7 +172,7 @@ def test_a_worker_that_aggregates_nothing_is_believed() -> None:
 def test_pieces_continue_from_the_aggregate(events: list[str], data: st.DataObject) -> None:
     text = "".join([*events, "data: [DONE]\n\n"])
     cut = data.draw(st.integers(0, len(text)))
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     before = reader.feed([text[:cut]])
     assert before + reader.complete([text[: cut // 2], text[cut // 2 :]]) == text.encode()
 
@@ -182,7 +183,7 @@ def test_pieces_in_doubt_come_from_the_aggregate_alone(
 ) -> None:
     text = "".join([*events, "data: [DONE]\n\n"])
     cut = data.draw(st.integers(0, len(text)))
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     before = reader.feed([text[:cut]])
     reader.doubt()
     assert reader.feed([text[cut + 1 :]]) == b""
@@ -190,14 +191,14 @@ def test_pieces_in_doubt_come_from_the_aggregate_alone(
 
 
 def test_pieces_of_another_answer_are_not_continued() -> None:
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     reader.feed(["data: 1\n\n"])
     with pytest.raises(WorkerFailed):
         reader.complete(["data: 2\n\ndata: [DONE]\n\n"])
 
 
 def test_pieces_of_a_second_run_are_noticed_by_their_id() -> None:
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     assert reader.feed(['data: {"id":"a","t":"\\ndata: {\\"id\\":\\"c\\"}"}\n\n'])
     assert reader.feed(['data: {"id":"a"}\n\n'])
     with pytest.raises(WorkerFailed, match="died"):
@@ -205,7 +206,7 @@ def test_pieces_of_a_second_run_are_noticed_by_their_id() -> None:
 
 
 def test_pieces_that_end_without_the_end_mark_are_an_error() -> None:
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     reader.feed(["data: 1\n\n"])
     with pytest.raises(WorkerFailed):
         reader.complete(["data: 1\n\n"])
@@ -213,7 +214,7 @@ def test_pieces_that_end_without_the_end_mark_are_an_error() -> None:
 
 def test_parsed_chunks_become_events_with_an_end_mark() -> None:
     chunks = [{"id": "a", "choices": []}, {"id": "a", "choices": [1]}]
-    reader = PieceReader()
+    reader = PieceReader(CHAT.ends)
     got = reader.feed(chunks[:1]) + reader.complete(chunks)
     assert got == b"".join(b"data: " + orjson.dumps(c) + b"\n\n" for c in chunks) + DONE + b"\n\n"
 
@@ -236,6 +237,6 @@ def test_vllms_error_object_as_an_output_keeps_its_status(
     output: Frame, wants_stream: bool
 ) -> None:
     with pytest.raises(VLLMError) as caught:
-        reader_for(output, wants_stream=wants_stream).feed([output])
+        reader_for(output, wants_stream=wants_stream, ends=CHAT.ends).feed([output])
     assert caught.value.status == 404
     assert orjson.loads(caught.value.body)["error"]["message"] == "no such model"

@@ -1,0 +1,92 @@
+"""The routes by which a client may reach a worker: an allow-list, and what we know of each.
+
+A route that is not on the list is refused; nothing else ever becomes a job. What reaches the
+worker is the path that the list has, never the client's own spelling of it.
+"""
+
+import re
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from proxy.dialects import CHAT, COMPLETIONS, MESSAGES, OPENAI, RESPONSES, Dialect
+from proxy.errors import UnknownRoute
+
+ROUTES = (
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/embeddings",
+    "POST /v1/responses",
+    "GET /v1/responses/{id}",
+    "POST /v1/responses/{id}/cancel",
+    "POST /v1/messages",
+    "POST /v1/messages/count_tokens",
+    "POST /v1/audio/transcriptions",
+    "POST /v1/audio/translations",
+    "POST /v1/audio/speech",
+    "POST /v1/rerank",
+    "POST /v2/rerank",
+    "POST /rerank",
+    "POST /v1/score",
+    "POST /score",
+    "POST /classify",
+    "POST /pooling",
+    "POST /tokenize",
+    "POST /detokenize",
+)
+"""What vLLM serves to clients. Its routes for operators (sleep, LoRA loading, ...) are not here."""
+
+PATTERN = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (?:/(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\{\w+\}))+")
+_PARAMETER = re.compile(r"\{(\w+)\}")
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,199}")
+
+_DIALECTS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+    "/v1/responses/{id}": RESPONSES,
+    "/v1/messages": MESSAGES,
+}
+_PROMPTS: dict[str, tuple[str, ...]] = {
+    "/v1/chat/completions": ("messages",),
+    "/v1/completions": ("prompt", "prompt_embeds"),
+    "/v1/embeddings": ("input", "messages"),
+    "/v1/messages": ("messages",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route of a worker, as a request named it."""
+
+    method: str
+    path: str
+    response_id: str | None = None
+    """Of the stored response that the path names."""
+    prompts: tuple[str, ...] = ()
+    """The fields of which one must be there; the first names what is missing."""
+    dialect: Dialect = OPENAI
+
+    @property
+    def needs_model(self) -> bool:
+        """Do clients of this route always name a model?"""
+        return bool(self.prompts)
+
+
+def route_of(request: Request, pattern: str) -> Route:
+    """The route of a request that matched this path of the list.
+
+    Raises:
+        UnknownRoute: the path is spelt with tricks.
+    """
+    values: dict[str, str] = request.path_params
+    is_plain = b"%" not in request.scope["raw_path"]
+    if not is_plain or not all(_SEGMENT.fullmatch(value) for value in values.values()):
+        raise UnknownRoute(f"Unknown request URL: {request.method} {request.url.path}.")
+    return Route(
+        request.method,
+        _PARAMETER.sub(lambda found: values[found[1]], pattern),
+        values.get("id") if pattern.startswith("/v1/responses/") else None,
+        _PROMPTS.get(pattern, ()),
+        _DIALECTS.get(pattern, OPENAI),
+    )

@@ -1,0 +1,78 @@
+"""Where an answer comes from: a queue endpoint, or a server that is asked by plain HTTP."""
+
+import base64
+from typing import Any, Protocol
+
+import msgspec
+
+from proxy.answer import Answer, JobAnswer
+from proxy.call import Call
+from proxy.job import Terms
+from proxy.jobs import Jobs
+from proxy.metrics import Metrics
+from proxy.watch import Watch
+from proxy.wire import PROTOCOL
+
+
+class Backend(Protocol):
+    """Something that answers calls."""
+
+    served: dict[str, int | None]
+    """The models its workers have told of, and how long a context each takes, where known."""
+
+    @property
+    def watch(self) -> Watch | None:
+        """What state it is in, where that can be told."""
+        ...
+
+    def ask(self, call: Call, served_as: str | None, terms: Terms) -> Answer:
+        """The answer to this call, with the model named as the server knows it.
+
+        Nothing happens until the answer is opened.
+        """
+        ...
+
+
+class QueueBackend:
+    """A queue endpoint: every call becomes a job."""
+
+    def __init__(self, jobs: Jobs, metrics: Metrics) -> None:
+        self.served: dict[str, int | None] = {}
+        self.jobs = jobs
+        self._metrics = metrics
+
+    @property
+    def watch(self) -> Watch:
+        """See Backend."""
+        return self.jobs.watch
+
+    def ask(self, call: Call, served_as: str | None, terms: Terms) -> Answer:
+        """See Backend."""
+        return JobAnswer(
+            lambda: self.jobs.submit(job_input(call, served_as), terms),
+            wants_stream=call.wants_stream,
+            ends=call.route.dialect.ends,
+            endpoint=self.jobs.endpoint.name,
+            metrics=self._metrics,
+        )
+
+
+def job_input(call: Call, served_as: str | None) -> dict[str, Any]:
+    """A job's input: what RunPod's own OpenAI route sends, and what our own worker reads.
+
+    A JSON body is the bytes that the client sent. A request without one, or with a form, has no
+    place in RunPod's shape; `route` and `body` are what RunPod's worker takes for it, `body_base64`
+    what ours does.
+    """
+    ours = {"proxy": {"protocol": PROTOCOL, "request_id": call.request_id}}
+    if call.content is None:
+        return {"route": call.target, "method": call.route.method} | ours
+    body = call.content.naming(served_as)
+    if call.content.content_type == "application/json":
+        return {"openai_route": call.target, "openai_input": msgspec.Raw(body)} | ours
+    return {
+        "route": call.target,
+        "method": call.route.method,
+        "content_type": call.content.content_type,
+        "body_base64": base64.b64encode(body).decode(),
+    } | ours

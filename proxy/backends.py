@@ -1,0 +1,183 @@
+"""From the configuration to what serves it: endpoints, relays, and the table of models."""
+
+import logging
+from dataclasses import replace
+
+import httpx
+
+from proxy.backend import Backend, QueueBackend
+from proxy.cancellation import Canceller
+from proxy.config import Config, EndpointConfig, FallbackURL, ModelConfig, secret
+from proxy.endpoint import Endpoint, Limits
+from proxy.job import Terms
+from proxy.jobs import Bounds, Jobs
+from proxy.journal import Journal
+from proxy.metrics import Metrics
+from proxy.models import Model, Models
+from proxy.relay import Relay
+from proxy.settings import Settings
+from proxy.watch import Watch
+
+log = logging.getLogger(__name__)
+
+LOAD_BALANCING_URL = "https://{id}.api.runpod.ai"
+
+
+class Backends:
+    """Makes backends, and keeps those whose tables a new configuration leaves as they were.
+
+    A backend that is left out is given no new calls; the ones it has go on to their end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: httpx.AsyncClient,
+        canceller: Canceller,
+        journal: Journal,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._canceller = canceller
+        self._journal = journal
+        self._metrics = metrics
+        self._made: dict[tuple[str, EndpointConfig | FallbackURL], QueueBackend | Relay] = {}
+
+    def build(self, config: Config) -> Models:
+        """The table of models that this configuration describes."""
+        endpoints = {name: self._endpoint(name, e) for name, e in config.endpoints.items()}
+        models = {
+            name: self._model(name, m, endpoints[m.endpoint]) for name, m in config.models.items()
+        }
+        listed = []
+        for name, model_config in config.models.items():
+            model = self._with_fallback(models[name], model_config, models)
+            listed.append(model)
+            listed += [
+                replace(model, name=lora, served_as=lora, parent=name)
+                for lora in model_config.loras
+            ]
+        aliases = {alias: name for name, m in config.models.items() for alias in m.aliases}
+        return Models(listed, aliases, open_model=self._open_model(config, endpoints))
+
+    def cancel_orphans(self) -> None:
+        """Cancel what a proxy that was killed left running at our endpoints."""
+        queues = {b.jobs.endpoint.url: b.jobs.endpoint for b in self._queues()}
+        for orphan in self._journal.orphans():
+            if (endpoint := queues.get(orphan.endpoint)) is not None:
+                log.warning("cancelling job %s of a proxy that was killed", orphan.job_id)
+                self._canceller.cancel(endpoint, orphan.job_id, is_running=True)
+
+    def note_jobs(self) -> None:
+        """Write down how many jobs are in flight."""
+        for backend in self._queues():
+            jobs = backend.jobs
+            self._metrics.note_jobs(
+                jobs.endpoint.name, waiting=jobs.waiting, running=jobs.live - jobs.waiting
+            )
+
+    def drain(self, seconds: float) -> None:
+        """Let all calls go on for this long; those that have not ended then raise Stopping."""
+        for backend in self._made.values():
+            (backend.jobs if isinstance(backend, QueueBackend) else backend).drain(seconds)
+
+    async def close(self) -> None:
+        """Look after no endpoint any more."""
+        for backend in self._made.values():
+            if backend.watch is not None:
+                await backend.watch.close()
+
+    def _queues(self) -> list[QueueBackend]:
+        return [b for b in self._made.values() if isinstance(b, QueueBackend)]
+
+    def _endpoint(self, name: str, config: EndpointConfig) -> Backend:
+        if (name, config) not in self._made:
+            self._made[name, config] = self._new_endpoint(name, config)
+        return self._made[name, config]
+
+    def _new_endpoint(self, name: str, config: EndpointConfig) -> QueueBackend | Relay:
+        settings, endpoint_id = self._settings, config.id or name
+        is_queue = config.kind == "queue"
+        api_key = self._api_key(config.api_key_env)
+        base_url = settings.runpod_endpoint_base_url
+        endpoint = Endpoint(
+            self._client,
+            config.url if is_queue and config.url else f"{base_url}/{endpoint_id}",
+            name=name,
+            api_key=api_key,
+            limits=Limits(
+                run=config.run_limit or settings.run_limit,
+                stream=config.stream_limit or settings.stream_limit,
+                status=config.status_limit or settings.status_limit,
+                cancel=config.cancel_limit or settings.cancel_limit,
+            ),
+            metrics=self._metrics,
+        )
+        watch = Watch(name, endpoint.health)
+        if not is_queue:
+            url = config.url or LOAD_BALANCING_URL.format(id=endpoint_id)
+            return Relay(self._client, url, api_key, watch=watch)
+        jobs = Jobs(
+            endpoint,
+            bounds=Bounds(
+                config.max_requests or settings.max_requests,
+                config.max_waiting or settings.max_waiting,
+            ),
+            watch=watch,
+            canceller=self._canceller,
+            journal=self._journal,
+            metrics=self._metrics,
+            price_per_second=config.price_per_second,
+        )
+        return QueueBackend(jobs, self._metrics)
+
+    def _api_key(self, variable: str) -> str:
+        if variable == "RUNPOD_API_KEY" and self._settings.runpod_api_key is not None:
+            return self._settings.runpod_api_key.get_secret_value()
+        return secret(variable).get_secret_value() if variable else ""
+
+    def _model(self, name: str, config: ModelConfig, backend: Backend) -> Model:
+        settings = self._settings
+        hold = config.first_byte_hold_seconds
+        return Model(
+            name=name,
+            served_as=config.served_as or name,
+            backend=backend,
+            terms=Terms(
+                queue=config.queue_timeout_seconds or settings.queue_timeout_seconds,
+                first_token=(
+                    config.first_token_timeout_seconds or settings.first_token_timeout_seconds
+                ),
+                idle=config.idle_timeout_seconds or settings.idle_timeout_seconds,
+                total=config.total_timeout_seconds or settings.total_timeout_seconds,
+                poll=config.keep_alive_seconds or settings.keep_alive_seconds,
+                low_priority=config.low_priority,
+            ),
+            first_byte_hold_seconds=settings.first_byte_hold_seconds if hold is None else hold,
+            keep_alive_mode=config.keep_alive_mode or settings.keep_alive_mode,
+            metrics=self._metrics,
+            max_model_len=config.max_model_len,
+            owned_by=config.owned_by or "vllm",
+            fallback_after_seconds=config.fallback_after_seconds,
+            warm_schedule=config.warm_schedule,
+        )
+
+    def _open_model(self, config: Config, endpoints: dict[str, Backend]) -> Model | None:
+        if (name := config.open_endpoint) is None:
+            return None
+        model = self._model(name, ModelConfig(endpoint=name), endpoints[name])
+        return replace(model, served_as=None)
+
+    def _with_fallback(self, model: Model, config: ModelConfig, models: dict[str, Model]) -> Model:
+        fallback = config.fallback
+        if isinstance(fallback, str):
+            return replace(model, fallback=models[fallback])
+        if fallback is None:
+            return model
+        key = (fallback.url, fallback)
+        if key not in self._made:
+            api_key = self._api_key(fallback.api_key_env)
+            self._made[key] = Relay(self._client, fallback.url, api_key)
+        second = replace(model, backend=self._made[key], served_as=fallback.model)
+        return replace(model, fallback=second)

@@ -1,0 +1,89 @@
+"""How the streams of a route speak: their last event, an error in them, a sign of life.
+
+OpenAI's clients read `data:` events, end at `[DONE]`, and raise for an event with a top-level
+`error`. The Responses API names its events and has no `[DONE]`. Anthropic's clients read named
+events, with `ping` for a sign of life and `error` for an error
+(https://docs.anthropic.com/en/docs/build-with-claude/streaming).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from proxy.errors import ProxyError, VLLMError
+
+DONE = b"data: [DONE]"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What the proxy itself says in a stream, and how it knows that vLLM has said its last."""
+
+    ends: tuple[bytes, ...]
+    """What the last event of a stream begins with."""
+    error: Callable[[ProxyError], bytes]
+    """An error as the last event."""
+    sign_of_life: Callable[[str], bytes] | None
+    """An event that means nothing, given the model's name; None where there is no such event."""
+    body: Callable[[ProxyError], bytes]
+    """An error as the whole answer."""
+
+
+def _openai_error(error: ProxyError) -> bytes:
+    return b"data: " + error.envelope + b"\n\n"
+
+
+def _anthropic(error: ProxyError) -> bytes:
+    return msgspec.json.encode({"type": "error"} | msgspec.json.decode(error.envelope))
+
+
+def _anthropic_body(error: ProxyError) -> bytes:
+    return error.body if isinstance(error, VLLMError) else _anthropic(error)
+
+
+def _anthropic_error(error: ProxyError) -> bytes:
+    return b"event: error\ndata: " + _anthropic(error) + b"\n\n"
+
+
+def _empty_chat_chunk(model: str) -> bytes:
+    return _empty_chunk("chat.completion.chunk", model, {"delta": {}})
+
+
+def _empty_completion_chunk(model: str) -> bytes:
+    return _empty_chunk("text_completion", model, {"text": ""})
+
+
+def _empty_chunk(kind: str, model: str, content: dict[str, Any]) -> bytes:
+    chunk = {
+        "id": "keep-alive",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, **content, "logprobs": None, "finish_reason": None}],
+    }
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+def _ping(model: str) -> bytes:
+    return b'event: ping\ndata: {"type": "ping"}\n\n'
+
+
+def _body(error: ProxyError) -> bytes:
+    return error.body
+
+
+OPENAI = Dialect((DONE,), _openai_error, None, _body)
+CHAT = Dialect((DONE,), _openai_error, _empty_chat_chunk, _body)
+COMPLETIONS = Dialect((DONE,), _openai_error, _empty_completion_chunk, _body)
+RESPONSES = Dialect(
+    (b"event: response.completed", b"event: response.incomplete", b"event: response.failed"),
+    _openai_error,
+    None,
+    _body,
+)
+MESSAGES = Dialect(
+    (b"event: message_stop", b"event: error"), _anthropic_error, _ping, _anthropic_body
+)

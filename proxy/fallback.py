@@ -1,0 +1,88 @@
+"""One name, two backends: the second is asked when the first fails, or is too slow to begin.
+
+Only before the first byte: what has been passed on is never continued by somebody else.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from proxy.answer import Answer
+from proxy.endpoint import JobStatus
+from proxy.errors import InvalidRequest, ProxyError, Stopping, VLLMError
+from proxy.wire import Head
+
+log = logging.getLogger(__name__)
+
+
+class FallbackAnswer:
+    """The first answer, or the one in its place. See Answer.
+
+    `first` is None where it is known that asking is no use. `on_fallback` is called once, when the
+    second is asked.
+    """
+
+    def __init__(
+        self,
+        first: Answer | None,
+        second: Callable[[], Answer],
+        *,
+        after_seconds: float | None,
+        on_fallback: Callable[[], None],
+    ) -> None:
+        self._first = first
+        self._second = second
+        self._after_seconds = after_seconds
+        self._on_fallback = on_fallback
+        self._chosen = first
+
+    @property
+    def head(self) -> Head | None:
+        """See Answer."""
+        return self._chosen.head if self._chosen else None
+
+    @property
+    def job_id(self) -> str | None:
+        """See Answer."""
+        return self._chosen.job_id if self._chosen else None
+
+    @property
+    def status(self) -> JobStatus:
+        """See Answer."""
+        return self._chosen.status if self._chosen else JobStatus.IN_QUEUE
+
+    async def open(self) -> bytes:
+        """See Answer."""
+        if self._first is not None:
+            try:
+                async with asyncio.timeout(self._after_seconds):
+                    piece = await self._first.open()
+                if not _is_broken(self._first.head):
+                    return piece
+                log.warning("asking the fallback: the model's server answered an error")
+            except TimeoutError:
+                log.warning("asking the fallback: nothing came in %s s", self._after_seconds)
+            except (InvalidRequest, Stopping):
+                raise
+            except ProxyError as exc:
+                if isinstance(exc, VLLMError) and exc.status < 500:
+                    raise
+                log.warning("asking the fallback: %s", exc)
+            self._first.close()
+        self._on_fallback()
+        self._chosen = self._second()
+        return await self._chosen.open()
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """See Answer."""
+        assert self._chosen is not None, "open() comes first"
+        return self._chosen.pieces()
+
+    def close(self) -> None:
+        """See Answer."""
+        if self._chosen is not None:
+            self._chosen.close()
+
+
+def _is_broken(head: Head | None) -> bool:
+    return head is not None and head.status >= 500

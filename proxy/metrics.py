@@ -1,0 +1,98 @@
+"""Numbers for Prometheus: requests, time to first byte, calls to RunPod, lost frames, GPU time.
+
+Labels are names of ours or of the configuration, never of a client's making, so there are few.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+FIRST_BYTE_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """All counters of one proxy."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = self._counter("proxy_requests", "Requests answered", "model", "status")
+        self._first_byte = Histogram(
+            "proxy_first_byte_seconds",
+            "From a request's arrival to the first byte of its answer, keep-alives not counted",
+            ("model",),
+            buckets=FIRST_BYTE_BUCKETS,
+            registry=self._registry,
+        )
+        self._calls = self._counter(
+            "runpod_calls", "Calls to RunPod", "endpoint", "operation", "outcome"
+        )
+        self._lost = self._counter(
+            "proxy_frames_lost", "Frames of a worker that did not arrive", "endpoint"
+        )
+        self._repaired = self._counter(
+            "proxy_frames_repaired", "Lost frames taken from the job's aggregate", "endpoint"
+        )
+        self._unrepairable = self._counter(
+            "proxy_answers_unrepairable", "Answers that could not be made whole", "endpoint"
+        )
+        self._cancelled = self._counter(
+            "proxy_jobs_cancelled", "Jobs given up before their end", "endpoint"
+        )
+        self._fallbacks = self._counter(
+            "proxy_fallbacks", "Requests answered by a fallback", "model"
+        )
+        self._worker_seconds = self._counter(
+            "proxy_worker_seconds",
+            "Seconds that workers had jobs of ours; jobs that run side by side add up",
+            "endpoint",
+        )
+        self._dollars = self._counter(
+            "proxy_worker_dollars", "The same, times the endpoint's price_per_second", "endpoint"
+        )
+        self._jobs = Gauge(
+            "proxy_jobs", "Jobs in flight", ("endpoint", "phase"), registry=self._registry
+        )
+
+    def note_request(self, model: str, status: int) -> None:
+        """A request was answered; `model` is empty if it named none of ours."""
+        self._requests.labels(model, str(status)).inc()
+
+    def note_first_byte(self, model: str, seconds: float) -> None:
+        """The first byte of an answer has come."""
+        self._first_byte.labels(model).observe(seconds)
+
+    def note_call(self, endpoint: str, operation: str, outcome: str) -> None:
+        """RunPod was called; the outcome is an HTTP status, or `error`."""
+        self._calls.labels(endpoint, operation, outcome).inc()
+
+    def note_repair(self, endpoint: str, *, lost: int, repaired: int) -> None:
+        """An answer had holes when its job ended; without all of them repaired, it is broken."""
+        self._lost.labels(endpoint).inc(lost)
+        self._repaired.labels(endpoint).inc(repaired)
+        if repaired < lost:
+            self._unrepairable.labels(endpoint).inc()
+
+    def note_cancelled(self, endpoint: str) -> None:
+        """A job was given up."""
+        self._cancelled.labels(endpoint).inc()
+
+    def note_fallback(self, model: str) -> None:
+        """A model's fallback was asked in its place."""
+        self._fallbacks.labels(model).inc()
+
+    def note_worker_seconds(self, endpoint: str, seconds: float, price_per_second: float) -> None:
+        """A worker had a job for so long."""
+        self._worker_seconds.labels(endpoint).inc(seconds)
+        self._dollars.labels(endpoint).inc(seconds * price_per_second)
+
+    def note_jobs(self, endpoint: str, *, waiting: int, running: int) -> None:
+        """How many jobs are in flight now."""
+        self._jobs.labels(endpoint, "waiting").set(waiting)
+        self._jobs.labels(endpoint, "running").set(running)
+
+    def page(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, says: str, *labels: str) -> Counter:
+        return Counter(name, says, labels, registry=self._registry)

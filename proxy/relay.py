@@ -1,0 +1,218 @@
+"""Plain HTTP to a server that speaks OpenAI's API: a load-balancing endpoint, or any other.
+
+A load-balancing endpoint has no queue. While it has no worker, RunPod holds a call for two minutes
+and then answers 400 ("timed out waiting for worker", "no workers available"), or 502 or 503; these
+are the platform's answers and not vLLM's, so the call is repeated until a worker is there or a
+deadline passes. What stops a worker's work on a call is that its connection is closed. Sources:
+https://docs.runpod.io/serverless/load-balancing/overview and .../worker-affinity.
+"""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+import httpx
+
+from proxy.call import Call
+from proxy.endpoint import JobStatus
+from proxy.errors import (
+    ColdStartTimeout,
+    DeadlinePassed,
+    ProxyError,
+    Stopping,
+    UpstreamMisconfigured,
+    UpstreamUnavailable,
+    WorkerFailed,
+)
+from proxy.events import WholeEvents
+from proxy.job import RETRY_AFTER_COLD_START_SECONDS, Terms, pause
+from proxy.watch import Watch
+from proxy.wire import JSON, Head
+
+WORKER_ID: Final = "x-runpod-worker-id"
+"""Only a worker's own answers carry it."""
+NO_WORKER: Final = ("timed out waiting for worker", "no workers available")
+LONGEST_TRY_SECONDS: Final = 150.0
+"""RunPod gives a call without a worker up after two minutes; one that hangs longer is lost."""
+
+
+class Relay:
+    """A server that is asked by HTTP. See Backend.
+
+    With a `watch` it is a load-balancing endpoint, whose cold start is waited out.
+    """
+
+    def __init__(
+        self, client: httpx.AsyncClient, url: str, api_key: str, *, watch: Watch | None = None
+    ) -> None:
+        self.served: dict[str, int | None] = {}
+        self.watch = watch
+        self.stops_at = math.inf
+        """When calls still running are given up (monotonic clock): after `drain`."""
+        self._client = client
+        # The base URL of an OpenAI-compatible server ends in /v1, where our routes begin with it.
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._api_key = api_key
+
+    def ask(self, call: Call, served_as: str | None, terms: Terms) -> "RelayedAnswer":
+        """See Backend."""
+        headers = {"accept-encoding": "identity", "x-request-id": call.request_id}
+        if self._api_key:
+            headers["authorization"] = f"Bearer {self._api_key}"
+        if call.content is not None:
+            headers["content-type"] = call.content.content_type
+        request = self._client.build_request(
+            call.route.method,
+            self._url + call.target,
+            content=call.content.naming(served_as) if call.content else None,
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=self._client.timeout.connect),
+        )
+        return RelayedAnswer(self, request, call.route.dialect.ends, terms)
+
+    def drain(self, seconds: float) -> None:
+        """Let calls go on for this long; those that have not ended then raise Stopping."""
+        self.stops_at = time.monotonic() + seconds
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and return the response when its head has come."""
+        return await self._client.send(request, stream=True)
+
+
+class RelayedAnswer:
+    """The answer to one relayed call. See Answer."""
+
+    job_id = None
+
+    def __init__(
+        self, relay: Relay, request: httpx.Request, ends: tuple[bytes, ...], terms: Terms
+    ) -> None:
+        self.head: Head | None = None
+        self._relay = relay
+        self._request = request
+        self._events = WholeEvents(ends)
+        self._terms = terms
+        self._began = self._moved = time.monotonic()
+        self._has_output = False
+        self._response: httpx.Response | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._reading: asyncio.Task[bytes | None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> JobStatus:
+        """See Answer: until its head comes, nobody can tell whether a worker has the call."""
+        return JobStatus.IN_PROGRESS if self.head else JobStatus.IN_QUEUE
+
+    async def open(self) -> bytes:
+        """See Answer."""
+        response = self._response = await self._worker_response()
+        self._chunks = response.aiter_bytes()
+        self._moved = time.monotonic()
+        self.head = Head(response.status_code, response.headers.get("content-type", JSON))
+        return b""
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """See Answer."""
+        assert self.head is not None, "open() comes first"
+        is_stream = self.head.is_event_stream
+        while (chunk := await self._next_chunk()) is not None:
+            yield self._events.take(chunk) if is_stream else chunk
+        if is_stream and not self._events.have_ended:
+            raise WorkerFailed("The worker's answer ended before it was complete.")
+        self.close()
+
+    def close(self) -> None:
+        """See Answer: the connection is closed, unless the answer has come to its end."""
+        if self._reading is not None:
+            self._reading.cancel()
+        if self._response is not None and self._closing is None:
+            self._closing = asyncio.create_task(self._response.aclose())
+
+    async def _worker_response(self) -> httpx.Response:
+        """Ask until a worker answers."""
+        for attempt in itertools.count():
+            try:
+                async with asyncio.timeout(min(self._seconds_left(), LONGEST_TRY_SECONDS)):
+                    response = await self._relay.send(self._request)
+                    failure = await self._failure(response)
+            except TimeoutError:
+                continue  # `_seconds_left` raises what belongs to the deadline, if it was one
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
+                failure = UpstreamUnavailable("The model's server could not be reached.")
+            except httpx.HTTPError as exc:
+                # A worker may have begun on it: no second one is asked.
+                raise UpstreamUnavailable("The connection to the model's server broke.") from exc
+            if failure is None:
+                return response
+            if self._relay.watch is None:
+                raise failure
+            self._relay.watch.touch()
+            await asyncio.sleep(min(pause(attempt), self._seconds_left()))
+        raise AssertionError("unreachable")
+
+    async def _failure(self, response: httpx.Response) -> ProxyError | None:
+        """What the platform says in a worker's place; None for an answer of the server's own."""
+        status = response.status_code
+        if WORKER_ID in response.headers or status < 400:
+            return None
+        if status in (401, 403):
+            await response.aclose()
+            raise UpstreamMisconfigured("The model's server refused the proxy's API key.")
+        if self._relay.watch is None:
+            return None
+        if status in (502, 503):
+            await response.aclose()
+            return UpstreamUnavailable(f"RunPod answered HTTP {status}.")
+        if status == 400:
+            said = (await response.aread()).decode(errors="replace").lower()
+            if any(words in said for words in NO_WORKER):
+                return UpstreamUnavailable("RunPod has no worker for the endpoint.")
+        return None
+
+    async def _next_chunk(self) -> bytes | None:
+        """The next bytes, or none if nothing came for a while; None at the end."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        seconds = min(self._terms.poll, self._seconds_left())
+        done, _ = await asyncio.wait({self._reading}, timeout=seconds)
+        if not done:
+            return b""
+        reading, self._reading = self._reading, None
+        try:
+            chunk = reading.result()
+        except httpx.HTTPError as exc:
+            raise WorkerFailed("The connection to the model's server broke.") from exc
+        self._moved, self._has_output = time.monotonic(), True
+        return chunk
+
+    async def _read(self) -> bytes | None:
+        assert self._chunks is not None
+        return await anext(self._chunks, None)
+
+    def _seconds_left(self) -> float:
+        """Until the next deadline; raises the error that belongs to one that has passed."""
+        now = time.monotonic()
+        if (stop_left := self._relay.stops_at - now) <= 0:
+            raise Stopping("The proxy is shutting down. Please send the request again.")
+        if (left := self._began + self._terms.total - now) <= 0:
+            raise DeadlinePassed("The request took longer than it may in total.")
+        limit, error = self._limit()
+        if (phase_left := self._moved + limit - now) <= 0:
+            raise error
+        return min(stop_left, left, phase_left)
+
+    def _limit(self) -> tuple[float, ProxyError]:
+        if self.head is None:
+            watch = self._relay.watch
+            reason = watch.why_nobody_answers if watch else "its server does not answer"
+            return self._terms.queue, ColdStartTimeout(
+                f"No worker took the request in time: {reason}. Try again in a while.",
+                retry_after_seconds=RETRY_AFTER_COLD_START_SECONDS,
+            )
+        if self._has_output:
+            return self._terms.idle, DeadlinePassed("The worker fell silent.")
+        return self._terms.first_token, DeadlinePassed("The worker took too long to begin.")

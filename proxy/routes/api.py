@@ -1,0 +1,126 @@
+"""Every route that a worker answers: one request, one call, one answer."""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from fastapi import APIRouter, Request, Response
+
+from proxy.allowed import route_of
+from proxy.answer import Answer, rest_of
+from proxy.auth import Key
+from proxy.call import Call, read_call
+from proxy.disconnect import unless_client_leaves
+from proxy.errors import InvalidRequest
+from proxy.job import Terms
+from proxy.keep_alive import keep_alive
+from proxy.models import Model, learn
+from proxy.services import Services, services
+from proxy.sse import EventStream
+
+PATIENCE = "x-cold-start-timeout"
+"""A client's own limit, in seconds, for how long a worker may be waited for."""
+
+_RESPONSE_ID = re.compile(rb'"id": ?"(resp_[A-Za-z0-9_-]+)"')
+
+
+def create_router(patterns: Iterable[str]) -> APIRouter:
+    """The routes of an allow-list of `METHOD /path` patterns, all served alike."""
+    router = APIRouter()
+    for pattern in patterns:
+        method, _, path = pattern.partition(" ")
+
+        async def endpoint(request: Request, path: str = path) -> Response:
+            return await _serve(request, path)
+
+        router.add_route(path, endpoint, methods=[method])
+    return router
+
+
+async def _serve(request: Request, pattern: str) -> Response:
+    here = services(request)
+    route = route_of(request, pattern)
+    request.state.dialect = route.dialect
+    key = here.keys.check(request)
+    call = await read_call(request, route, max_bytes=here.settings.max_body_bytes)
+    owner = here.models.owner(route.response_id) if route.response_id else None
+    model = here.models.find(call.model or owner, key)
+    request.state.model = model.name
+    terms = _terms(request, model, key)
+    answer = request.state.answer = await here.shield.answer(call, model, terms)
+    try:
+        return await _respond(request, here, call, model, key, terms, answer)
+    except BaseException:
+        answer.close()
+        raise
+
+
+def _terms(request: Request, model: Model, key: Key) -> Terms:
+    """The model's deadlines, with the key's and the client's own wishes."""
+    terms = model.terms
+    if key.keep_alive_seconds is not None:
+        terms = replace(terms, poll=key.keep_alive_seconds)
+    if (patience := request.headers.get(PATIENCE)) is not None:
+        if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", patience) or float(patience) <= 0:
+            raise InvalidRequest(f"The header {PATIENCE} is not a number of seconds.")
+        terms = replace(terms, queue=min(terms.queue, float(patience)))
+    return terms
+
+
+async def _respond(
+    request: Request,
+    here: Services,
+    call: Call,
+    model: Model,
+    key: Key,
+    terms: Terms,
+    answer: Answer,
+) -> Response:
+    """A stream begins after a short hold, so that an early failure keeps its HTTP status."""
+    opening = asyncio.create_task(_open(here, call, model, answer))
+    try:
+        hold = model.first_byte_hold_seconds if call.wants_stream else None
+        await unless_client_leaves(request, asyncio.wait({opening}, timeout=hold))
+        headers = {"x-runpod-job-id": answer.job_id} if answer.job_id else {}
+        is_plain = opening.done() and not (answer.head and answer.head.is_event_stream)
+        if not call.wants_stream or is_plain:
+            return await _plain(request, answer, opening.result(), headers)
+    except BaseException:
+        opening.cancel()
+        raise
+    return EventStream(
+        answer,
+        opening,
+        dialect=call.route.dialect,
+        keep_alive=keep_alive(
+            key.keep_alive_mode or model.keep_alive_mode, call.route.dialect, model.name
+        ),
+        keep_alive_seconds=terms.poll,
+        longest_drain_seconds=here.settings.longest_drain_seconds,
+        headers=headers,
+    )
+
+
+async def _open(here: Services, call: Call, model: Model, answer: Answer) -> bytes:
+    """Open the answer, and learn from its beginning what it tells by the way."""
+    began = time.monotonic()
+    first = await answer.open()
+    here.metrics.note_first_byte(model.name, time.monotonic() - began)
+    learn(model.backend, answer.head, first)
+    if call.route.path == "/v1/responses" and (found := _RESPONSE_ID.search(first)):
+        here.models.note_owner(found[1].decode(), model.name)
+    return first
+
+
+async def _plain(
+    request: Request, answer: Answer, first: bytes, headers: dict[str, str]
+) -> Response:
+    """The whole answer with the worker's own status."""
+    body = first + await unless_client_leaves(request, rest_of(answer))
+    head = answer.head
+    assert head is not None
+    if head.status >= 400:
+        headers["x-should-retry"] = "false"
+    return Response(body, head.status, headers | {"content-type": head.content_type})

@@ -1,0 +1,130 @@
+"""The wake-up shield: no GPU is woken for what a chat UI asks by itself.
+
+For each message of a user, chat UIs ask the model for a title, tags, follow-up questions and more.
+Where the shield is up, such a request goes to the model's fallback while the GPU sleeps, or gets a
+short answer of the proxy's own. While the GPU is awake it is answered like any other.
+"""
+
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+
+from proxy.answer import Answer
+from proxy.call import Call, JSONContent
+from proxy.endpoint import JobStatus
+from proxy.job import Terms
+from proxy.models import Model
+from proxy.watch import State
+from proxy.wire import JSON, SSE, Head
+
+LONGEST_TITLE: Final = 40
+
+# How the prompts of the UIs' own tasks begin, and what to answer; "" for a title made of the chat.
+# Open WebUI wants JSON, LibreChat the title alone.
+_TASKS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
+    (re.compile(r"### Task:\s+Generate a concise, 3-5 word title"), ""),
+    (re.compile(r"### Task:\s+Generate 1-3 broad tags"), '{"tags": ["General"]}'),
+    (re.compile(r"### Task:\s+Suggest 3-5 relevant follow-up"), '{"follow_ups": []}'),
+    (re.compile(r"### Task:\s+You are an autocompletion system"), '{"text": ""}'),
+    (
+        re.compile(r"### Task:\s+Analyze the chat history to determine the necessity of"),
+        '{"queries": []}',
+    ),
+    (re.compile(r"(Please )?(Provide|[Gg]enerate) a concise, 5-word-or-less title"), "New Chat"),
+)
+_FIRST_MESSAGE: Final = re.compile(r"<chat_history>\s*USER:\s*([^\n<]+)")
+
+
+class Shield:
+    """Chooses who answers a call; it is up only if `is_up`."""
+
+    def __init__(self, *, is_up: bool) -> None:
+        self._is_up = is_up
+
+    async def answer(self, call: Call, model: Model, terms: Terms) -> Answer:
+        """The model's answer, or one that wakes no GPU."""
+        text = task_answer(call) if self._is_up else None
+        if text is None or await _is_awake(model):
+            return model.ask(call, terms)
+        if model.fallback is not None:
+            return model.fallback.ask(call, model.fallback.terms)
+        return LocalAnswer(text, model.name, wants_stream=call.wants_stream)
+
+
+def task_answer(call: Call) -> str | None:
+    """What to answer to a chat UI's own request; None if it is none."""
+    content = call.content
+    if call.route.path != "/v1/chat/completions" or not isinstance(content, JSONContent):
+        return None
+    prompt = _prompt(content)
+    for beginning, text in _TASKS:
+        if beginning.match(prompt):
+            return text or msgspec.json.encode({"title": _title(prompt)}).decode()
+    return None
+
+
+def _prompt(content: JSONContent) -> str:
+    """The text of the last message, which is where UIs put what they want."""
+    last = msgspec.json.decode(content.fields["messages"], type=list[msgspec.Raw])[-1]
+    text = msgspec.json.decode(last).get("content")
+    return text.strip() if isinstance(text, str) else ""
+
+
+def _title(prompt: str) -> str:
+    """The beginning of the chat's first message, at a word's end."""
+    found = _FIRST_MESSAGE.search(prompt)
+    words = found[1].split() if found else ["New", "Chat"]
+    title = words[0][:LONGEST_TITLE]
+    for word in words[1:]:
+        if len(title) + len(word) >= LONGEST_TITLE:
+            return title + " …"
+        title += " " + word
+    return title
+
+
+async def _is_awake(model: Model) -> bool:
+    if model.backend.watch is None:
+        return True
+    return await model.backend.watch.current() is State.READY
+
+
+class LocalAnswer:
+    """A chat completion of the proxy's own. See Answer."""
+
+    job_id = None
+    status = JobStatus.IN_PROGRESS
+
+    def __init__(self, text: str, model: str, *, wants_stream: bool) -> None:
+        self.head: Head | None = None
+        self._text = text
+        self._model = model
+        self._wants_stream = wants_stream
+
+    async def open(self) -> bytes:
+        """See Answer."""
+        self.head = Head(200, SSE if self._wants_stream else JSON)
+        common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
+        message = {"role": "assistant", "content": self._text}
+        if not self._wants_stream:
+            usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+            return self._object("chat.completion", {"message": message}, common | {"usage": usage})
+        chunk = self._object("chat.completion.chunk", {"delta": message}, common)
+        return b"data: " + chunk + b"\n\ndata: [DONE]\n\n"
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """See Answer: `open` has given all of it."""
+        return
+        yield b""
+
+    def close(self) -> None:
+        """See Answer."""
+
+    def _object(self, kind: str, content: dict[str, Any], fields: dict[str, Any]) -> bytes:
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": "stop"}
+        return msgspec.json.encode(
+            {"object": kind, "model": self._model, "choices": [choice]} | fields
+        )
