@@ -97,7 +97,7 @@ def take_jobs(
         jobs_in_progress=jobs_in_progress,
     )
     config = {
-        "handler": create_handler(client, server.model()),
+        "handler": create_handler(client, server.models()),
         "concurrency_modifier": shutdown.concurrency_modifier,
         "return_aggregate_stream": True,
     }

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from worker.answer import Answer, VLLMClient
 from worker.errors import UnexpectedError, WorkerError
 from worker.job_input import parse, wants_frames
 from worker.outputs import BareOutputs, FramedOutputs, Output, Outputs
+from worker.server import ServedModel
 
 log = logging.getLogger(__name__)
 
@@ -17,15 +18,18 @@ Job = dict[str, Any]
 Handler = Callable[[Job], AsyncGenerator[Output, None]]
 
 
-def create_handler(client: VLLMClient, model: str | None) -> Handler:
-    """A handler that asks this vLLM; `model` is the name it serves, for input that names none.
+def create_handler(client: VLLMClient, models: Sequence[ServedModel]) -> Handler:
+    """A handler that asks this vLLM, which serves these models; the first is for input that names
+    none.
 
     It is a plain asynchronous generator function, since the SDK looks for exactly that
     (`inspect.isasyncgenfunction`). The SDK posts each output before it asks for the next.
     """
 
+    model = str(models[0]["id"]) if models else None
+
     async def handler(job: Job) -> AsyncGenerator[Output, None]:
-        outputs: Outputs = FramedOutputs(_new_run()) if wants_frames(job) else BareOutputs()
+        outputs: Outputs = FramedOutputs(_new_run(), models) if wants_frames(job) else BareOutputs()
         answer: Answer | None = None
         try:
             answer = client.ask(parse(job, model))

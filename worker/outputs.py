@@ -10,12 +10,14 @@ So no frame has that key, and where a job must fail, the value is JSON text alre
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from worker.answer import Answer
 from worker.chunks import ends_event
 from worker.errors import WorkerError
 from worker.job_input import JSON
+from worker.server import ServedModel
 
 Output = dict[str, Any] | list[Any] | str
 
@@ -36,11 +38,13 @@ class FramedOutputs:
     """Protocol 1: one frame for each piece, numbered without holes.
 
     `run` is the same on all frames of one run of the job and on no others: RunPod gives the job
-    of a worker that died to another one, whose frames count from 0 again.
+    of a worker that died to another one, whose frames count from 0 again. The head tells which
+    models there are, so that the proxy can list them without asking.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, models: Sequence[ServedModel] = ()) -> None:
         self._run = run
+        self._models = models
         self._seq = 0
         self._streams = False
         self._ends_event = True
@@ -70,6 +74,8 @@ class FramedOutputs:
         frame: dict[str, Any] = {"seq": self._seq, "run": self._run}
         if self._seq == 0:
             frame |= {"status": status, "content_type": content_type}
+            if self._models:
+                frame["models"] = self._models
         self._seq += 1
         return frame
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -24,6 +24,9 @@ KEPT_LINES: Final = 200
 OUTPUT_SECONDS: Final = 2.0
 """How long the last output may lag behind the end of the process."""
 KILL_SECONDS: Final = 5.0
+
+ServedModel = dict[str, str | int]
+"""`id`, and `max_model_len` where vLLM tells it."""
 
 
 class VLLMServer:
@@ -73,13 +76,13 @@ class VLLMServer:
             if time.monotonic() > deadline:
                 raise VLLMStartTimeout(seconds)
 
-    def model(self) -> str | None:
-        """The name of the model it serves, if it tells."""
+    def models(self) -> list[ServedModel]:
+        """The models it serves, its LoRA adapters among them; none if it does not tell."""
         try:
-            name = self._http.get("/v1/models").json()["data"][0]["id"]
+            told = self._http.get("/v1/models").json()["data"]
+            return [_served(entry) for entry in told]
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
-            return None
-        return name if isinstance(name, str) else None
+            return []
 
     def last_lines(self) -> list[str]:
         """The last lines it printed; complete once it has exited."""
@@ -125,3 +128,8 @@ class VLLMServer:
 
     def _await_exit(self) -> None:
         self.exited.set_result(self._process.wait())
+
+
+def _served(entry: dict[str, Any]) -> ServedModel:
+    length = entry.get("max_model_len")
+    return {"id": str(entry["id"])} | ({"max_model_len": length} if length else {})

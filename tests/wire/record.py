@@ -20,10 +20,12 @@ from tests.servers import serve
 from worker.answer import VLLMClient
 from worker.handler import create_handler
 from worker.outputs import Output
+from worker.server import ServedModel
 
 FOLDER = Path(__file__).parent
 JOB_ID = "job-recorded"
 PROXY = {"protocol": 1, "request_id": "req_recorded"}
+MODELS: list[ServedModel] = [{"id": "tiny-chat", "max_model_len": 8192}]
 FIXED = {"created": 1_800_000_000}
 SLOW = {"delay_seconds": 0.05, **FIXED}
 UNICODE = "Grüße, 世界! 🙂🏽 a\u2028b\x85c e\u0301 \u202eend"
@@ -78,7 +80,7 @@ CASES = {
 async def _outputs(url: str, case: Case) -> list[Output]:
     client = VLLMClient(url, request_timeout_seconds=60, piece_bytes=case.piece_bytes)
     try:
-        handler = create_handler(client, "tiny-chat")
+        handler = create_handler(client, MODELS)
         return [output async for output in handler({"id": JOB_ID, "input": case.input})]
     finally:
         await client.close()

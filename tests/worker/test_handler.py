@@ -46,7 +46,7 @@ async def client(url: str) -> AsyncIterator[VLLMClient]:
 
 @pytest.fixture
 def handler(client: VLLMClient) -> Handler:
-    return create_handler(client, "tiny-chat")
+    return create_handler(client, [{"id": "tiny-chat"}])
 
 
 def chat(proxy: dict[str, Any] | None = PROXY, **body: Any) -> dict[str, Any]:
@@ -157,6 +157,7 @@ async def test_an_empty_answer_is_a_head_that_ends(handler: Handler) -> None:
     job = {"id": "j", "input": {"route": "/health", "proxy": PROXY}}
     (frame,) = await outputs_of(handler, job)
     assert frame.pop("run")
+    assert frame.pop("models") == [{"id": "tiny-chat"}]
     assert frame == {"seq": 0, "status": 200, "content_type": "", "end": True}
 
 
@@ -207,7 +208,7 @@ async def test_what_came_before_the_connection_was_cut_is_handed_on(
 
 async def test_a_connection_that_is_refused_is_a_503() -> None:
     client = VLLMClient(f"http://127.0.0.1:{free_port()}", request_timeout_seconds=60)
-    [frame] = await outputs_of(create_handler(client, None), chat(stream=True))
+    [frame] = await outputs_of(create_handler(client, []), chat(stream=True))
     await client.close()
     assert frame["status"] == 503
     assert json.loads(frame["text"])["error"]["type"] == "server_error"
@@ -221,7 +222,7 @@ async def test_a_plain_answer_that_is_cut_is_a_503(handler: Handler) -> None:
 async def test_an_answer_that_takes_too_long_is_a_504(url: str, engine: Engine) -> None:
     client = VLLMClient(url, request_timeout_seconds=0.2)
     aborted = engine.counters.aborted
-    [frame] = await outputs_of(create_handler(client, None), chat(script={"hang": True}))
+    [frame] = await outputs_of(create_handler(client, []), chat(script={"hang": True}))
     await client.close()
     assert frame["status"] == 504
     await eventually(lambda: engine.counters.aborted == aborted + 1)
@@ -230,7 +231,7 @@ async def test_an_answer_that_takes_too_long_is_a_504(url: str, engine: Engine) 
 async def test_a_stream_that_takes_too_long_ends_with_an_error_event(url: str) -> None:
     client = VLLMClient(url, request_timeout_seconds=0.5)
     job = chat(stream=True, script={"hang_after": 1})
-    frames = await outputs_of(create_handler(client, None), job)
+    frames = await outputs_of(create_handler(client, []), job)
     await client.close()
     assert '"code":"timeout"' in frames[-1]["text"]
     body_of(frames)
@@ -254,7 +255,7 @@ async def test_a_slow_network_slows_vllm_down(url: str, engine: Engine) -> None:
     """A megabyte each, a hundred times: only what fits into buffers is made in advance."""
     client = VLLMClient(url, request_timeout_seconds=60, piece_bytes=10_000)
     script = {"tokens": 100, "event_bytes": 1_000_000}
-    stream = create_handler(client, None)(chat(stream=True, script=script))
+    stream = create_handler(client, [])(chat(stream=True, script=script))
     for _ in range(60):
         await anext(stream)
         await asyncio.sleep(0.01)

@@ -55,7 +55,7 @@ def are_gone(processes: list[psutil.Process]) -> bool:
 def test_a_healthy_server_tells_its_model(start: Start) -> None:
     server = start()
     server.wait_until_healthy(60)
-    assert server.model() == "m"
+    assert server.models() == [{"id": "m", "max_model_len": 8192}]
 
 
 def test_a_server_that_dies_at_the_start_is_not_waited_for(start: Start) -> None:

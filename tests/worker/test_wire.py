@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.wire.record import CASES, FOLDER, body_of, record
+from tests.wire.record import CASES, FOLDER, MODELS, body_of, record
 
 FRAMED = [name for name, case in CASES.items() if case.framed]
 
@@ -43,6 +43,7 @@ def test_recorded_frames_keep_protocol_1(name: str) -> None:
     job, frames = recorded(name), recorded(name)["outputs"]
     assert [frame["seq"] for frame in frames] == list(range(len(frames)))
     assert len({frame["run"] for frame in frames}) == 1
+    assert [frame.get("models") for frame in frames] == [MODELS] + [None] * (len(frames) - 1)
     assert (frames[0]["status"], frames[0]["content_type"]) == (job["status"], job["content_type"])
     assert [frame for frame in frames if "end" in frame] == frames[-1:]
     assert not [frame for frame in frames if "error" in frame]
