@@ -47,7 +47,7 @@ _DIALECTS = {
     "/v1/responses/{id}": RESPONSES,
     "/v1/messages": MESSAGES,
 }
-_PROMPTS: dict[str, tuple[str, ...]] = {
+PROMPTS: dict[str, tuple[str, ...]] = {
     "/v1/chat/completions": ("messages",),
     "/v1/completions": ("prompt", "prompt_embeds"),
     "/v1/embeddings": ("input", "messages"),
@@ -87,6 +87,6 @@ def route_of(request: Request, pattern: str) -> Route:
         request.method,
         _PARAMETER.sub(lambda found: values[found[1]], pattern),
         values.get("id") if pattern.startswith("/v1/responses/") else None,
-        _PROMPTS.get(pattern, ()),
+        PROMPTS.get(pattern, ()),
         _DIALECTS.get(pattern, OPENAI),
     )

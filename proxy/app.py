@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from proxy import config, errors
+from proxy import config, errors, openapi
 from proxy.auth import Keys
 from proxy.backends import Backends
 from proxy.cancellation import Canceller
@@ -51,6 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (models.router, health.router, metrics.router):
         app.include_router(router)
     app.include_router(api.create_router(settings.routes))
+    document = openapi.page(app.title, app.version, settings.routes)
+    app.openapi = lambda: document  # type: ignore[method-assign]
     app.add_middleware(RequestLog)
     app.add_middleware(ForgivingPaths)
     if settings.cors_origins:

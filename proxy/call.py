@@ -261,16 +261,15 @@ def _named_twice(raw: bytes, fields: Mapping[str, msgspec.Raw]) -> str | None:
     Walks from each name over its value to the next. The value on hand is that of a name's last
     place, so at the first of two the walk gets lost, or comes to the second.
     """
-    position, seen = 0, set[str]()
+    position, seen, name = 0, set[str](), ""
     while len(seen) < len(fields):
-        name = ""
         if found := _KEY.match(raw, position):
             name = msgspec.json.decode(found[1])
         if found is None or name in seen or name not in fields:
             return name or next(iter(fields))
         seen.add(name)
         position = found.end() + len(memoryview(fields[name]))
-    return None if raw[position:].strip() == b"}" else next(reversed([*fields]))
+    return None if not fields or raw[position:].strip() == b"}" else name
 
 
 def _wrong_type(name: str, wanted: str) -> InvalidRequest:

@@ -1,11 +1,12 @@
 """A RunPod that says what a test tells it to, for answers that no healthy platform gives.
 
-It speaks the four calls that the proxy makes. What /stream answers is a script: one step for each
-call, the last one repeated.
+It speaks the five calls that the proxy makes, for endpoints of any id. What /stream answers is a
+script: one step for each call, the last one repeated.
 """
 
 import asyncio
 import itertools
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,16 +41,17 @@ class Fault:
 
 
 class ScriptedRunPod:
-    """State and routes; `jobs` holds every body that /run was given."""
+    """State and routes; `jobs` holds every body that /run was given, `endpoints` for whom."""
 
     def __init__(self) -> None:
         self._serial = itertools.count(1)
         self.app = Starlette(
             routes=[
-                Route("/v2/ep/run", self._run, methods=["POST"]),
-                Route("/v2/ep/stream/{job}", self._stream),
-                Route("/v2/ep/status/{job}", self._status),
-                Route("/v2/ep/cancel/{job}", self._cancel, methods=["POST"]),
+                Route("/v2/{endpoint}/run", self._run, methods=["POST"]),
+                Route("/v2/{endpoint}/stream/{job}", self._stream),
+                Route("/v2/{endpoint}/status/{job}", self._status),
+                Route("/v2/{endpoint}/cancel/{job}", self._cancel, methods=["POST"]),
+                Route("/v2/{endpoint}/health", self._health),
             ]
         )
         self.reset()
@@ -63,14 +65,23 @@ class ScriptedRunPod:
         self.cancel_answers: list[Response] = []
         self.job_id = ""
         self.jobs: list[dict[str, Any]] = []
+        self.endpoints: list[str] = []
+        self.keys: list[str] = []
+        self.scripts: dict[str, Sequence[Page | Fault]] = {}
+        """Scripts of single endpoints, in place of `script`."""
+        self.workers: dict[str, int] = {}
+        self.in_queue = 0
+        self.health_calls = 0
         self.cancelled: list[str] = []
         self.stream_calls = 0
 
     async def _run(self, request: Request) -> Response:
-        body = orjson.loads(await request.body())
+        body = json.loads(await request.body())
         if self.run_answers:
             return self.run_answers.pop(0)
         self.jobs.append(body)
+        self.endpoints.append(request.path_params["endpoint"])
+        self.keys.append(request.headers["authorization"])
         await asyncio.sleep(self.run_delay_seconds)
         self.job_id = f"job-{next(self._serial)}"
         return _json({"id": self.job_id, "status": "IN_QUEUE"})
@@ -79,8 +90,9 @@ class ScriptedRunPod:
         job = request.path_params["job"]
         if job in self.cancelled:
             return _json({"status": "CANCELLED", "stream": []})
-        step = self.script[min(self.stream_calls, len(self.script) - 1)]
-        is_repeated = self.stream_calls >= len(self.script)
+        script = self.scripts.get(request.path_params["endpoint"], self.script)
+        step = script[min(self.stream_calls, len(script) - 1)]
+        is_repeated = self.stream_calls >= len(script)
         self.stream_calls += 1
         if isinstance(step, Fault):
             return _broken() if step.status == 0 else Response(b"", step.status, step.headers)
@@ -103,6 +115,10 @@ class ScriptedRunPod:
             outputs += step.outputs if isinstance(step, Page) else step.loses
         last = self.script[-1]
         return _json({"status": last.status, "output": outputs})
+
+    async def _health(self, request: Request) -> Response:
+        self.health_calls += 1
+        return _json({"jobs": {"inQueue": self.in_queue}, "workers": self.workers})
 
     async def _cancel(self, request: Request) -> Response:
         if self.cancel_answers:

@@ -1,0 +1,234 @@
+"""Every route of the allow-list reaches the worker, and nothing else does."""
+
+import base64
+import http.client
+import json
+from typing import Any
+
+import anthropic
+import httpx
+import pytest
+
+from proxy.allowed import ROUTES
+from tests.proxy.conftest import KEY, chat
+from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
+from tests.proxy.test_requests import error_of
+
+BODY = '{"object": "list",  "data": [1e-7, "🌍"]}'
+FRAME = {"seq": 0, "status": 200, "content_type": "application/json", "text": BODY, "end": True}
+PATHS = [route.split(" ")[1] for route in ROUTES if route.startswith("POST") and "{" not in route]
+
+
+def body_for(path: str) -> dict[str, Any]:
+    """As much of a body as each route has to have."""
+    if path in ("/v1/chat/completions", "/v1/messages"):
+        return chat(extra={"deep": [1, 2.50]})
+    return {"model": "m", "prompt": "hi", "input": "hi", "extra": {"deep": [1, 2.50]}}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_json_route_reaches_the_worker_and_its_answer_the_client(
+    client: httpx.Client, runpod: ScriptedRunPod, path: str
+) -> None:
+    runpod.script = [Page("COMPLETED", [FRAME])]
+    response = client.post(path, json=body_for(path))
+    assert (response.status_code, response.text) == (200, BODY)
+    assert runpod.jobs[0]["input"]["openai_route"] == path
+    assert runpod.jobs[0]["input"]["openai_input"] == body_for(path)
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/pooling", "/v1/responses", "/v1/rerank"])
+def test_a_route_whose_clients_need_not_name_a_model_gets_the_only_one(
+    client: httpx.Client, runpod: ScriptedRunPod, path: str
+) -> None:
+    runpod.script = [Page("COMPLETED", [FRAME])]
+    assert client.post(path, json={"prompt": "hi"}).status_code == 200
+    assert runpod.jobs[0]["input"]["openai_input"] == {"model": "m", "prompt": "hi"}
+
+
+def test_a_stored_response_is_read_and_cancelled_without_a_body(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("COMPLETED", [FRAME])]
+    assert client.get("/v1/responses/resp_1?starting_after=3").status_code == 200
+    assert runpod.jobs[0]["input"]["route"] == "/v1/responses/resp_1?starting_after=3"
+    assert runpod.jobs[0]["input"]["method"] == "GET"
+    runpod.stream_calls = 0
+    assert client.post("/v1/responses/resp_1/cancel").status_code == 200
+    assert runpod.jobs[1]["input"]["route"] == "/v1/responses/resp_1/cancel"
+    assert runpod.jobs[1]["input"]["method"] == "POST"
+
+
+def test_an_upload_reaches_the_worker_byte_for_byte(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("COMPLETED", [FRAME])]
+    audio = bytes(range(256)) * 40
+    request = client.build_request(
+        "POST",
+        "/v1/audio/transcriptions",
+        data={"model": "m", "language": "de"},
+        files={"file": ("ü.wav", audio, "audio/wav")},
+    )
+    sent = request.read()
+    assert client.send(request).status_code == 200
+    job_input = runpod.jobs[0]["input"]
+    assert base64.b64decode(job_input["body_base64"]) == sent
+    assert job_input["content_type"] == request.headers["content-type"]
+    assert (job_input["route"], job_input["method"]) == ("/v1/audio/transcriptions", "POST")
+
+
+def test_bytes_that_are_no_text_reach_the_client(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    sound = bytes(range(256)) * 10
+    half = len(sound) // 2 + 1
+    frames = [
+        {"seq": 0, "status": 200, "content_type": "audio/mpeg"},
+        {"seq": 1, "base64": base64.b64encode(sound[:half]).decode()},
+        {"seq": 2, "base64": base64.b64encode(sound[half:]).decode(), "end": True},
+    ]
+    runpod.script = [Page("IN_PROGRESS", [frame]) for frame in frames]
+    response = client.post("/v1/audio/speech", json={"model": "m", "input": "hi", "voice": "x"})
+    assert (response.content, response.headers["content-type"]) == (sound, "audio/mpeg")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/../chat/completions",
+        "/v1/%2e%2e/v1/chat/completions",
+        "/v1/chat%2Fcompletions",
+        "/v1/chat/completions%00",
+        "/v1/responses/..",
+        "/v1/responses/a%2F..%2Fb",
+        "/v1/responses/a%20b",
+        "/http://evil.example/v1/chat/completions",
+        "/sleep",
+        "/v1/load_lora_adapter",
+        "/collective_rpc",
+        "/invocations",
+        "/metrics/../tokenize",
+        "/V1/chat/completions",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_path_outside_the_list_never_becomes_a_job(
+    proxy_url: str, runpod: ScriptedRunPod, path: str, method: str
+) -> None:
+    runpod.script = [Page("COMPLETED", [FRAME])]
+    response = raw_request(proxy_url, method, path)
+    assert response.status_code in (404, 405)
+    codes = ("unknown_url", "model_not_found", "method_not_allowed")
+    assert error_of(response)["code"] in codes
+    assert runpod.jobs == []
+
+
+def raw_request(url: str, method: str, path: str) -> httpx.Response:
+    """A request whose path no client library has tidied up."""
+    connection = http.client.HTTPConnection(httpx.URL(url).netloc.decode(), timeout=30)
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    connection.request(method, path, json.dumps(chat()), headers)
+    answer = connection.getresponse()
+    response = httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+    connection.close()
+    return response
+
+
+@pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat/completions/"])
+def test_a_slash_too_many_is_forgiven(proxy_url: str, runpod: ScriptedRunPod, path: str) -> None:
+    runpod.script = [Page("COMPLETED", [FRAME])]
+    assert raw_request(proxy_url, "POST", path).status_code == 200
+    assert runpod.jobs[0]["input"]["openai_route"] == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("settings", [{"routes": "POST /tokenize,GET /version"}], indirect=True)
+def test_the_list_is_a_setting(client: httpx.Client, runpod: ScriptedRunPod) -> None:
+    runpod.script = [Page("COMPLETED", [FRAME])]
+    assert client.post("/v1/chat/completions", json=chat()).status_code == 404
+    assert client.get("/version").status_code == 200
+    assert [job["input"]["route"] for job in runpod.jobs] == ["/version"]
+
+
+@pytest.fixture
+def claude(proxy_url: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=proxy_url, api_key=KEY, max_retries=0)
+
+
+ASKED: dict[str, Any] = {
+    "model": "m",
+    "max_tokens": 5,
+    "messages": [{"role": "user", "content": "hi"}],
+}
+
+
+def test_anthropics_client_gets_anthropics_errors(
+    claude: anthropic.Anthropic, runpod: ScriptedRunPod
+) -> None:
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        claude.messages.create(**ASKED | {"model": "other"})
+    body: Any = caught.value.body
+    assert body["type"] == "error"
+    assert body["error"]["type"] == "invalid_request_error"
+    assert "'other' does not exist" in body["error"]["message"]
+    with pytest.raises(anthropic.AuthenticationError):
+        claude.with_options(api_key="wrong").messages.create(**ASKED)
+    assert runpod.jobs == []
+
+
+def event(kind: str, **fields: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind} | fields)}\n\n"
+
+
+START = event(
+    "message_start",
+    message={
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "model": "m",
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 1, "output_tokens": 0},
+    },
+)
+HEAD = {"seq": 0, "status": 200, "content_type": "text/event-stream"}
+
+
+def test_anthropics_client_raises_for_a_stream_that_breaks_off(
+    claude: anthropic.Anthropic, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", [HEAD | {"text": START}]), Fault(404)]
+    stream = claude.messages.create(**ASKED, stream=True)
+    events = iter(stream)
+    assert next(events).type == "message_start"
+    with pytest.raises(anthropic.APIStatusError, match="forgotten"):
+        next(events)
+
+
+@pytest.mark.parametrize("settings", [{"keep_alive_mode": "chunk"}], indirect=True)
+def test_anthropics_streams_are_kept_alive_with_pings(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_QUEUE")]
+    with client.stream("POST", "/v1/messages", json=ASKED | {"stream": True}) as response:
+        pieces = response.iter_bytes()
+        assert next(pieces) == b'event: ping\ndata: {"type": "ping"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "last"),
+    [
+        ("/v1/messages", event("message_stop")),
+        ("/v1/responses", event("response.completed", response={})),
+    ],
+)
+def test_a_stream_without_numbers_or_done_ends_with_its_own_last_event(
+    client: httpx.Client, runpod: ScriptedRunPod, path: str, last: str
+) -> None:
+    text = event("first") + event("second") + last
+    pieces = [text[i : i + 9] for i in range(0, len(text), 9)]
+    runpod.script = [Page("IN_PROGRESS", [piece]) for piece in pieces] + [Page("COMPLETED")]
+    body = ASKED | {"stream": True, "input": "hi"}
+    assert client.post(path, json=body).text == text
