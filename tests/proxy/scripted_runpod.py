@@ -65,6 +65,7 @@ class ScriptedRunPod:
         self.cancel_answers: list[Response] = []
         self.job_id = ""
         self.jobs: list[dict[str, Any]] = []
+        self.raw_jobs: list[bytes] = []
         self.endpoints: list[str] = []
         self.keys: list[str] = []
         self.scripts: dict[str, Sequence[Page | Fault]] = {}
@@ -76,9 +77,11 @@ class ScriptedRunPod:
         self.stream_calls = 0
 
     async def _run(self, request: Request) -> Response:
-        body = json.loads(await request.body())
+        raw = await request.body()
+        body = json.loads(raw)
         if self.run_answers:
             return self.run_answers.pop(0)
+        self.raw_jobs.append(raw)
         self.jobs.append(body)
         self.endpoints.append(request.path_params["endpoint"])
         self.keys.append(request.headers["authorization"])
@@ -98,7 +101,7 @@ class ScriptedRunPod:
             return _broken() if step.status == 0 else Response(b"", step.status, step.headers)
         seconds = int(request.query_params["wait"]) / 1000
         if step.hold is not None:
-            await _wait(step.hold, seconds)
+            await wait_for(step.hold, seconds)
             if not step.hold.is_set():
                 self.stream_calls -= 1
                 return _json({"status": step.status, "stream": []})
@@ -128,7 +131,8 @@ class ScriptedRunPod:
         return _json({"id": request.path_params["job"], "status": "CANCELLED"})
 
 
-async def _wait(event: threading.Event, seconds: float) -> None:
+async def wait_for(event: threading.Event, seconds: float) -> None:
+    """Until the event is set, at most this long."""
     # The event is set from the test's thread, so it is looked at rather than awaited.
     for _ in range(int(seconds / 0.01)):
         if event.is_set():

@@ -1,0 +1,331 @@
+"""The configuration file: what it says is served, what is wrong with it is said with its line."""
+
+import hashlib
+import signal
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy.app import create_app
+from proxy.config import ConfigError, load
+from proxy.settings import Settings
+from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.process import Proxy
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_requests import error_of
+from tests.servers import serve
+from tests.waiting import wait_until
+
+CHAT = "/v1/chat/completions"
+FRAME = {"seq": 0, "status": 200, "content_type": "application/json", "text": "{}", "end": True}
+TWO = """
+[endpoints.one]
+[endpoints.two]
+id = "second-id"
+api_key_env = "SECOND_KEY"
+
+[models.small]
+endpoint = "one"
+aliases = ["tiny", "default"]
+max_model_len = 4096
+
+[models."org/large"]
+endpoint = "two"
+served_as = "org/Large-7B"
+loras = ["sql"]
+queue_timeout_seconds = 1
+low_priority = true
+"""
+
+
+@pytest.fixture(autouse=True)
+def second_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECOND_KEY", "rp-second")
+    monkeypatch.setenv("UI_KEY", "sk-ui")
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "proxy.toml"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+Configured = Callable[..., Any]
+
+
+@pytest.fixture
+def configured(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    runpod: ScriptedRunPod,
+    written: Callable[[str], Path],
+) -> Configured:
+    """A client of a proxy with this configuration."""
+
+    @contextmanager
+    def start(text: str, **changes: Any) -> Iterator[httpx.Client]:
+        runpod.script = [Page("COMPLETED", [FRAME])]
+        settings = settings_for(scripted_runpod[1], config=written(text), **changes)
+        headers = {"authorization": f"Bearer {KEY}"}
+        with (
+            serve(create_app(settings)) as url,
+            httpx.Client(base_url=url, headers=headers, timeout=30) as client,
+        ):
+            yield client
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("named", "endpoint", "served_as", "key"),
+    [
+        ("small", "one", "small", "rp-test"),
+        ("tiny", "one", "small", "rp-test"),
+        ("default", "one", "small", "rp-test"),
+        ("org/large", "second-id", "org/Large-7B", "rp-second"),
+        ("sql", "second-id", "sql", "rp-second"),
+    ],
+)
+def test_the_model_says_which_endpoint_is_asked_and_how(
+    configured: Configured,
+    runpod: ScriptedRunPod,
+    named: str,
+    endpoint: str,
+    served_as: str,
+    key: str,
+) -> None:
+    with configured(TWO) as client:
+        assert client.post(CHAT, json=chat(model=named)).status_code == 200
+    assert runpod.endpoints == [endpoint]
+    assert runpod.keys == [f"Bearer {key}"]
+    assert runpod.jobs[0]["input"]["openai_input"] == chat(model=served_as)
+
+
+def test_only_the_models_name_is_changed_in_a_body(
+    configured: Configured, runpod: ScriptedRunPod
+) -> None:
+    body = (
+        b'{"seed": 12345678901234567890123, "model":"tiny", "messages":[{"role":"user"}],"t":1.50}'
+    )
+    with configured(TWO) as client:
+        assert client.post(CHAT, content=body).status_code == 200
+    assert runpod.raw_jobs[0].count(b'"seed":12345678901234567890123,') == 1
+    assert b'"t":1.50' in runpod.raw_jobs[0]
+
+
+def test_a_model_has_its_own_deadlines_and_priority(
+    configured: Configured, runpod: ScriptedRunPod
+) -> None:
+    with configured(TWO) as client:
+        runpod.script = [Page("IN_QUEUE")]
+        refused = client.post(CHAT, json=chat(model="org/large"))
+    assert error_of(refused)["code"] == "cold_start_timeout"
+    assert runpod.jobs[0]["policy"]["lowPriority"] is True
+
+
+def test_a_client_may_wait_less_for_a_worker_than_the_model_would(
+    configured: Configured, runpod: ScriptedRunPod
+) -> None:
+    with configured(TWO) as client:
+        runpod.script = [Page("IN_QUEUE")]
+        headers = {"x-cold-start-timeout": "0.5"}
+        refused = client.post(CHAT, json=chat(model="small"), headers=headers)
+        assert error_of(refused)["code"] == "cold_start_timeout"
+        headers = {"x-cold-start-timeout": "soon"}
+        assert client.post(CHAT, json=chat(model="small"), headers=headers).status_code == 400
+
+
+def test_the_list_has_every_model_and_adapter_but_no_alias(configured: Configured) -> None:
+    with configured(TWO) as client:
+        models = {m["id"]: m for m in client.get("/v1/models").json()["data"]}
+        assert client.get("/v1/models/tiny").json()["id"] == "small"
+    assert set(models) == {"small", "org/large", "sql"}
+    assert models["small"]["max_model_len"] == 4096
+    assert models["sql"]["parent"] == "org/large"
+
+
+def test_what_a_worker_tells_of_itself_is_listed(
+    configured: Configured, runpod: ScriptedRunPod
+) -> None:
+    told = [{"id": "org/Large-7B", "max_model_len": 777}, {"id": "sql", "max_model_len": 778}]
+    with configured(TWO) as client:
+        runpod.script = [Page("COMPLETED", [FRAME | {"models": told}])]
+        client.post(CHAT, json=chat(model="sql"))
+        models = {m["id"]: m for m in client.get("/v1/models").json()["data"]}
+    assert (models["org/large"]["max_model_len"], models["sql"]["max_model_len"]) == (777, 778)
+
+
+def test_a_model_must_be_named_where_there_are_several(configured: Configured) -> None:
+    with configured(TWO) as client:
+        refused = client.post("/tokenize", json={"prompt": "hi"})
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "model")
+
+
+def test_a_stored_response_is_asked_for_where_it_was_made(
+    configured: Configured, runpod: ScriptedRunPod
+) -> None:
+    text = '{"id":"resp_abc","object":"response"}'
+    with configured(TWO) as client:
+        assert client.get("/v1/responses/resp_abc").status_code == 400
+        runpod.script = [Page("COMPLETED", [FRAME | {"text": text}])]
+        client.post("/v1/responses", json={"model": "org/large", "input": "hi"})
+        runpod.stream_calls = 0
+        assert client.get("/v1/responses/resp_abc").text == text
+    assert runpod.endpoints == ["second-id", "second-id"]
+
+
+KEYS = (
+    TWO
+    + f"""
+[keys.ui]
+env = "UI_KEY"
+models = ["small"]
+keep_alive_mode = "chunk"
+keep_alive_seconds = 1
+
+[keys.ops]
+sha256 = "{hashlib.sha256(b"sk-ops").hexdigest()}"
+may_warm = true
+"""
+)
+
+
+def test_a_key_sees_and_uses_only_its_models(
+    configured: Configured, runpod: ScriptedRunPod
+) -> None:
+    with configured(KEYS) as client:
+        client.headers["authorization"] = "Bearer sk-ui"
+        assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["small"]
+        assert client.post(CHAT, json=chat(model="tiny")).status_code == 200
+        for hidden in ("org/large", "sql", "nothing"):
+            refused = client.post(CHAT, json=chat(model=hidden))
+            assert (refused.status_code, error_of(refused)["code"]) == (404, "model_not_found")
+        assert client.post("/tokenize", json={"prompt": "hi"}).status_code == 200
+    assert set(runpod.endpoints) == {"one"}
+
+
+def test_a_key_may_be_known_by_its_hash_alone(configured: Configured) -> None:
+    with configured(KEYS, api_keys="") as client:
+        assert client.get("/v1/models").status_code == 401
+        client.headers["authorization"] = "Bearer sk-ops"
+        assert len(client.get("/v1/models").json()["data"]) == 3
+
+
+def test_a_keys_keep_alives_go_before_the_models(
+    configured: Configured, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    with configured(KEYS) as client:
+        runpod.script = [Page("IN_QUEUE", hold=hold)]
+        for key, beginning in (("sk-ui", b'data: {"id":"keep-alive"'), ("sk-ops", b": queued")):
+            headers = {"authorization": f"Bearer {key}"}
+            body = chat(model="small", stream=True)
+            with client.stream("POST", CHAT, json=body, headers=headers) as response:
+                assert next(response.iter_bytes()).startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[endpoints.a]\n[models.m]\nendpoint = a\n", "line 3"),
+        ("[models.m]\nendpoint = 'a'\n", "endpoints: Field required"),
+        ("[endpoints.a]\n\n[models.m]\nendpoint = 'b'\n", "line 4: models.m.endpoint: there is no"),
+        ("[endpoints.a]\nkid = 3\n", "line 2: endpoints.a.kid: Extra inputs"),
+        ("[endpoints.a]\nrun_limit = 'many'\n", "line 2: endpoints.a.run_limit"),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\n\nqueue_timeout_seconds = 0\n",
+            "line 5: models.m.queue_timeout_seconds",
+        ),
+        (
+            "[endpoints.a]\n[models.'x.y']\nendpoint = 'a'\nfallback = 'z'\n",
+            "line 4: models.x.y.fallback: there is no model 'z'",
+        ),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint='a'\n[models.n]\nendpoint='a'\naliases=['m']",
+            "line 4: models.n: the name 'm' stands twice",
+        ),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\nwarm_schedule = 'daily'\n",
+            "line 4: models.m.warm_schedule: not a cron expression",
+        ),
+        ("[endpoints.a]\napi_key_env = 'NOT_SET'\n", "line 2: endpoints.a.api_key_env: the env"),
+        ("[endpoints.a]\n[keys.k]\nmodels = []\n", "line 2: keys.k: give either env or sha256"),
+        ("[endpoints.a]\n[keys.k]\nenv = 'UI_KEY'\nmodels = ['x']\n", "line 4: keys.k.models"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(
+    written: Callable[[str], Path], text: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(settings_for("http://unused", config=written(text)))
+    assert said in str(caught.value)
+    assert "proxy.toml" in str(caught.value)
+
+
+def test_without_any_key_the_file_is_refused_unless_that_is_meant(
+    written: Callable[[str], Path],
+) -> None:
+    path = written("[endpoints.a]\n")
+    with pytest.raises(ConfigError, match="PROXY_API_KEYS"):
+        load(settings_for("http://unused", config=path, api_keys=""))
+    load(settings_for("http://unused", config=path, api_keys="", allow_anonymous=True))
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load(settings_for("http://unused", config=tmp_path / "nowhere.toml"))
+
+
+def test_with_a_file_no_endpoint_need_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUNPOD_API_KEY", "RUNPOD_ENDPOINT_ID", "PROXY_API_KEYS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PROXY_CONFIG", "/etc/proxy.toml")
+    assert Settings().config == Path("/etc/proxy.toml")
+
+
+ONE = "[endpoints.one]\n[models.first]\nendpoint = 'one'\n"
+
+
+@pytest.mark.slow
+def test_the_file_is_read_again_on_sighup_unless_it_is_wrong(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    runpod: ScriptedRunPod,
+    written: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("COMPLETED", [FRAME], hold=hold)]
+    proxy = Proxy(scripted_runpod[1], state_dir=tmp_path, config=written(ONE))
+
+    def listed() -> list[str]:
+        return [m["id"] for m in proxy.client.get("/v1/models").json()["data"]]
+
+    try:
+        assert listed() == ["first"]
+        body = chat(model="first", stream=True)
+        with proxy.client.stream("POST", CHAT, json=body) as response:
+            written(ONE.replace("first", "second"))
+            proxy.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: listed() == ["second"])
+            hold.set()
+            assert b"[DONE]" in b"".join(response.iter_bytes())
+        written("this is no TOML")
+        proxy.process.send_signal(signal.SIGHUP)
+        for _ in range(20):
+            assert listed() == ["second"]
+        written(ONE.replace("first", "third"))
+        proxy.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: listed() == ["third"])
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(timeout=30) == 0
+    finally:
+        proxy.close()

@@ -1,0 +1,228 @@
+"""A load-balancing endpoint: plain HTTP to a worker, waited for, passed on, and hung up on."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from proxy.app import create_app
+from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.scripted_runpod import ScriptedRunPod
+from tests.proxy.scripted_server import Reply, ScriptedServer
+from tests.proxy.test_requests import error_of
+from tests.proxy.test_streaming import BODY, event, last_error
+from tests.servers import free_port, serve
+from tests.waiting import wait_until
+
+CHAT = "/v1/chat/completions"
+SSE = "text/event-stream"
+CONFIG = """
+[endpoints.lb]
+kind = "load-balancing"
+url = "{url}"
+[models.m]
+endpoint = "lb"
+served_as = "org/m"
+queue_timeout_seconds = {queue}
+idle_timeout_seconds = 2
+first_token_timeout_seconds = 2
+"""
+NOBODY = [
+    Reply(400, [b'{"error": "timed out waiting for worker"}'], headers={}),
+    Reply(400, [b"no workers available"], headers={}, content_type="text/plain"),
+    Reply(502, [b"<html>"], headers={}, content_type="text/html"),
+    Reply(503, [], headers={}),
+]
+OK = Reply(200, [b'{"ok":  true}'])
+
+
+@pytest.fixture(scope="module")
+def server_at() -> Iterator[tuple[ScriptedServer, str]]:
+    server = ScriptedServer()
+    with serve(server.app) as url:
+        yield server, url
+
+
+@pytest.fixture
+def server(server_at: tuple[ScriptedServer, str]) -> ScriptedServer:
+    server_at[0].reset()
+    return server_at[0]
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def start(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    runpod: ScriptedRunPod,
+    server_at: tuple[ScriptedServer, str],
+    tmp_path: Path,
+) -> Start:
+    """A client of a proxy in front of the scripted server."""
+
+    @contextmanager
+    def begin(queue: float = 20, url: str = "", **changes: Any) -> Iterator[httpx.Client]:
+        path = tmp_path / "proxy.toml"
+        path.write_text(CONFIG.format(url=url or server_at[1], queue=queue))
+        settings = settings_for(scripted_runpod[1], config=path, **changes)
+        headers = {"authorization": f"Bearer {KEY}"}
+        with (
+            serve(create_app(settings)) as address,
+            httpx.Client(base_url=address, headers=headers, timeout=30) as client,
+        ):
+            yield client
+
+    return begin
+
+
+@pytest.fixture
+def client(start: Start, server: ScriptedServer) -> Iterator[httpx.Client]:
+    with start() as client:
+        yield client
+
+
+def test_a_request_reaches_the_worker_with_our_key_and_the_workers_name(
+    client: httpx.Client, server: ScriptedServer
+) -> None:
+    server.replies = [OK]
+    response = client.post(CHAT, json=chat(x=[1, 2.50]), headers={"x-request-id": "req-me"})
+    assert (response.status_code, response.text) == (200, '{"ok":  true}')
+    (request,) = server.requests
+    assert request["path"] == CHAT
+    assert request["headers"]["authorization"] == "Bearer rp-test"
+    assert request["headers"]["x-request-id"] == "req-me"
+    assert KEY not in str(request)
+    assert httpx.Response(200, content=request["body"]).json() == chat(x=[1, 2.50], model="org/m")
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_stream_arrives_byte_for_byte_however_it_was_cut(
+    client: httpx.Client, server: ScriptedServer, size: int
+) -> None:
+    raw = BODY.encode()
+    pieces = [raw[i : i + size] for i in range(0, len(raw), size)]
+    server.replies = [Reply(200, pieces, content_type=SSE)]
+    response = client.post(CHAT, json=chat(stream=True))
+    assert response.content == raw
+    assert response.headers["content-type"].startswith(SSE)
+
+
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_a_cold_start_is_waited_out(
+    client: httpx.Client, server: ScriptedServer, wants_stream: bool
+) -> None:
+    done = Reply(200, [BODY.encode()], content_type=SSE) if wants_stream else OK
+    server.replies = [*NOBODY, done]
+    response = client.post(CHAT, json=chat(stream=wants_stream))
+    assert response.status_code == 200
+    assert response.text.endswith(BODY if wants_stream else '{"ok":  true}')
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize("reply", NOBODY)
+def test_a_worker_that_does_not_come_in_time_is_a_cold_start_timeout(
+    start: Start, server: ScriptedServer, reply: Reply
+) -> None:
+    server.replies = [reply]
+    with start(queue=1) as client:
+        response = client.post(CHAT, json=chat())
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "cold_start_timeout"
+    assert response.headers["retry-after"]
+
+
+def test_comments_come_while_the_worker_is_awaited(
+    client: httpx.Client, server: ScriptedServer
+) -> None:
+    hold = threading.Event()
+    server.replies = [NOBODY[0], Reply(200, [BODY.encode()], content_type=SSE, hold=hold)]
+    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        pieces = response.iter_bytes()
+        assert next(pieces).startswith(b": ")
+        hold.set()
+        assert b"".join(pieces).endswith(BODY.encode())
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500, 503])
+def test_an_error_of_the_worker_itself_keeps_its_status_and_body(
+    client: httpx.Client, server: ScriptedServer, status: int
+) -> None:
+    body = b'{"error": {"message": "too long", "code": 400}}'
+    server.replies = [Reply(status, [body])]
+    response = client.post(CHAT, json=chat())
+    assert (response.status_code, response.content) == (status, body)
+    assert len(server.requests) == 1
+
+
+def test_a_key_that_runpod_refuses_is_our_mistake_and_not_the_clients(
+    client: httpx.Client, server: ScriptedServer
+) -> None:
+    server.replies = [Reply(401, [b'{"title":"Unauthorized"}'], headers={})]
+    response = client.post(CHAT, json=chat())
+    assert (response.status_code, error_of(response)["code"]) == (502, "upstream_misconfigured")
+
+
+def test_a_server_that_is_not_there_yet_is_asked_again(
+    start: Start, runpod: ScriptedRunPod
+) -> None:
+    port = free_port()
+    with start(queue=1, url=f"http://127.0.0.1:{port}") as client:
+        assert error_of(client.post(CHAT, json=chat()))["code"] == "cold_start_timeout"
+
+
+def test_a_connection_that_breaks_mid_stream_is_an_error_and_no_end(
+    client: httpx.Client, server: ScriptedServer
+) -> None:
+    first = event("a").encode()
+    server.replies = [Reply(200, [first, first[:10]], content_type=SSE, breaks=True)]
+    text = client.post(CHAT, json=chat(stream=True)).text
+    assert text.startswith(event("a"))
+    assert last_error(text)["code"] == "worker_failed"
+
+
+def test_a_stream_that_just_stops_is_an_error_and_no_end(
+    client: httpx.Client, server: ScriptedServer
+) -> None:
+    server.replies = [Reply(200, [event("a").encode(), b"data: {"], content_type=SSE)]
+    text = client.post(CHAT, json=chat(stream=True)).text
+    assert text.startswith(event("a"))
+    assert last_error(text)["code"] == "worker_failed"
+
+
+def test_a_worker_that_falls_silent_is_hung_up_on(
+    client: httpx.Client, server: ScriptedServer
+) -> None:
+    pieces = [event("a").encode(), event("b").encode()]
+    server.replies = [Reply(200, pieces, content_type=SSE, hold=threading.Event())]
+    text = client.post(CHAT, json=chat(stream=True)).text
+    assert last_error(text)["code"] == "timeout"
+    wait_until(lambda: server.open == 0)
+
+
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_a_client_that_leaves_closes_the_connection_to_the_worker(
+    client: httpx.Client, server: ScriptedServer, wants_stream: bool
+) -> None:
+    pieces = [event("a").encode(), event("b").encode()]
+    server.replies = [Reply(200, pieces, content_type=SSE, hold=threading.Event())]
+    body, timeout = chat(stream=wants_stream), httpx.Timeout(10, read=0.5)
+    with (
+        suppress(httpx.ReadTimeout),
+        client.stream("POST", CHAT, json=body, timeout=timeout) as got,
+    ):
+        next(got.iter_bytes())
+    assert len(server.requests) == 1
+    wait_until(lambda: server.open == 0)
+
+
+def test_the_openai_sdk_sees_nothing_odd(client: httpx.Client, server: ScriptedServer) -> None:
+    server.replies = [NOBODY[0], Reply(200, [BODY.encode()], content_type=SSE)]
+    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key=KEY, max_retries=0) as sdk:
+        chunks = sdk.chat.completions.create(**chat(stream=True))
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Grüße 🌍, \u2028ok"
