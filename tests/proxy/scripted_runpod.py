@@ -68,8 +68,8 @@ class ScriptedRunPod:
         self.raw_jobs: list[bytes] = []
         self.endpoints: list[str] = []
         self.keys: list[str] = []
-        self.scripts: dict[str, Sequence[Page | Fault]] = {}
-        """Scripts of single endpoints, in place of `script`."""
+        self.scripts: dict[str, list[Page]] = {}
+        """Scripts of single endpoints, in place of `script`; each page is given once."""
         self.workers: dict[str, int] = {}
         self.in_queue = 0
         self.health_calls = 0
@@ -93,9 +93,11 @@ class ScriptedRunPod:
         job = request.path_params["job"]
         if job in self.cancelled:
             return _json({"status": "CANCELLED", "stream": []})
-        script = self.scripts.get(request.path_params["endpoint"], self.script)
-        step = script[min(self.stream_calls, len(script) - 1)]
-        is_repeated = self.stream_calls >= len(script)
+        if (own := self.scripts.get(request.path_params["endpoint"])) is not None:
+            page = own.pop(0)
+            return _json({"status": page.status, "stream": [{"output": o} for o in page.outputs]})
+        step = self.script[min(self.stream_calls, len(self.script) - 1)]
+        is_repeated = self.stream_calls >= len(self.script)
         self.stream_calls += 1
         if isinstance(step, Fault):
             return _broken() if step.status == 0 else Response(b"", step.status, step.headers)

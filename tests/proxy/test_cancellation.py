@@ -67,6 +67,16 @@ def test_a_client_that_leaves_while_its_job_is_being_submitted_cancels_it(
     wait_until(lambda: runpod.job_id in runpod.cancelled)
 
 
+def test_a_client_that_leaves_before_its_job_is_taken_has_none(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.run_answers = [Response(status_code=429, headers={"retry-after": "2"})]
+    leave(client, after_bytes=False, wants_stream=False)
+    assert runpod.run_answers == []  # it was tried once
+    time.sleep(3)  # nothing is to happen, so there is nothing to wait for
+    assert runpod.jobs == []
+
+
 def test_a_cancel_of_a_job_not_seen_running_is_sent_twice(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:

@@ -1,0 +1,176 @@
+"""A model that fails before its first byte, or is too slow, is answered by its fallback."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from proxy.app import create_app
+from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.scripted_server import Reply, ScriptedServer
+from tests.proxy.test_requests import error_of
+from tests.proxy.test_streaming import BODY, FRAMES, event, last_error
+from tests.servers import serve
+from tests.waiting import wait_until
+
+CHAT = "/v1/chat/completions"
+SSE = "text/event-stream"
+CONFIG = """
+[endpoints.gpu]
+[endpoints.spare]
+[models.m]
+endpoint = "gpu"
+queue_timeout_seconds = 3
+fallback = {{ url = "{url}/v1", model = "cloud-model", api_key_env = "CLOUD_KEY" }}
+fallback_after_seconds = 1
+[models.n]
+endpoint = "gpu"
+fallback = "o"
+[models.o]
+endpoint = "spare"
+fallback = "n"
+"""
+PLAIN = {"seq": 0, "status": 200, "content_type": "application/json", "text": "1", "end": True}
+CLOUD = Reply(200, [b'{"from": "the cloud"}'], headers={})
+
+
+@pytest.fixture
+def cloud() -> ScriptedServer:
+    return ScriptedServer()
+
+
+@pytest.fixture
+def client(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    runpod: ScriptedRunPod,
+    cloud: ScriptedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[httpx.Client]:
+    monkeypatch.setenv("CLOUD_KEY", "sk-cloud")
+    cloud.replies = [CLOUD]
+    with ExitStack() as stack:
+        path = tmp_path / "proxy.toml"
+        path.write_text(CONFIG.format(url=stack.enter_context(serve(cloud.app))))
+        app = create_app(settings_for(scripted_runpod[1], config=path))
+        url = stack.enter_context(serve(app))
+        headers = {"authorization": f"Bearer {KEY}"}
+        yield stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=30))
+
+
+def test_a_model_that_answers_is_not_replaced(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    runpod.script = [Page("COMPLETED", [PLAIN])]
+    assert client.post(CHAT, json=chat()).text == "1"
+    assert cloud.requests == []
+
+
+@pytest.mark.parametrize(
+    ("run_answers", "script", "final"),
+    [
+        ([Response(status_code=401)], [], None),
+        ([Response(status_code=500)], [], None),
+        ([], [Page("FAILED")], {"status": "FAILED", "error": "job timed out after 1 retries"}),
+        ([], [Page("COMPLETED")], {"status": "COMPLETED"}),
+        ([], [Page("COMPLETED", [PLAIN | {"status": 503}])], None),
+        ([], [Page("IN_QUEUE")], None),
+        ([], [Page("IN_PROGRESS")], None),
+    ],
+)
+def test_a_model_that_fails_or_is_too_cold_is_answered_by_the_cloud(
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    cloud: ScriptedServer,
+    run_answers: list[Response],
+    script: list[Page],
+    final: dict[str, Any] | None,
+) -> None:
+    runpod.run_answers, runpod.script, runpod.final = run_answers, script, final
+    response = client.post(CHAT, json=chat(x=[1.50]))
+    assert (response.status_code, response.json()) == (200, {"from": "the cloud"})
+    (request,) = cloud.requests
+    assert request["path"] == CHAT
+    assert request["headers"]["authorization"] == "Bearer sk-cloud"
+    assert httpx.Response(200, content=request["body"]).json()["model"] == "cloud-model"
+    if script and script[0].status in ("IN_QUEUE", "IN_PROGRESS"):
+        wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+def test_a_stream_is_taken_over_before_its_first_byte_only(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    cloud.replies = [Reply(200, [BODY.encode()], headers={}, content_type=SSE)]
+    runpod.script = [Page("IN_QUEUE")]
+    assert client.post(CHAT, json=chat(stream=True)).text.endswith(BODY)
+    runpod.reset()
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("FAILED")]
+    text = client.post(CHAT, json=chat(stream=True)).text
+    assert text.startswith(event("Grüße "))
+    assert last_error(text)["code"] == "worker_failed"
+    assert len(cloud.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_what_is_wrong_with_the_request_is_not_asked_twice(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer, status: int
+) -> None:
+    runpod.script = [Page("COMPLETED", [PLAIN | {"status": status}])]
+    assert client.post(CHAT, json=chat()).status_code == status
+    assert cloud.requests == []
+
+
+def test_a_caller_who_will_not_wait_gets_the_fallback(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_QUEUE")]
+    runpod.scripts = {"spare": [Page("COMPLETED", [PLAIN])]}
+    headers = {"x-cold-start-timeout": "0.2"}
+    response = client.post(CHAT, json=chat(model="n"), headers=headers)
+    assert (response.status_code, response.text) == (200, "1")
+    assert runpod.endpoints == ["gpu", "spare"]
+
+
+def test_a_fallback_has_no_fallback(client: httpx.Client, runpod: ScriptedRunPod) -> None:
+    runpod.script, runpod.final = [Page("FAILED")], {"status": "FAILED", "error": "boom"}
+    response = client.post(CHAT, json=chat(model="n"))
+    assert (response.status_code, error_of(response)["code"]) == (502, "worker_failed")
+    assert runpod.endpoints == ["gpu", "spare"]
+
+
+def test_an_endpoint_known_to_be_broken_is_not_even_asked(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    runpod.workers = {"unhealthy": 2}
+
+    def state() -> str:
+        return str(client.get("/v1/models/m").json()["state"])
+
+    wait_until(lambda: state() == "unhealthy", seconds=20)
+    assert client.post(CHAT, json=chat()).json() == {"from": "the cloud"}
+    assert runpod.jobs == []
+
+
+@contextmanager
+def _left(client: httpx.Client, body: dict[str, Any]) -> Iterator[None]:
+    with client.stream("POST", CHAT, json=body) as response:
+        pieces = response.iter_bytes()
+        next(pieces)
+        yield
+
+
+def test_a_client_that_leaves_the_fallback_closes_that_too(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    pieces = [event("a").encode(), event("b").encode()]
+    cloud.replies = [Reply(200, pieces, {}, SSE, hold=threading.Event())]
+    runpod.script = [Page("IN_QUEUE")]
+    with _left(client, chat(stream=True)):
+        wait_until(lambda: cloud.open == 1)
+    wait_until(lambda: cloud.open == 0)

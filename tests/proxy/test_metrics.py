@@ -1,0 +1,79 @@
+"""The numbers at /metrics say what happened."""
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.proxy.conftest import chat
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_streaming import CHAT, FRAMES
+from tests.waiting import wait_until
+
+
+def value(client: httpx.Client, name: str, **labels: str) -> float:
+    """A sample's value; 0 if it is not there yet."""
+    text = client.get("/metrics").text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return float(sample.value)
+    return 0.0
+
+
+def test_the_numbers_need_a_key(proxy_url: str) -> None:
+    assert httpx.get(f"{proxy_url}/metrics").status_code == 401
+
+
+def test_requests_calls_and_first_bytes_are_counted(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("COMPLETED", FRAMES)]
+    fresh_client.post(CHAT, json=chat(stream=True))
+    fresh_client.post(CHAT, json=chat(model="of a client's making"))
+    counted = "proxy_requests_total"
+    wait_until(lambda: value(fresh_client, counted, model="m", status="200") == 1)
+    wait_until(lambda: value(fresh_client, counted, model="", status="404") == 1)
+    assert value(fresh_client, "proxy_first_byte_seconds_count", model="m") == 1
+    calls = {"endpoint": "ep", "operation": "run", "outcome": "200"}
+    assert value(fresh_client, "runpod_calls_total", **calls) == 1
+    assert value(fresh_client, "proxy_worker_seconds_total", endpoint="ep") > 0
+
+
+@pytest.mark.parametrize(
+    ("handed_out", "aggregate", "lost", "repaired", "broken"),
+    [
+        (FRAMES, FRAMES, 0, 0, 0),
+        (FRAMES[:1], FRAMES, 2, 2, 0),
+        ([FRAMES[0], FRAMES[2]], FRAMES, 1, 1, 0),
+        ([], FRAMES, 3, 3, 0),
+        ([FRAMES[0], FRAMES[2]], [FRAMES[0], FRAMES[2]], 1, 0, 1),
+    ],
+)
+def test_lost_repaired_and_unrepairable_frames_are_counted(
+    fresh_client: httpx.Client,
+    runpod: ScriptedRunPod,
+    handed_out: list[dict[str, object]],
+    aggregate: list[dict[str, object]],
+    lost: int,
+    repaired: int,
+    broken: int,
+) -> None:
+    runpod.script = [Page("COMPLETED", handed_out), Page("COMPLETED")]
+    runpod.final = {"status": "COMPLETED", "output": aggregate}
+    fresh_client.post(CHAT, json=chat(stream=True))
+    assert value(fresh_client, "proxy_frames_lost_total", endpoint="ep") == lost
+    assert value(fresh_client, "proxy_frames_repaired_total", endpoint="ep") == repaired
+    assert value(fresh_client, "proxy_answers_unrepairable_total", endpoint="ep") == broken
+
+
+def test_jobs_in_flight_and_cancelled_ones_are_counted(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_QUEUE")]
+    with fresh_client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        pieces = response.iter_bytes()
+        next(pieces)
+        waiting = {"endpoint": "ep", "phase": "waiting"}
+        assert value(fresh_client, "proxy_jobs", **waiting) == 1
+    wait_until(lambda: value(fresh_client, "proxy_jobs_cancelled_total", endpoint="ep") == 1)
+    assert value(fresh_client, "proxy_jobs", **waiting) == 0

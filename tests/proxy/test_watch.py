@@ -1,0 +1,116 @@
+"""The state of an endpoint, from what RunPod's /health says once or again and again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.watch import CRASHING, NO_WORKERS, STARTLESS_SECONDS, Health, State, Watch
+from tests.proxy.conftest import chat
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_requests import error_of
+from tests.waiting import wait_until
+
+
+async def _never(*_: Any) -> Mapping[str, Any]:
+    raise AssertionError("nobody asked")
+
+
+Look = tuple[dict[str, int], int]
+
+
+def seen(*looks: Look, apart: float = 5.0) -> Watch:
+    """A watch that has taken these looks: counters of workers, and jobs in queue."""
+    watch = Watch("ep", _never)
+    for number, (workers, in_queue) in enumerate(looks):
+        health = Health.of({"workers": workers, "jobs": {"inQueue": in_queue}})
+        watch.note(health, 100 + number * apart)
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("workers", "state"),
+    [
+        ({}, State.COLD),
+        ({"ready": 0, "idle": 0}, State.COLD),
+        ({"initializing": 1}, State.WARMING),
+        ({"initializing": 1, "ready": 1}, State.READY),
+        ({"running": 1}, State.READY),
+        ({"idle": 1, "unhealthy": 1}, State.READY),
+        ({"throttled": 3}, State.THROTTLED),
+        ({"throttled": 1, "initializing": 1}, State.WARMING),
+        ({"unhealthy": 1}, State.UNHEALTHY),
+        ({"unhealthy": 1, "initializing": 1}, State.UNHEALTHY),
+    ],
+)
+async def test_one_look_tells_how_the_workers_are(workers: dict[str, int], state: State) -> None:
+    assert seen((workers, 1)).state is state
+
+
+async def test_workers_that_start_in_vain_again_and_again_are_a_crash_loop() -> None:
+    starting: Look = ({"initializing": 1}, 1)
+    gone: Look = ({}, 1)
+    assert seen(starting, gone).state is State.COLD
+    watch = seen(starting, gone, starting, gone)
+    assert (watch.state, watch.reason) == (State.UNHEALTHY, CRASHING)
+    assert seen(starting, gone, starting, gone, starting).state is State.UNHEALTHY
+    healed = seen(starting, gone, starting, gone, ({"ready": 1}, 0), gone)
+    assert healed.state is State.COLD
+
+
+async def test_a_worker_that_stops_because_there_is_no_job_has_not_crashed() -> None:
+    starting: Look = ({"initializing": 1}, 0)
+    gone: Look = ({}, 0)
+    assert seen(starting, gone, starting, gone, starting, gone).state is State.COLD
+
+
+async def test_jobs_that_wait_without_any_worker_wait_in_vain() -> None:
+    waiting: Look = ({}, 3)
+    assert seen(waiting, waiting).state is State.COLD
+    watch = seen(waiting, waiting, apart=STARTLESS_SECONDS + 1)
+    assert (watch.state, watch.reason) == (State.UNHEALTHY, NO_WORKERS)
+    assert seen(waiting, ({}, 0), waiting, apart=STARTLESS_SECONDS + 1).state is State.COLD
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=3),
+        lambda inner: st.dictionaries(st.sampled_from(["workers", "jobs", "ready"]), inner),
+    )
+)
+async def test_any_answer_gives_some_state(answer: Any) -> None:
+    watch = Watch("ep", _never)
+    watch.note(Health.of(answer if isinstance(answer, dict) else {}), 0)
+    assert watch.state in State
+
+
+def state_of(client: httpx.Client) -> str:
+    return str(client.get("/v1/models").json()["data"][0]["state"])
+
+
+def test_the_list_tells_the_state_and_asks_only_while_somebody_does(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.workers = {"initializing": 1}
+    wait_until(lambda: state_of(fresh_client) == "warming")
+    calls = runpod.health_calls
+    for _ in range(50):
+        state_of(fresh_client)
+    assert runpod.health_calls <= calls + 1
+    assert runpod.jobs == []
+
+
+@pytest.mark.parametrize("settings", [{"queue_timeout_seconds": 1}], indirect=True)
+@pytest.mark.parametrize(
+    ("workers", "said"), [({"throttled": 1}, "no free GPU"), ({"unhealthy": 1}, "crash")]
+)
+def test_a_cold_start_that_takes_too_long_says_why(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, workers: dict[str, int], said: str
+) -> None:
+    runpod.workers, runpod.script = workers, [Page("IN_QUEUE")]
+    wait_until(lambda: state_of(fresh_client) in ("throttled", "unhealthy"), seconds=20)
+    refused = fresh_client.post("/v1/chat/completions", json=chat())
+    assert said in error_of(refused)["message"]
