@@ -52,7 +52,10 @@ async def rest_of(answer: Answer) -> bytes:
 
 
 class JobAnswer:
-    """The answer of a queue endpoint: a job's outputs. See Answer."""
+    """The answer of a queue endpoint: a job's outputs. See Answer.
+
+    `on_head` is told the head, and the bytes that came with it.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class JobAnswer:
         ends: tuple[bytes, ...],
         endpoint: str,
         metrics: Metrics,
+        on_head: Callable[[Head, bytes], None],
     ) -> None:
         self.head: Head | None = None
         self._submit = submit
@@ -69,6 +73,7 @@ class JobAnswer:
         self._ends = ends
         self._endpoint = endpoint
         self._metrics = metrics
+        self._on_head = on_head
         self._job: Job | None = None
         self._reader: Reader | None = None
         self._pieces: AsyncGenerator[bytes] | None = None
@@ -89,6 +94,7 @@ class JobAnswer:
         self._pieces = self._read(self._job)
         async for piece in self._pieces:
             if self.head is not None:
+                self._on_head(self.head, piece)
                 return piece
         raise WorkerFailed("The worker finished without an answer.")
 

@@ -11,7 +11,7 @@ from proxy.job import Terms
 from proxy.jobs import Jobs
 from proxy.metrics import Metrics
 from proxy.watch import Watch
-from proxy.wire import PROTOCOL
+from proxy.wire import PROTOCOL, Head
 
 
 class Backend(Protocol):
@@ -54,7 +54,22 @@ class QueueBackend:
             ends=call.route.dialect.ends,
             endpoint=self.jobs.endpoint.name,
             metrics=self._metrics,
+            on_head=self._learn,
         )
+
+    def _learn(self, head: Head, first: bytes) -> None:
+        """Note what a worker serves: it says so itself, or at least its answer names its model."""
+        for told in head.models:
+            self.served[told["id"]] = told.get("max_model_len")
+        if self.served:
+            return
+        try:
+            fields = msgspec.json.decode(first.removeprefix(b"data: ").partition(b"\n")[0])
+        except (ValueError, RecursionError):
+            return
+        match fields:
+            case {"model": str(name)}:
+                self.served[name] = None
 
 
 def job_input(call: Call, served_as: str | None) -> dict[str, Any]:

@@ -65,7 +65,10 @@ class Backends:
         """Cancel what a proxy that was killed left running at our endpoints."""
         queues = {b.jobs.endpoint.url: b.jobs.endpoint for b in self._queues()}
         for orphan in self._journal.orphans():
-            if (endpoint := queues.get(orphan.endpoint)) is not None:
+            if (endpoint := queues.get(orphan.endpoint)) is None:
+                log.warning("job %s was left at %s, unknown now", orphan.job_id, orphan.endpoint)
+                self._journal.remove(orphan.job_id)
+            else:
                 log.warning("cancelling job %s of a proxy that was killed", orphan.job_id)
                 self._canceller.cancel(endpoint, orphan.job_id, is_running=True)
 

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from proxy.keep_alive import Mode
-from proxy.settings import NO_KEYS, RateLimit, Settings
+from proxy.settings import LONGEST_POLL_SECONDS, NO_KEYS, RateLimit, Settings
 
 Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -97,7 +97,7 @@ class ModelConfig(_Table):
     total_timeout_seconds: Seconds | None = None
     first_byte_hold_seconds: float | None = Field(default=None, ge=0)
     keep_alive_mode: Mode | None = None
-    keep_alive_seconds: float | None = Field(default=None, ge=1, le=60)
+    keep_alive_seconds: float | None = Field(default=None, ge=1, le=LONGEST_POLL_SECONDS)
     low_priority: bool = False
     """RunPod starts no further worker for jobs of low priority."""
     fallback: str | FallbackURL | None = None
@@ -120,7 +120,7 @@ class KeyConfig(_Table):
     may_warm: bool = False
     """May it wake a worker without a request (POST /v1/models/{id}/warm)?"""
     keep_alive_mode: Mode | None = None
-    keep_alive_seconds: float | None = Field(default=None, ge=1, le=60)
+    keep_alive_seconds: float | None = Field(default=None, ge=1, le=LONGEST_POLL_SECONDS)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

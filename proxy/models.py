@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
-
 from proxy.answer import Answer
 from proxy.auth import Key
 from proxy.backend import Backend
@@ -18,7 +16,6 @@ from proxy.job import Terms
 from proxy.keep_alive import Mode
 from proxy.metrics import Metrics
 from proxy.watch import State
-from proxy.wire import Head
 
 MOST_OWNERS = 10_000
 """Of so many stored responses we know whose they are."""
@@ -43,6 +40,8 @@ class Model:
     fallback: "Model | None" = None
     fallback_after_seconds: float | None = None
     warm_schedule: str | None = None
+    label: str = ""
+    """What the metrics call it, where that is not its name: a name of a client's making."""
 
     @property
     def state(self) -> State:
@@ -158,7 +157,7 @@ class Models:
         model = self._open_model
         if model is None or name == model.name:
             return model
-        return replace(model, name=name, served_as=name)
+        return replace(model, name=name, served_as=name, label=model.name)
 
     def _listed(self, key: Key) -> list[Model]:
         if (model := self._open_model) is None:
@@ -166,18 +165,3 @@ class Models:
         if not model.backend.served:
             return [model]
         return [replace(model, name=name, served_as=name) for name in model.backend.served]
-
-
-def learn(backend: Backend, head: Head | None, first: bytes) -> None:
-    """Note what a worker serves: it says so itself, or at least its answer names its model."""
-    for told in head.models if head else ():
-        backend.served[told["id"]] = told.get("max_model_len")
-    if backend.served:
-        return
-    try:
-        fields = msgspec.json.decode(first.removeprefix(b"data: ").partition(b"\n")[0])
-    except (ValueError, RecursionError):
-        return
-    match fields:
-        case {"model": str(name)}:
-            backend.served[name] = None

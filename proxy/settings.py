@@ -27,6 +27,8 @@ NO_KEYS = (
     "set PROXY_API_KEYS to the keys clients may use, or PROXY_ALLOW_ANONYMOUS=true "
     "if everybody who can reach this proxy may use the GPU"
 )
+LONGEST_POLL_SECONDS = 60
+"""How long a poll may be held at most, whatever a model's or a key's keep-alives say."""
 JOB_OVERHEAD_BYTES = 16_384
 """What a job's JSON holds besides the client's body, generously."""
 
@@ -111,7 +113,7 @@ class Settings(BaseSettings):
     """How long a stream's headers are held back, so that an early failure keeps its HTTP status."""
     keep_alive_mode: Mode = "comment"
     """What a stream that has nothing to say sends: `comment`, `chunk` (an empty delta) or `off`."""
-    keep_alive_seconds: float = Field(default=10, ge=1, le=60)
+    keep_alive_seconds: float = Field(default=10, ge=1, le=LONGEST_POLL_SECONDS)
     """How often it does."""
     max_requests: int = Field(default=1000, gt=0)
     """How many requests may be under way at a time."""
@@ -133,7 +135,8 @@ class Settings(BaseSettings):
     @property
     def longest_drain_seconds(self) -> float:
         """When the last stream has said how it ended: a poll may be held beyond the grace time."""
-        return self.drain_seconds + self.keep_alive_seconds + 1
+        poll_seconds = self.keep_alive_seconds if self.config is None else LONGEST_POLL_SECONDS
+        return self.drain_seconds + poll_seconds + 1
 
     @field_validator("api_keys", "models", "routes", "cors_origins", mode="before")
     @classmethod

@@ -17,7 +17,7 @@ from proxy.answer import rest_of
 from proxy.backend import Backend
 from proxy.call import Call, JSONContent
 from proxy.errors import ProxyError
-from proxy.models import Model, learn
+from proxy.models import Model
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,7 @@ async def _ask(model: Model) -> None:
     )
     answer = model.backend.ask(call, None, model.terms)
     try:
-        first = await answer.open()
-        learn(model.backend, answer.head, first)
+        await answer.open()
         await rest_of(answer)
         log.info("the endpoint of %s is awake", model.name)
     except ProxyError as exc:

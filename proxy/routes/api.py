@@ -16,7 +16,7 @@ from proxy.disconnect import unless_client_leaves
 from proxy.errors import InvalidRequest
 from proxy.job import Terms
 from proxy.keep_alive import keep_alive
-from proxy.models import Model, learn
+from proxy.models import Model
 from proxy.services import Services, services
 from proxy.sse import EventStream
 
@@ -47,7 +47,7 @@ async def _serve(request: Request, pattern: str) -> Response:
     call = await read_call(request, route, max_bytes=here.settings.max_body_bytes)
     owner = here.models.owner(route.response_id) if route.response_id else None
     model = here.models.find(call.model or owner, key)
-    request.state.model = model.name
+    request.state.model = model.label or model.name
     terms = _terms(request, model, key)
     answer = request.state.answer = await here.shield.answer(call, model, terms)
     try:
@@ -107,8 +107,7 @@ async def _open(here: Services, call: Call, model: Model, answer: Answer) -> byt
     """Open the answer, and learn from its beginning what it tells by the way."""
     began = time.monotonic()
     first = await answer.open()
-    here.metrics.note_first_byte(model.name, time.monotonic() - began)
-    learn(model.backend, answer.head, first)
+    here.metrics.note_first_byte(model.label or model.name, time.monotonic() - began)
     if call.route.path == "/v1/responses" and (found := _RESPONSE_ID.search(first)):
         here.models.note_owner(found[1].decode(), model.name)
     return first
