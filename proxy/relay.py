@@ -1,9 +1,9 @@
 """Plain HTTP to a server that speaks OpenAI's API: a load-balancing endpoint, or any other.
 
 A load-balancing endpoint has no queue. While it has no worker, RunPod holds a call for two minutes
-and then answers 400 ("timed out waiting for worker", "no workers available"), or 502 or 503; these
-are the platform's answers and not vLLM's, so the call is repeated until a worker is there or a
-deadline passes. What stops a worker's work on a call is that its connection is closed. Sources:
+and then answers 400 ("timed out waiting for worker", "no workers available") or 503; these are the
+platform's answers and not vLLM's, so the call is repeated until a worker is there or a deadline
+passes. What stops a worker's work on a call is that its connection is closed. Sources:
 https://docs.runpod.io/serverless/load-balancing/overview and .../worker-affinity.
 """
 
@@ -164,9 +164,12 @@ class RelayedAnswer:
             raise UpstreamMisconfigured("The model's server refused the proxy's API key.")
         if self._relay.watch is None:
             return None
-        if status in (502, 503):
+        if status in (502, 503, 504, 524):
             await response.aclose()
-            return UpstreamUnavailable(f"RunPod answered HTTP {status}.")
+            failure = UpstreamUnavailable(f"RunPod answered HTTP {status}.")
+            if status != 503:  # a worker may have begun on it: no second one is asked
+                raise failure
+            return failure
         if status == 400:
             said = (await response.aread()).decode(errors="replace").lower()
             if any(words in said for words in NO_WORKER):

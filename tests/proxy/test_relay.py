@@ -35,7 +35,6 @@ first_token_timeout_seconds = 2
 NOBODY = [
     Reply(400, [b'{"error": "timed out waiting for worker"}'], headers={}),
     Reply(400, [b"no workers available"], headers={}, content_type="text/plain"),
-    Reply(502, [b"<html>"], headers={}, content_type="text/html"),
     Reply(503, [], headers={}),
 ]
 OK = Reply(200, [b'{"ok":  true}'])
@@ -122,7 +121,7 @@ def test_a_cold_start_is_waited_out(
     response = client.post(CHAT, json=chat(stream=wants_stream))
     assert response.status_code == 200
     assert response.text.endswith(BODY if wants_stream else '{"ok":  true}')
-    assert len(server.requests) == 5
+    assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize("reply", NOBODY)
@@ -166,6 +165,17 @@ def test_a_key_that_runpod_refuses_is_our_mistake_and_not_the_clients(
     server.replies = [Reply(401, [b'{"title":"Unauthorized"}'], headers={})]
     response = client.post(CHAT, json=chat())
     assert (response.status_code, error_of(response)["code"]) == (502, "upstream_misconfigured")
+
+
+@pytest.mark.parametrize("status", [502, 504, 524])
+def test_a_call_that_a_worker_may_have_begun_on_is_not_repeated(
+    client: httpx.Client, server: ScriptedServer, status: int
+) -> None:
+    server.replies = [Reply(status, [b"<html>"], headers={}, content_type="text/html"), OK]
+    response = client.post(CHAT, json=chat())
+    assert (response.status_code, error_of(response)["code"]) == (503, "upstream_unavailable")
+    assert response.headers["x-should-retry"] == "false"
+    assert len(server.requests) == 1
 
 
 def test_a_server_that_is_not_there_yet_is_asked_again(
