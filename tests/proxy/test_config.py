@@ -14,6 +14,7 @@ import pytest
 
 from proxy.app import create_app
 from proxy.config import ConfigError, load
+from proxy.models import Models
 from proxy.settings import Settings
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.process import Proxy
@@ -181,6 +182,13 @@ def test_a_stored_response_is_asked_for_where_it_was_made(
         runpod.stream_calls = 0
         assert client.get("/v1/responses/resp_abc").text == text
     assert runpod.endpoints == ["second-id", "second-id"]
+
+
+def test_who_has_a_stored_response_is_not_forgotten_when_the_file_is_read_again() -> None:
+    before, after = Models([], {}), Models([], {})
+    before.note_owner("resp_1", "small")
+    after.take_over(before)
+    assert after.owner("resp_1") == "small"
 
 
 KEYS = (

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from proxy.app import create_app
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
-from tests.proxy.scripted_server import Reply, ScriptedServer
+from tests.proxy.scripted_server import WORKER, Reply, ScriptedServer
 from tests.proxy.test_requests import error_of
 from tests.proxy.test_streaming import BODY, FRAMES, event, last_error
 from tests.servers import serve
@@ -31,6 +31,12 @@ fallback = {{ url = "{url}/v1", model = "cloud-model", api_key_env = "CLOUD_KEY"
 fallback_after_seconds = 1
 [models.n]
 endpoint = "gpu"
+fallback = "o"
+[endpoints.lb]
+kind = "load-balancing"
+url = "{url}"
+[models.p]
+endpoint = "lb"
 fallback = "o"
 [models.o]
 endpoint = "spare"
@@ -124,6 +130,25 @@ def test_what_is_wrong_with_the_request_is_not_asked_twice(
     runpod.script = [Page("COMPLETED", [PLAIN | {"status": status}])]
     assert client.post(CHAT, json=chat()).status_code == status
     assert cloud.requests == []
+
+
+def test_what_runpods_worker_says_is_wrong_is_not_asked_twice(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    error = {"message": "no such thing", "type": "NotFoundError", "code": 404}
+    runpod.script, runpod.final = [Page("FAILED")], {"status": "FAILED", "error": str(error)}
+    assert client.post(CHAT, json=chat()).status_code == 404
+    assert cloud.requests == []
+
+
+def test_a_server_that_answers_with_an_error_is_hung_up_on(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    cloud.replies = [Reply(500, [b"{", b"}"], WORKER, hold=threading.Event())]
+    runpod.scripts = {"spare": [Page("COMPLETED", [PLAIN])]}
+    assert client.post(CHAT, json=chat(model="p")).text == "1"
+    assert len(cloud.requests) == 1
+    wait_until(lambda: cloud.open == 0)
 
 
 def test_a_caller_who_will_not_wait_gets_the_fallback(
