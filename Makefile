@@ -9,11 +9,11 @@ PROJECT_PYTHON = .venv/bin/python
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' Makefile
 
-setup: ## make both environments and the built-in model (once; minutes)
+setup: ## make both environments and the built-in models (once; minutes)
 	@$(SET_UP)
 
 run: ## start emulator, worker with vLLM on the CPU, and proxy; MODEL= serves another model
-	@$(SET_UP) project vllm flags $(if $(MODEL),,model)
+	@$(SET_UP) project vllm flags $(if $(MODEL),,models)
 	@$(PROJECT_PYTHON) -m scripts.run
 
 test: setup ## run every test, real vLLM included; ARGS= goes to pytest
@@ -42,5 +42,5 @@ images-check: setup ## build both images and run them, without Docker (needs roo
 clean: ## remove what was made here, but not the shared cache
 	rm -rf .venv .venv.lock .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
 
-clean-all: clean ## remove vLLM's environments and the built-in model too, for all clones
+clean-all: clean ## remove vLLM's environments and the built-in models too, for all clones
 	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/runpod-openai-proxy"

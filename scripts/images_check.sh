@@ -70,16 +70,16 @@ free_port() {
     "$python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# set_up FUNCTION: a path that the set-up knows.
-set_up() { (cd "$project" && "$python" -c "import scripts.set_up as s; print(s.$1())"); }
+# set_up EXPRESSION: a path that the set-up knows.
+set_up() { (cd "$project" && "$python" -c "import scripts.set_up as s; print(s.$1)"); }
 
 install_programs() {
     local missing=()
     [ "$(id -u)" -eq 0 ] || fail "run as root: images are built and run below chroot"
     [ -x "$python" ] || fail "no $python: run make setup"
-    vllm_python=$(set_up vllm_python)
+    vllm_python=$(set_up 'vllm_python()')
     [ -x "$vllm_python" ] || fail "no vLLM at $vllm_python: run make setup"
-    tiny_model=$(set_up tiny_model)
+    tiny_model=$(set_up TINY_CHAT.folder)
     [ -d "$tiny_model" ] || fail "no model at $tiny_model: run make setup"
     for program in buildah debootstrap curl; do
         command -v "$program" >/dev/null || missing+=("$program")

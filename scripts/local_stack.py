@@ -18,7 +18,7 @@ import httpx
 
 from scripts.processes import Process, ProcessDied, free_port, is_free, last_lines, stop
 from scripts.progress import SetUpError
-from scripts.set_up import tiny_model, vllm_command, vllm_flags
+from scripts.set_up import TINY_CHAT, vllm_command, vllm_flags
 
 ENDPOINT = "local"
 RUNPOD_API_KEY = "rpa_local"
@@ -138,7 +138,7 @@ def find_model(wanted: str = "") -> Model:
         SetUpError: there is no such model here.
     """
     if not wanted:
-        return Model(str(tiny_model()), "tiny-chat", TINY_MODEL)
+        return Model(str(TINY_CHAT.folder), TINY_CHAT.name, TINY_MODEL)
     folder = Path(wanted).expanduser().absolute()
     if folder.is_dir():
         return Model(str(folder), folder.name, OTHER_MODEL)

