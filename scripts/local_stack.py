@@ -1,4 +1,4 @@
-"""The whole stack on this machine: emulator, worker with a real vLLM, proxy.
+"""The whole stack on this machine: emulator, a worker with a real vLLM for each model, proxy.
 
 `local_stack()` is what `make run` and the tests of the whole road start. It needs what
 `python -m scripts.set_up` makes.
@@ -8,93 +8,71 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import tomlkit
 
+from scripts.models import Model
 from scripts.processes import Process, ProcessDied, free_port, is_free, last_lines, stop
 from scripts.progress import SetUpError
-from scripts.set_up import TINY_CHAT, vllm_command, vllm_flags
+from scripts.set_up import vllm_command, vllm_flags
 
-ENDPOINT = "local"
 RUNPOD_API_KEY = "rpa_local"
 API_KEY = "sk-local"
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
-ANY_MODEL = {
-    # Without compilation: that takes minutes on a CPU and needs a C++ compiler.
-    "ENFORCE_EAGER": "true",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-OTHER_MODEL = {
-    # As long as the cache has room for.
-    "MAX_MODEL_LEN": "auto",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-}
-TINY_MODEL = {
-    "MAX_MODEL_LEN": "2048",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "ENABLE_AUTO_TOOL_CHOICE": "true",
-    "TOOL_CALL_PARSER": "hermes",
-    # A model this small would follow one white space with another until its length is used up.
-    "STRUCTURED_OUTPUTS_CONFIG": '{"backend": "xgrammar", "disable_any_whitespace": true}',
-    # One process and one thread for the model, not two and all: it starts in half the time.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "OMP_NUM_THREADS": "1",
-}
-"""Defaults of the worker's settings; what the environment says wins."""
-
 
 @dataclass(frozen=True)
-class Model:
-    """What vLLM loads, the name clients know it by, and settings that suit it."""
+class Endpoint:
+    """An emulated endpoint: the model it serves, and the port of its worker's vLLM."""
 
-    path: str
-    name: str
-    defaults: Mapping[str, str]
+    model: Model
+    vllm_port: int
 
+    @property
+    def id(self) -> str:
+        """RunPod's id of it."""
+        return self.model.endpoint
 
-@dataclass(frozen=True)
-class Ports:
-    """Where the parts of a stack listen, on loopback."""
-
-    emulator: int
-    proxy: int
-    vllm: int
+    @property
+    def vllm_url(self) -> str:
+        """The worker's vLLM itself; it answers while there is a worker."""
+        return f"http://127.0.0.1:{self.vllm_port}"
 
 
 @dataclass(frozen=True)
 class LocalStack:
     """A running stack: where its parts are, and whether they are well."""
 
-    model: str
-    ports: Ports
+    endpoints: tuple[Endpoint, ...]
+    """The first is the one to chat with."""
+    emulator_port: int
+    proxy_port: int
     logs: Path
-    processes: tuple[Process, ...]
+    processes: Sequence[Process]
     api_key: str = API_KEY
     runpod_api_key: str = RUNPOD_API_KEY
-    endpoint_id: str = ENDPOINT
+
+    @property
+    def chat(self) -> Endpoint:
+        """The endpoint of the model to chat with."""
+        return self.endpoints[0]
 
     @property
     def base_url(self) -> str:
         """The proxy, as OpenAI's clients want it."""
-        return f"http://127.0.0.1:{self.ports.proxy}/v1"
+        return f"http://127.0.0.1:{self.proxy_port}/v1"
 
     @property
     def runpod_url(self) -> str:
         """The emulator, as RunPod's clients want it."""
-        return f"http://127.0.0.1:{self.ports.emulator}/v2"
-
-    @property
-    def vllm_url(self) -> str:
-        """The worker's vLLM itself; it answers while there is a worker."""
-        return f"http://127.0.0.1:{self.ports.vllm}"
+        return f"http://127.0.0.1:{self.emulator_port}/v2"
 
     def check_processes(self) -> None:
         """Return if the emulator and the proxy run.
@@ -105,51 +83,35 @@ class LocalStack:
         for process in self.processes:
             process.check()
 
-    def check_worker(self) -> None:
+    def check_workers(self) -> None:
         """Return if no worker has crashed; a crashed one is followed by another after a pause.
 
         Raises:
             ProcessDied: one has.
         """
-        if self.health()["workers"]["unhealthy"]:
+        if any(self.health(endpoint)["workers"]["unhealthy"] for endpoint in self.endpoints):
             log = self.logs / "emulator.log"
             said = "\n".join(last_lines(log))
             raise ProcessDied(f"the worker has died, {log} ends:\n{said}")
 
-    def health(self) -> dict[str, Any]:
+    def health(self, endpoint: Endpoint) -> dict[str, Any]:
         """What RunPod's `/health` says of the endpoint."""
-        answer = _get(f"{self.runpod_url}/{self.endpoint_id}/health", self.runpod_api_key)
+        answer = _get(f"{self.runpod_url}/{endpoint.id}/health", self.runpod_api_key)
         found: dict[str, Any] = answer.raise_for_status().json()
         return found
 
     def is_ready(self) -> bool:
         """Do the emulator and the proxy answer? A worker need not be up."""
         try:
-            self.health()
+            self.health(self.chat)
             return _get(f"{self.base_url}/models", self.api_key).is_success
         except httpx.HTTPError:
             return False
 
 
-def find_model(wanted: str = "") -> Model:
-    """The built-in model, or the one wanted: a name on the Hugging Face hub, or a folder.
-
-    Raises:
-        SetUpError: there is no such model here.
-    """
-    if not wanted:
-        return Model(str(TINY_CHAT.folder), TINY_CHAT.name, TINY_MODEL)
-    folder = Path(wanted).expanduser().absolute()
-    if folder.is_dir():
-        return Model(str(folder), folder.name, OTHER_MODEL)
-    if wanted.startswith((".", "/", "~")):
-        raise SetUpError(f"MODEL is {wanted}, but there is no such folder")
-    return Model(wanted, wanted, OTHER_MODEL)
-
-
 @contextmanager
 def local_stack(
-    model: Model,
+    models: Sequence[Model],
     logs: Path,
     *,
     emulator_port: int = 0,
@@ -158,28 +120,31 @@ def local_stack(
 ) -> Iterator[LocalStack]:
     """Start the stack, wait until it takes requests, and leave nothing running.
 
-    The first request starts the worker, which stays for `idle_timeout_seconds` after the last one;
-    with RunPod's default of 5 every pause would end in a cold start. Port 0 is any that is free.
+    The first request for a model starts its worker, which stays for `idle_timeout_seconds` after
+    the last one; with RunPod's default of 5 every pause would end in a cold start. Port 0 is any
+    that is free.
 
     Raises:
-        SetUpError: a port is taken, or the model is not there.
+        SetUpError: a port is taken, or a model is not there.
         ProcessDied: the emulator or the proxy did not start.
     """
-    if model.path.startswith("/") and not Path(model.path).is_dir():
-        raise SetUpError(f"there is no model in {model.path}: run `make setup`, or set MODEL")
-    ports = Ports(
-        emulator=_port(emulator_port, "EMULATOR_PORT"),
-        proxy=_port(proxy_port, "PROXY_PORT"),
-        vllm=free_port(),
+    for model in models:
+        if model.path.startswith("/") and not Path(model.path).is_dir():
+            raise SetUpError(f"there is no model in {model.path}: run `make setup`, or set MODEL")
+    processes: list[Process] = []
+    stack = LocalStack(
+        endpoints=tuple(Endpoint(model, free_port()) for model in models),
+        emulator_port=_port(emulator_port, "EMULATOR_PORT"),
+        proxy_port=_port(proxy_port, "PROXY_PORT"),
+        logs=logs,
+        processes=processes,
     )
     logs.mkdir(parents=True, exist_ok=True)
     for log in logs.glob("*.log"):
         log.unlink()
-    processes: list[Process] = []
     try:
-        processes.append(_emulator(ports, logs, idle_timeout_seconds, _for_worker(model, ports)))
-        processes.append(_proxy(logs, _for_proxy(model, ports, logs)))
-        stack = LocalStack(model.name, ports, logs, tuple(processes))
+        processes.append(_emulator(stack, idle_timeout_seconds))
+        processes.append(_proxy(stack))
         _wait_until_ready(stack)
         yield stack
     finally:
@@ -187,55 +152,57 @@ def local_stack(
         stop(reversed(processes), STOP_SECONDS)
 
 
-def _emulator(
-    ports: Ports, logs: Path, idle_timeout_seconds: float, environment: Mapping[str, str]
-) -> Process:
-    flags = {
-        "--port": str(ports.emulator),
-        "--api-key": RUNPOD_API_KEY,
-        "--log-dir": str(logs),
-        "--endpoint": ENDPOINT,
-        "--worker": shlex.join([sys.executable, "-m", "worker"]),
-        "--idle-timeout": str(idle_timeout_seconds),
+def _emulator(stack: LocalStack, idle_timeout_seconds: float) -> Process:
+    settings = {
+        "port": stack.emulator_port,
+        "api_key": RUNPOD_API_KEY,
+        "log_dir": str(stack.logs),
+        "endpoints": [
+            {
+                "id": endpoint.id,
+                "worker": shlex.join([sys.executable, "-m", "worker"]),
+                "idle_timeout_seconds": idle_timeout_seconds,
+                "env": _for_worker(endpoint),
+            }
+            for endpoint in stack.endpoints
+        ],
     }
-    command = [sys.executable, "-m", "emulator", *(word for flag in flags.items() for word in flag)]
-    return Process("the emulator", command, environment, logs / "emulator.log")
+    config = stack.logs / "emulator.toml"
+    config.write_text(tomlkit.dumps(settings))
+    command = [sys.executable, "-m", "emulator", "--config", str(config)]
+    return Process("the emulator", command, _inherited(), stack.logs / "emulator.log")
 
 
-def _proxy(logs: Path, environment: Mapping[str, str]) -> Process:
-    return Process("the proxy", [sys.executable, "-m", "proxy"], environment, logs / "proxy.log")
-
-
-def _for_worker(model: Model, ports: Ports) -> dict[str, str]:
-    """The worker's environment, which it inherits from the emulator."""
+def _for_worker(endpoint: Endpoint) -> dict[str, str]:
+    """The worker's environment, on top of the emulator's."""
     flags = {"WORKER_VLLM_FLAGS": str(file)} if (file := vllm_flags()) else {}
     return {
-        **ANY_MODEL,
-        **model.defaults,
+        **endpoint.model.settings,
         **flags,
-        "OPENAI_SERVED_MODEL_NAME_OVERRIDE": model.name,
-        **_inherited(),
-        "MODEL_NAME": model.path,
+        "MODEL_NAME": endpoint.model.path,
+        "OPENAI_SERVED_MODEL_NAME_OVERRIDE": endpoint.model.name,
         "WORKER_VLLM_COMMAND": vllm_command(),
-        "WORKER_VLLM_PORT": str(ports.vllm),
+        "WORKER_VLLM_PORT": str(endpoint.vllm_port),
     }
 
 
-def _for_proxy(model: Model, ports: Ports, logs: Path) -> dict[str, str]:
-    return {
+def _proxy(stack: LocalStack) -> Process:
+    settings = {
         "PROXY_DRAIN_SECONDS": "5",
         # A model from the hub is downloaded while the first request waits.
         "PROXY_QUEUE_TIMEOUT_SECONDS": "1800",
         "PROXY_TOTAL_TIMEOUT_SECONDS": "3600",
         **_inherited(),
         "PROXY_API_KEYS": API_KEY,
-        "PROXY_PORT": str(ports.proxy),
-        "PROXY_MODELS": model.name,
-        "PROXY_STATE_DIR": str(logs / "state"),
+        "PROXY_PORT": str(stack.proxy_port),
+        "PROXY_MODELS": stack.chat.model.name,
+        "PROXY_STATE_DIR": str(stack.logs / "state"),
         "RUNPOD_API_KEY": RUNPOD_API_KEY,
-        "RUNPOD_ENDPOINT_ID": ENDPOINT,
-        "RUNPOD_ENDPOINT_BASE_URL": f"http://127.0.0.1:{ports.emulator}/v2",
+        "RUNPOD_ENDPOINT_ID": stack.chat.id,
+        "RUNPOD_ENDPOINT_BASE_URL": stack.runpod_url,
     }
+    command = [sys.executable, "-m", "proxy"]
+    return Process("the proxy", command, settings, stack.logs / "proxy.log")
 
 
 def _inherited() -> dict[str, str]:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,8 @@ from typing import NoReturn
 
 import openai
 
-from scripts.local_stack import LocalStack, Model, find_model, local_stack
+from scripts.local_stack import LocalStack, local_stack
+from scripts.models import Model, find_models
 from scripts.processes import Follower, ProcessDied
 from scripts.progress import SetUpError
 
@@ -63,7 +65,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
     try:
-        run(find_model(os.environ.get("MODEL", "")))
+        run(find_models(os.environ.get("MODEL", "")))
     except (SetUpError, ProcessDied, openai.OpenAIError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
@@ -72,7 +74,7 @@ def main() -> int:
     return 0
 
 
-def run(model: Model) -> None:
+def run(models: Sequence[Model]) -> None:
     """Start the stack, show that it works, and stay.
 
     Raises:
@@ -86,11 +88,11 @@ def run(model: Model) -> None:
     idle_timeout_seconds = float(os.environ.get("IDLE_TIMEOUT") or 600)
     logs = Path(os.environ.get("RUN_LOGS") or ".cache/run").absolute()
     ports = {"emulator": emulator_port, "proxy": proxy_port}
-    _say(STARTING.format(logs=logs, model=model.name, **ports))
+    _say(STARTING.format(logs=logs, model=models[0].name, **ports))
     verbose = Follower(logs) if os.environ.get("VERBOSE") else nullcontext()
     with (
         local_stack(
-            model,
+            models,
             logs,
             emulator_port=emulator_port,
             proxy_port=proxy_port,
@@ -140,7 +142,7 @@ def _chat(stack: LocalStack, pieces: Pieces) -> None:
     ) as client:
         try:
             chunks = client.chat.completions.create(
-                model=stack.model,
+                model=stack.chat.model.name,
                 messages=[{"role": "user", "content": QUESTION}],
                 max_tokens=MAX_TOKENS,
                 stream=True,
@@ -156,7 +158,7 @@ def _chat(stack: LocalStack, pieces: Pieces) -> None:
 def _await_first(stack: LocalStack, pieces: Pieces) -> str | openai.OpenAIError | None:
     """The first piece of the answer. Until it is there the cold start can be watched."""
     started = time.monotonic()
-    waiting = f"  cold start: a worker starts, vLLM loads {stack.model} ..."
+    waiting = f"  cold start: a worker starts, vLLM loads {stack.chat.model.name} ..."
     is_ticking = sys.stdout.isatty() and not os.environ.get("VERBOSE")
     print(waiting, end="" if is_ticking else "\n", flush=True)
     while True:
@@ -164,7 +166,7 @@ def _await_first(stack: LocalStack, pieces: Pieces) -> str | openai.OpenAIError 
             piece = pieces.get(timeout=CHECK_SECONDS)
         except queue.Empty:
             stack.check_processes()
-            stack.check_worker()
+            stack.check_workers()
             if is_ticking:
                 print(f"\r{waiting} {time.monotonic() - started:.0f} s", end="", flush=True)
         else:
@@ -175,7 +177,7 @@ def _await_first(stack: LocalStack, pieces: Pieces) -> str | openai.OpenAIError 
 
 
 def _facts(stack: LocalStack) -> dict[str, str]:
-    return {"base_url": stack.base_url, "api_key": stack.api_key, "model": stack.model}
+    return {"base_url": stack.base_url, "api_key": stack.api_key, "model": stack.chat.model.name}
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

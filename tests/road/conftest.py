@@ -13,7 +13,8 @@ import openai
 import pytest
 
 from proxy.app import create_app
-from scripts.local_stack import LocalStack, find_model, local_stack
+from scripts.local_stack import LocalStack, local_stack
+from scripts.models import find_models
 from tests.emulator.running import API_KEY, Client, emulator
 from tests.proxy.conftest import KEY, settings_for
 from tests.servers import free_port, serve
@@ -104,10 +105,10 @@ def warm_road() -> Iterator[Road]:
 @pytest.fixture(scope="session")
 def vllm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """What `make run` starts, warmed up: vLLM on the CPU with the built-in model."""
-    with local_stack(find_model(), tmp_path_factory.mktemp("logs")) as stack:
+    with local_stack(find_models(), tmp_path_factory.mktemp("logs")) as stack:
         with openai.OpenAI(base_url=stack.base_url, api_key=stack.api_key, timeout=300) as sdk:
             asked: dict[str, Any] = {
-                "model": stack.model,
+                "model": stack.chat.model.name,
                 "messages": [{"role": "user", "content": "Hello!"}],
                 "max_tokens": 1,
             }

@@ -39,7 +39,7 @@ def sdk(vllm_stack: LocalStack) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 def direct(vllm_stack: LocalStack) -> Iterator[openai.OpenAI]:
     """The same SDK, talking to the worker's vLLM itself."""
-    with openai.OpenAI(base_url=f"{vllm_stack.vllm_url}/v1", api_key="none") as direct:
+    with openai.OpenAI(base_url=f"{vllm_stack.chat.vllm_url}/v1", api_key="none") as direct:
         yield direct
 
 
@@ -80,7 +80,7 @@ def test_the_bytes_of_a_plain_answer_are_vllms(vllm_stack: LocalStack) -> None:
         assert answer.headers["content-type"] == "application/json"
         return re.sub(rb'"id":"[^"]*"|"created":\d+', b"", answer.content)
 
-    assert masked(vllm_stack.base_url) == masked(f"{vllm_stack.vllm_url}/v1")
+    assert masked(vllm_stack.base_url) == masked(f"{vllm_stack.chat.vllm_url}/v1")
 
 
 def test_the_events_of_a_stream_are_vllms(vllm_stack: LocalStack) -> None:
@@ -95,7 +95,7 @@ def test_the_events_of_a_stream_are_vllms(vllm_stack: LocalStack) -> None:
         assert events[-2:] == ["data: [DONE]", ""]
         return f"{told} {parsed[-1]['usage']} {sorted(parsed[1])}"
 
-    assert text(vllm_stack.base_url) == text(f"{vllm_stack.vllm_url}/v1")
+    assert text(vllm_stack.base_url) == text(f"{vllm_stack.chat.vllm_url}/v1")
 
 
 def test_a_stream_tells_its_usage_when_asked(sdk: openai.OpenAI) -> None:
@@ -274,7 +274,7 @@ def test_twenty_streams_at_once_do_not_mix(sdk: openai.OpenAI, direct: openai.Op
 
 def running(stack: LocalStack) -> float:
     """How many requests vLLM itself says it is working on."""
-    metrics = httpx.get(f"{stack.vllm_url}/metrics").text
+    metrics = httpx.get(f"{stack.chat.vllm_url}/metrics").text
     found = re.findall(
         r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)", metrics, re.MULTILINE
     )
@@ -318,7 +318,7 @@ def test_langchain_streams_a_chat(vllm_stack: LocalStack, sdk: openai.OpenAI) ->
 def test_runpods_own_client_gets_an_answer(vllm_stack: LocalStack) -> None:
     runpod.api_key = vllm_stack.runpod_api_key
     runpod.endpoint_url_base = vllm_stack.runpod_url
-    endpoint = runpod.Endpoint(vllm_stack.endpoint_id)
+    endpoint = runpod.Endpoint(vllm_stack.chat.id)
     fields = {"prompt": "Hello", "sampling_params": {"max_tokens": 5, "temperature": 0}}
     output = endpoint.run_sync({"input": fields}, timeout=60)
     assert output[0]["choices"][0]["text"]
@@ -327,7 +327,7 @@ def test_runpods_own_client_gets_an_answer(vllm_stack: LocalStack) -> None:
 
 def test_a_first_try_by_curl_gets_an_answer(vllm_stack: LocalStack) -> None:
     answer = httpx.post(
-        f"{vllm_stack.runpod_url}/{vllm_stack.endpoint_id}/runsync",
+        f"{vllm_stack.runpod_url}/{vllm_stack.chat.id}/runsync",
         content='{"input": {"prompt": "Hello"}}',
         headers={"authorization": vllm_stack.runpod_api_key},
         timeout=60,
@@ -349,7 +349,7 @@ def test_fifty_quick_requests_leave_nothing_behind(
 def jobs(stack: LocalStack) -> dict[str, int]:
     """RunPod's counts of jobs."""
     health: dict[str, dict[str, int]] = httpx.get(
-        f"{stack.runpod_url}/{stack.endpoint_id}/health",
+        f"{stack.runpod_url}/{stack.chat.id}/health",
         headers={"authorization": stack.runpod_api_key},
     ).json()
     return health["jobs"]

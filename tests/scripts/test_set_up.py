@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts import set_up
-from scripts.local_stack import find_model
+from scripts.models import find_models
 from scripts.progress import SetUpError
 
 
@@ -58,16 +58,27 @@ def test_a_folder_is_served_under_its_own_name(
 ) -> None:
     (tmp_path / "my-model").mkdir()
     monkeypatch.chdir(tmp_path)
-    model = find_model("my-model")
+    (model,) = find_models("my-model")
     assert (model.path, model.name) == (str(tmp_path / "my-model"), "my-model")
 
 
 def test_what_is_no_folder_is_a_name_on_the_hub() -> None:
-    model = find_model("Qwen/Qwen3-0.6B")
+    (model,) = find_models("Qwen/Qwen3-0.6B")
     assert (model.path, model.name) == ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B")
-    assert "HF_HUB_OFFLINE" not in model.defaults
+    assert "HF_HUB_OFFLINE" not in model.settings
 
 
-def test_the_built_in_model_needs_no_hub() -> None:
-    assert find_model().name == "tiny-chat"
-    assert find_model().defaults["HF_HUB_OFFLINE"] == "1"
+def test_the_built_in_models_have_an_endpoint_each_and_need_no_hub() -> None:
+    models = find_models()
+    assert [model.name for model in models] == ["tiny-chat", "tiny-embed"]
+    assert [model.endpoint for model in models] == ["local", "local-embed"]
+    assert [model.settings["HF_HUB_OFFLINE"] for model in models] == ["1", "1"]
+
+
+def test_what_the_environment_says_of_the_worker_is_about_the_model_to_chat_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAX_MODEL_LEN", "1024")
+    chat, embed = find_models()
+    assert "MAX_MODEL_LEN" not in chat.settings
+    assert embed.settings["MAX_MODEL_LEN"] == "512"
