@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,22 +153,22 @@ def local_stack(
 
 
 def _emulator(stack: LocalStack, idle_timeout_seconds: float) -> Process:
+    endpoints = [
+        {
+            "id": endpoint.id,
+            "worker": shlex.join([sys.executable, "-m", "worker"]),
+            "idle_timeout_seconds": idle_timeout_seconds,
+            "env": _for_worker(endpoint),
+        }
+        for endpoint in stack.endpoints
+    ]
     settings = {
         "port": stack.emulator_port,
         "api_key": RUNPOD_API_KEY,
         "log_dir": str(stack.logs),
-        "endpoints": [
-            {
-                "id": endpoint.id,
-                "worker": shlex.join([sys.executable, "-m", "worker"]),
-                "idle_timeout_seconds": idle_timeout_seconds,
-                "env": _for_worker(endpoint),
-            }
-            for endpoint in stack.endpoints
-        ],
+        "endpoints": endpoints,
     }
-    config = stack.logs / "emulator.toml"
-    config.write_text(tomlkit.dumps(settings))
+    config = _written(stack.logs / "emulator.toml", settings)
     command = [sys.executable, "-m", "emulator", "--config", str(config)]
     return Process("the emulator", command, _inherited(), stack.logs / "emulator.log")
 
@@ -187,22 +187,30 @@ def _for_worker(endpoint: Endpoint) -> dict[str, str]:
 
 
 def _proxy(stack: LocalStack) -> Process:
-    settings = {
+    models = {endpoint.model.name: {"endpoint": endpoint.id} for endpoint in stack.endpoints}
+    endpoints: dict[str, Any] = {endpoint.id: {} for endpoint in stack.endpoints}
+    config = _written(stack.logs / "proxy.toml", {"endpoints": endpoints, "models": models})
+    environment = {
         "PROXY_DRAIN_SECONDS": "5",
         # A model from the hub is downloaded while the first request waits.
         "PROXY_QUEUE_TIMEOUT_SECONDS": "1800",
         "PROXY_TOTAL_TIMEOUT_SECONDS": "3600",
         **_inherited(),
         "PROXY_API_KEYS": API_KEY,
+        "PROXY_CONFIG": str(config),
         "PROXY_PORT": str(stack.proxy_port),
-        "PROXY_MODELS": stack.chat.model.name,
         "PROXY_STATE_DIR": str(stack.logs / "state"),
         "RUNPOD_API_KEY": RUNPOD_API_KEY,
-        "RUNPOD_ENDPOINT_ID": stack.chat.id,
         "RUNPOD_ENDPOINT_BASE_URL": stack.runpod_url,
     }
     command = [sys.executable, "-m", "proxy"]
-    return Process("the proxy", command, settings, stack.logs / "proxy.log")
+    return Process("the proxy", command, environment, stack.logs / "proxy.log")
+
+
+def _written(file: Path, contents: Mapping[str, Any]) -> Path:
+    """The file, with these contents."""
+    file.write_text(tomlkit.dumps(contents))
+    return file
 
 
 def _inherited() -> dict[str, str]:

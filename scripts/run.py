@@ -2,8 +2,9 @@
 
 Settings, all from the environment:
 
-- `MODEL`: what to serve in place of the built-in `tiny-chat`: a name on the Hugging Face hub, or a
-  folder. The worker's own settings pass through, such as `TOOL_CALL_PARSER`.
+- `MODEL`: what to serve in place of the built-in `tiny-chat` and `tiny-embed`: a name on the
+  Hugging Face hub, or a folder. The worker's own settings pass through, such as
+  `TOOL_CALL_PARSER`, to the model to chat with.
 - `PROXY_PORT` (8080) and `EMULATOR_PORT` (8400).
 - `IDLE_TIMEOUT`: seconds after which an idle worker is stopped (600).
 - `VERBOSE=1`: show what the three write, which else goes to files only, in the folder `RUN_LOGS`
@@ -38,20 +39,27 @@ STARTING = """\
 Starting
   the emulator  http://127.0.0.1:{emulator}, log {logs}/emulator.log
   the proxy     http://127.0.0.1:{proxy}, log {logs}/proxy.log
-  a worker, at the first request: vLLM with {model}, log {logs}/local-*.log"""
+  a worker with vLLM for each model, at the first request for it"""
+
+A_MODEL = "    {name}, log {logs}/{endpoint}-*.log"
 
 HOW_TO_USE = """\
 
 Up until Ctrl-C:
   base URL  {base_url}
   API key   {api_key}
-  model     {model}
+  models    {models}
 
 curl -N {base_url}/chat/completions \\
   -H "Authorization: Bearer {api_key}" -H "Content-Type: application/json" \\
   -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 """
 
+HOW_TO_EMBED = """\
+curl {base_url}/embeddings \\
+  -H "Authorization: Bearer {api_key}" -H "Content-Type: application/json" \\
+  -d '{{"model": "{model}", "input": "Hello!"}}'
+"""
 
 Pieces = queue.Queue[str | openai.OpenAIError | None]
 
@@ -88,7 +96,9 @@ def run(models: Sequence[Model]) -> None:
     idle_timeout_seconds = float(os.environ.get("IDLE_TIMEOUT") or 600)
     logs = Path(os.environ.get("RUN_LOGS") or ".cache/run").absolute()
     ports = {"emulator": emulator_port, "proxy": proxy_port}
-    _say(STARTING.format(logs=logs, model=models[0].name, **ports))
+    _say(STARTING.format(logs=logs, **ports))
+    for model in models:
+        _say(A_MODEL.format(name=model.name, logs=logs, endpoint=model.endpoint))
     verbose = Follower(logs) if os.environ.get("VERBOSE") else nullcontext()
     with (
         local_stack(
@@ -102,7 +112,7 @@ def run(models: Sequence[Model]) -> None:
     ):
         try:
             show_chat(stack)
-            _say(HOW_TO_USE.format(**_facts(stack)))
+            _say_how_to_use(stack)
             while True:
                 time.sleep(CHECK_SECONDS)
                 stack.check_processes()
@@ -176,8 +186,12 @@ def _await_first(stack: LocalStack, pieces: Pieces) -> str | openai.OpenAIError 
             return piece
 
 
-def _facts(stack: LocalStack) -> dict[str, str]:
-    return {"base_url": stack.base_url, "api_key": stack.api_key, "model": stack.chat.model.name}
+def _say_how_to_use(stack: LocalStack) -> None:
+    chat, *others = [endpoint.model.name for endpoint in stack.endpoints]
+    facts = {"base_url": stack.base_url, "api_key": stack.api_key}
+    _say(HOW_TO_USE.format(models=", ".join([chat, *others]), model=chat, **facts))
+    for embed in others:
+        _say(HOW_TO_EMBED.format(model=embed, **facts))
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -3,6 +3,7 @@ worker, and a scripted engine in vLLM's place."""
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,14 +105,21 @@ def warm_road() -> Iterator[Road]:
 
 @pytest.fixture(scope="session")
 def vllm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    """What `make run` starts, warmed up: vLLM on the CPU with the built-in model."""
+    """What `make run` starts, warmed up: vLLM on the CPU with each of the built-in models."""
     with local_stack(find_models(), tmp_path_factory.mktemp("logs")) as stack:
-        with openai.OpenAI(base_url=stack.base_url, api_key=stack.api_key, timeout=300) as sdk:
+        chat, embed = (endpoint.model.name for endpoint in stack.endpoints)
+        with (
+            openai.OpenAI(base_url=stack.base_url, api_key=stack.api_key, timeout=500) as sdk,
+            # At once: most of its start vLLM is busy on one core.
+            ThreadPoolExecutor(1) as pool,
+        ):
+            embedded = pool.submit(sdk.embeddings.create, model=embed, input="Hello!")
             asked: dict[str, Any] = {
-                "model": stack.chat.model.name,
+                "model": chat,
                 "messages": [{"role": "user", "content": "Hello!"}],
                 "max_tokens": 1,
             }
             chunks = sdk.chat.completions.create(**asked, stream=True)
             assert list(chunks)
+            assert embedded.result().data
         yield stack

@@ -224,7 +224,7 @@ def test_completions_are_vllms(sdk: openai.OpenAI, direct: openai.OpenAI, stream
 
 
 def test_the_model_is_listed_and_described(sdk: openai.OpenAI) -> None:
-    assert [model.id for model in sdk.models.list()] == ["tiny-chat"]
+    assert [model.id for model in sdk.models.list()] == ["tiny-chat", "tiny-embed"]
     assert sdk.models.retrieve("tiny-chat").object == "model"
 
 
@@ -241,7 +241,7 @@ async def test_the_asynchronous_sdk_reads_the_same(
         async for chunk in await client.chat.completions.create(**ask("Hello!"), stream=True):
             text += chunk.choices[0].delta.content or ""
         assert text == told
-        assert [model.id async for model in client.models.list()] == ["tiny-chat"]
+        assert [model.id async for model in client.models.list()] == ["tiny-chat", "tiny-embed"]
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(**ask("Hello!") | {"model": "other"})
 

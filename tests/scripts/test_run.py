@@ -1,5 +1,6 @@
 """`make run`'s script as a process, with the scripted engine in vLLM's place."""
 
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from scripts.local_stack import STOP_SECONDS
+from scripts.set_up import TINY_CHAT, TINY_EMBED
 from tests.servers import free_port
 from tests.waiting import wait_until
 
@@ -74,6 +76,15 @@ class Run:
         """All processes that this run has started, whoever their parent is by now."""
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
+    def engines(self) -> list[list[str]]:
+        """The command lines of the engines that run."""
+        lines = [process.cmdline() for process in self.left()]
+        return [words for words in lines if words[1:2] == [str(ENGINE)]]
+
+    def served(self) -> list[str]:
+        """The names of the models that the engines serve."""
+        return [words[words.index("--served-model-name") + 1] for words in self.engines()]
+
     def end(self) -> None:
         """Kill whatever the test has not ended."""
         self.process.kill()
@@ -129,16 +140,31 @@ def test_it_shows_a_chat_and_how_to_use_what_is_up(up: Run) -> None:
     assert answer.stdout.rstrip().endswith("data: [DONE]")
 
 
+def test_both_built_in_models_are_served_each_by_a_worker_started_when_asked(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for model in (TINY_CHAT, TINY_EMBED):
+        model.folder.mkdir(parents=True)
+    run = start(MODEL="")
+    run.wait_for('"input": "Hello!"')
+    assert "models    tiny-chat, tiny-embed\n" in run.output
+    assert run.served() == ["tiny-chat"]
+    embed = run.output[run.output.rindex("curl ") :]
+    answer = subprocess.run(embed, shell=True, capture_output=True, text=True, timeout=60)
+    assert json.loads(answer.stdout)["model"] == "tiny-embed"
+    assert sorted(run.served()) == ["tiny-chat", "tiny-embed"]
+
+
 def test_verbose_shows_what_all_three_write(up: Run) -> None:
     for line in ("emulator | ", "proxy | ", " | scripted engine is ready"):
         up.wait_for(line)
 
 
 def test_the_workers_settings_pass_through(up: Run) -> None:
-    engine = next(p for p in up.left() if str(ENGINE) in p.cmdline() and "--port" in p.cmdline())
-    words = engine.cmdline()
+    (words,) = up.engines()
     assert words[words.index("--max-num-seqs") + 1] == "7"
-    assert words[words.index("--served-model-name") + 1] == "some-model"
+    assert up.served() == ["some-model"]
 
 
 def test_after_sigterm_nothing_is_left(start: Start) -> None:
