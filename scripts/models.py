@@ -28,8 +28,7 @@ OTHER_MODEL = {
 TINY_MODEL = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "HF_HUB_OFFLINE": "1",
-    # One process and one thread for the model, not two and all: it starts in half the time.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # One thread for the model, which is too small for more.
     "OMP_NUM_THREADS": "1",
 }
 CHAT_MODEL = {
