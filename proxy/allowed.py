@@ -16,6 +16,7 @@ ROUTES = (
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/embeddings",
+    "POST /v2/embed",
     "POST /v1/responses",
     "GET /v1/responses/{id}",
     "POST /v1/responses/{id}/cancel",

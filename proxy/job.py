@@ -141,6 +141,7 @@ class Job:
             self._moved = now
         if self._taken is None and (outputs or status is JobStatus.IN_PROGRESS):
             self._taken = now
+            self._jobs.watch.note_answer()
         self._has_output = self._has_output or bool(outputs)
         self.status = status
         self.has_ended = self.has_ended or status.is_terminal

@@ -110,6 +110,8 @@ class RelayedAnswer:
     async def open(self) -> bytes:
         """See Answer."""
         response = self._response = await self._worker_response()
+        if self._relay.watch is not None:
+            self._relay.watch.note_answer()
         self._chunks = response.aiter_bytes()
         self._moved = time.monotonic()
         self.head = Head(response.status_code, response.headers.get("content-type", JSON))

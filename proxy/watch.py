@@ -73,7 +73,7 @@ REASONS = {
     State.UNKNOWN: "RunPod has not told yet how the endpoint is",
     State.COLD: "no worker is up; a request starts one",
     State.WARMING: "a worker is starting",
-    State.READY: "the endpoint's workers are busy",
+    State.READY: "workers are up",
     State.THROTTLED: "RunPod has no free GPU for the endpoint",
 }
 CRASHING = "the endpoint's workers crash; their log says why"
@@ -105,8 +105,11 @@ class Watch:
     @property
     def why_nobody_answers(self) -> str:
         """What to tell a client whose request no worker took."""
-        if self.state is State.UNKNOWN:
-            return "the endpoint may be starting, or out of GPUs"
+        match self.state:
+            case State.UNKNOWN:
+                return "the endpoint may be starting, or out of GPUs"
+            case State.READY:
+                return "all workers are busy"
         return self._reason
 
     def touch(self) -> None:
@@ -115,6 +118,11 @@ class Watch:
         if self._looking is None or self._looking.done():
             self._has_looked.clear()
             self._looking = asyncio.create_task(self._look())
+
+    def note_answer(self) -> None:
+        """A worker has answered: whatever the last look said, one is up."""
+        self._failed_starts = 0
+        self._set(State.READY)
 
     async def current(self) -> State:
         """The state as of a moment ago; asks for it if the last look is older."""

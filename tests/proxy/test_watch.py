@@ -12,6 +12,7 @@ from proxy.watch import CRASHING, NO_WORKERS, STARTLESS_SECONDS, Health, State, 
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
+from tests.proxy.test_streaming import FRAMES
 from tests.waiting import wait_until
 
 
@@ -75,6 +76,14 @@ async def test_jobs_that_wait_without_any_worker_wait_in_vain() -> None:
     assert seen(waiting, ({}, 0), waiting, apart=STARTLESS_SECONDS + 1).state is State.COLD
 
 
+async def test_a_worker_that_answers_is_up_whatever_the_last_look_said() -> None:
+    watch = seen(({"initializing": 1}, 1), ({}, 1), ({"initializing": 1}, 1))
+    watch.note_answer()
+    assert watch.state is State.READY
+    watch.note(Health.of({"jobs": {"inQueue": 1}}), 200)
+    assert watch.state is State.COLD
+
+
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=3),
@@ -101,6 +110,15 @@ def test_the_list_tells_the_state_and_asks_only_while_somebody_does(
         state_of(fresh_client)
     assert runpod.health_calls <= calls + 1
     assert runpod.jobs == []
+
+
+def test_a_model_that_has_just_answered_is_listed_as_ready(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.workers, runpod.script = {"initializing": 1}, [Page("COMPLETED", FRAMES)]
+    wait_until(lambda: state_of(fresh_client) == "warming")
+    fresh_client.post("/v1/chat/completions", json=chat(stream=True))
+    assert state_of(fresh_client) == "ready"
 
 
 @pytest.mark.parametrize("settings", [{"queue_timeout_seconds": 1}], indirect=True)
