@@ -7,8 +7,10 @@ ProxyError                          what the client sees
 │   ├── UnknownRoute                404  invalid_request_error  unknown_url
 │   ├── NotPermitted                403  invalid_request_error  permission_denied
 │   ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
+│   ├── RequestTimeout              408  invalid_request_error  request_timeout
 │   ├── RequestTooLarge             413  invalid_request_error  request_too_large
-│   └── UnsupportedMediaType        415  invalid_request_error  unsupported_media_type
+│   ├── UnsupportedMediaType        415  invalid_request_error  unsupported_media_type
+│   └── HeadersTooLarge             431  invalid_request_error  headers_too_large
 ├── EndpointOverloaded              429  requests               endpoint_overloaded, Retry-After
 ├── InternalError                   500  server_error           internal_error
 ├── WorkerFailed                    502  server_error           worker_failed
@@ -16,6 +18,7 @@ ProxyError                          what the client sees
 ├── UpstreamUnavailable             503  server_error           upstream_unavailable
 │   ├── UpstreamBusy                503  server_error           upstream_unavailable, Retry-After
 │   └── NotSent                     503  server_error           upstream_unavailable
+├── TooManyConnections              503  server_error           too_many_connections, Retry-After
 ├── Stopping                        503  server_error           shutting_down
 ├── ColdStartTimeout                503  server_error           cold_start_timeout, Retry-After
 ├── DeadlinePassed                  504  server_error           timeout
@@ -125,6 +128,14 @@ class MethodNotAllowed(InvalidRequest):
         return super().headers | {"allow": self.allow}
 
 
+class RequestTimeout(InvalidRequest):
+    """The body did not come in time."""
+
+    status = 408
+    code = "request_timeout"
+    retry = True
+
+
 class RequestTooLarge(InvalidRequest):
     """The body is larger than RunPod would take."""
 
@@ -137,6 +148,13 @@ class UnsupportedMediaType(InvalidRequest):
 
     status = 415
     code = "unsupported_media_type"
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The headers, with the request line, are larger than any honest request's."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class EndpointOverloaded(ProxyError):
@@ -183,6 +201,14 @@ class UpstreamBusy(UpstreamUnavailable):
 
 class NotSent(UpstreamUnavailable):
     """The call never reached RunPod, so repeating it cannot start a job twice."""
+
+
+class TooManyConnections(ProxyError):
+    """So many connections are open that one more would be too many."""
+
+    status = 503
+    code = "too_many_connections"
+    retry = True
 
 
 class Stopping(ProxyError):

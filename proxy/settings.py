@@ -98,6 +98,16 @@ class Settings(BaseSettings):
     """debug, info, warning or error."""
     max_body_bytes: int = Field(default=10_000_000 - JOB_OVERHEAD_BYTES, gt=0)
     """The largest request body. RunPod's /run takes 10 MB, our part of the job included."""
+    max_header_bytes: int = Field(default=65_536, gt=0)
+    """The largest request line and headers together."""
+    max_connections: int = Field(default=4096, gt=0)
+    """How many clients may be connected at a time, idle connections included."""
+    header_timeout_seconds: float = Field(default=10, gt=0)
+    """How long a client may take to send its headers."""
+    body_timeout_seconds: float = Field(default=60, gt=0)
+    """How long it may take to send the body after them."""
+    send_timeout_seconds: float = Field(default=300, gt=0)
+    """How long a client may take nothing of its answer before it counts as gone."""
 
     connect_timeout_seconds: float = Field(default=10, gt=0)
     """How long a connection to RunPod may take, and how long RunPod may stay out of reach."""

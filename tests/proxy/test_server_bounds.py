@@ -1,0 +1,329 @@
+"""What a connection may cost: slow, huge and broken requests over raw sockets, and many of them.
+
+The proxy is a process of its own with short deadlines. No test measures how long one takes: a
+client that is too slow waits until it is closed, and one that is in time does not wait at all.
+"""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import psutil
+import pytest
+
+from tests.proxy.conftest import KEY, chat
+from tests.proxy.process import ROOT, Proxy
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_streaming import BODY, CHAT, FRAMES
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+DEADLINE_SECONDS = 1.0
+MAX_HEADER_BYTES = 10_000
+PATIENCE_SECONDS = 30.0
+AUTHORIZED = f"authorization: Bearer {KEY}\r\n".encode()
+JSON = orjson.dumps(chat())
+
+
+@pytest.fixture(scope="module")
+def proxy(
+    scripted_runpod: tuple[ScriptedRunPod, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    proxy = Proxy(
+        scripted_runpod[1],
+        state_dir=tmp_path_factory.mktemp("state"),
+        header_timeout_seconds=DEADLINE_SECONDS,
+        body_timeout_seconds=DEADLINE_SECONDS,
+        max_header_bytes=MAX_HEADER_BYTES,
+    )
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def connect(proxy: Proxy) -> Iterator[Callable[[], socket.socket]]:
+    """Makes connections to the proxy."""
+    with ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            port = httpx.URL(proxy.url).port
+            connection = socket.create_connection(("127.0.0.1", port or 80), PATIENCE_SECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return stack.enter_context(connection)
+
+        yield connect
+
+
+@pytest.fixture
+def wire(connect: Callable[[], socket.socket]) -> socket.socket:
+    return connect()
+
+
+def head(*, length: int, extra: bytes = b"") -> bytes:
+    lines = b"POST %s HTTP/1.1\r\nhost: x\r\n" % CHAT.encode()
+    return lines + AUTHORIZED + extra + b"content-length: %d\r\n\r\n" % length
+
+
+def all_of(wire: socket.socket) -> bytes:
+    """Everything until the proxy closes the connection."""
+    received = b""
+    while data := wire.recv(65536):
+        received += data
+    return received
+
+
+def parsed(received: bytes) -> tuple[int, bytes]:
+    """The status and the body of one response."""
+    top, _, body = received.partition(b"\r\n\r\n")
+    assert top.startswith(b"HTTP/1.1 ")
+    return int(top.split()[1]), body
+
+
+def refusal(received: bytes) -> tuple[int, dict[str, Any]]:
+    """The status and the error of one answer that closes the connection."""
+    status, body = parsed(received)
+    assert b"\r\nconnection: close\r\n" in received
+    assert b"\r\nx-request-id: req_" in received
+    envelope = orjson.loads(body)
+    assert set(envelope["error"]) == {"message", "type", "param", "code"}
+    return status, envelope["error"]
+
+
+def is_served(proxy: Proxy) -> bool:
+    with httpx.Client(base_url=proxy.url, headers={"authorization": f"Bearer {KEY}"}) as client:
+        return client.get("/v1/models").status_code == 200
+
+
+def drip(wire: socket.socket, data: bytes) -> int:
+    """Send byte by byte, slowly, until the proxy answers or closes; how many bytes it took."""
+    wire.settimeout(DEADLINE_SECONDS / 20)
+    try:
+        for index in range(len(data)):
+            wire.send(data[index : index + 1])
+            with suppress(TimeoutError):
+                wire.recv(1, socket.MSG_PEEK)
+                return index
+    except ConnectionError:
+        return index
+    finally:
+        wire.settimeout(PATIENCE_SECONDS)
+    return len(data)
+
+
+def use(wire: socket.socket) -> None:
+    """One request and its answer, after which the connection stays open."""
+    wire.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    received = b""
+    while not received.endswith(b'{"status":"ok"}'):
+        received += wire.recv(65536)
+
+
+def test_a_request_is_served_however_it_is_cut(wire: socket.socket, runpod: ScriptedRunPod) -> None:
+    runpod.script = [Page("COMPLETED", [{"ok": True}])]
+    for byte in head(length=len(JSON), extra=b"connection: close\r\n") + JSON:
+        wire.send(bytes([byte]))
+    status, body = parsed(all_of(wire))
+    assert (status, orjson.loads(body)) == (200, {"ok": True})
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET /health HTTP/1.1\r\nx-a: "])
+def test_a_client_that_sends_no_whole_head_is_closed(wire: socket.socket, sent: bytes) -> None:
+    wire.sendall(sent)
+    assert all_of(wire) == b""
+
+
+def test_a_head_that_drips_in_is_closed(wire: socket.socket) -> None:
+    request_head = b"GET /health HTTP/1.1\r\n" + b"x-a: b\r\n" * 30
+    assert drip(wire, request_head) < len(request_head)
+
+
+def test_a_head_that_does_not_come_on_an_old_connection_is_closed(wire: socket.socket) -> None:
+    use(wire)
+    wire.sendall(b"GET /health HTTP/1.1\r\n")
+    assert all_of(wire) == b""
+
+
+def test_a_body_that_drips_in_is_a_request_timeout(
+    wire: socket.socket, runpod: ScriptedRunPod
+) -> None:
+    wire.sendall(head(length=len(JSON) + 1))
+    assert drip(wire, JSON) < len(JSON)
+    status, error = refusal(all_of(wire))
+    assert (status, error["code"]) == (408, "request_timeout")
+    assert error["type"] == "invalid_request_error"
+    assert runpod.jobs == []
+
+
+def test_a_body_that_never_comes_after_an_answer_is_not_awaited(wire: socket.socket) -> None:
+    wire.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n" % CHAT.encode())
+    received = all_of(wire)
+    assert received.count(b"HTTP/1.1") == 1
+    assert received.startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /health HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 20_000,
+        b"GET /health HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-a: b\r\n" * 2000 + b"\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-a: b\r\n" * 1_000_000,
+    ],
+    ids=["one header, unfinished", "one header", "many headers", "a long path", "8 MB of headers"],
+)
+def test_headers_over_the_limit_are_refused(wire: socket.socket, request_head: bytes) -> None:
+    wire.sendall(request_head)
+    status, error = refusal(all_of(wire))
+    assert (status, error["code"]) == (431, "headers_too_large")
+    assert error["type"] == "invalid_request_error"
+
+
+def test_headers_over_the_limit_are_refused_on_an_old_connection(wire: socket.socket) -> None:
+    use(wire)
+    wire.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-a: b\r\n" * 2000)
+    assert refusal(all_of(wire))[0] == 431
+
+
+def test_headers_below_the_limit_are_served_and_the_body_does_not_count(
+    wire: socket.socket, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("COMPLETED", [{"ok": True}])]
+    body = JSON + b" " * 200 * MAX_HEADER_BYTES
+    extra = b"x-a: " + b"a" * (MAX_HEADER_BYTES - 300) + b"\r\nconnection: close\r\n"
+    wire.sendall(head(length=len(body), extra=extra) + body)
+    assert parsed(all_of(wire))[0] == 200
+
+
+@pytest.mark.parametrize("trailer", [b"x-a: b\r\n" * 200_000, b"x-a: " + b"a" * 1_600_000])
+def test_endless_trailers_are_refused(
+    wire: socket.socket, proxy: Proxy, runpod: ScriptedRunPod, trailer: bytes
+) -> None:
+    lines = b"POST %s HTTP/1.1\r\nhost: x\r\n" % CHAT.encode()
+    wire.sendall(lines + AUTHORIZED + b"transfer-encoding: chunked\r\n\r\n")
+    wire.sendall(b"%x\r\n%s\r\n0\r\n" % (len(JSON), JSON) + trailer)
+    assert refusal(all_of(wire))[0] == 431
+    assert runpod.jobs == []
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01\x02\x00\x01", b"hello\r\n\r\n", b"GET /health HTTP/9.9\r\n\r\n"]
+)
+def test_what_is_not_http_is_an_openai_error(wire: socket.socket, garbage: bytes) -> None:
+    wire.sendall(garbage)
+    status, error = refusal(all_of(wire))
+    assert (status, error["type"]) == (400, "invalid_request_error")
+
+
+def test_a_broken_body_is_an_openai_error(wire: socket.socket, runpod: ScriptedRunPod) -> None:
+    lines = b"POST %s HTTP/1.1\r\nhost: x\r\n" % CHAT.encode()
+    wire.sendall(lines + AUTHORIZED + b"transfer-encoding: chunked\r\n\r\nno number\r\n")
+    assert refusal(all_of(wire))[0] == 400
+    assert runpod.jobs == []
+
+
+def test_garbage_behind_a_request_never_gets_into_its_answer(
+    wire: socket.socket, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", hold=threading.Event())]
+    body = orjson.dumps(chat(stream=True))
+    wire.sendall(head(length=len(body)) + body)
+    received = wire.recv(65536)
+    wire.sendall(b"garbage\r\n\r\n")
+    assert (received + all_of(wire)).count(b"HTTP/1.1") == 1
+    wait_until(lambda: runpod.cancelled == [runpod.job_id])
+
+
+def test_no_deadline_of_a_request_ends_a_stream_or_an_idle_connection(
+    proxy: Proxy, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("COMPLETED", FRAMES[1:], hold=hold)]
+    threading.Timer(3 * DEADLINE_SECONDS, hold.set).start()
+    with proxy.client.stream("POST", CHAT, json=chat(stream=True), timeout=30) as response:
+        text = b"".join(response.iter_bytes())
+        assert text.replace(b": running\n\n", b"").decode() == BODY
+        stream = response.extensions["network_stream"].get_extra_info("client_addr")
+    time.sleep(2 * DEADLINE_SECONDS)
+    response = proxy.client.get("/health")
+    assert response.extensions["network_stream"].get_extra_info("client_addr") == stream
+
+
+def test_requests_sent_ahead_are_answered_in_turn(
+    wire: socket.socket, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("COMPLETED", [{"ok": True}], hold=hold)]
+    threading.Timer(2 * DEADLINE_SECONDS, hold.set).start()
+    wire.sendall(head(length=len(JSON)) + JSON + head(length=len(JSON)) + JSON[:10])
+    received = all_of(wire)
+    assert received.startswith(b"HTTP/1.1 200")
+    assert b'{"ok":true}HTTP/1.1 408' in received
+
+
+def test_a_swarm_of_slow_clients_keeps_nobody_from_being_served(
+    proxy: Proxy, connect: Callable[[], socket.socket]
+) -> None:
+    process = psutil.Process(proxy.process.pid)
+    before, memory = process.num_fds(), process.memory_info().rss
+    swarm = [connect() for _ in range(200)]
+    for index, slow in enumerate(swarm):
+        # Half of them stay in the head, half in the body.
+        slow.sendall(b"GET /" if index % 2 else head(length=1_000_000) + b"{")
+    assert is_served(proxy)
+    ends = [all_of(slow) for slow in swarm]
+    assert set(ends[1::2]) == {b""}
+    assert {refusal(end)[0] for end in ends[::2]} == {408}
+    wait_until(lambda: process.num_fds() <= before, seconds=PATIENCE_SECONDS)
+    assert process.memory_info().rss - memory < 30 * 2**20
+    assert is_served(proxy)
+
+
+@pytest.fixture
+def small_proxy(scripted_runpod: tuple[ScriptedRunPod, str], tmp_path: Path) -> Iterator[Proxy]:
+    proxy = Proxy(scripted_runpod[1], state_dir=tmp_path, max_connections=3)
+    yield proxy
+    proxy.close()
+
+
+def test_connections_over_the_limit_are_refused_until_others_leave(small_proxy: Proxy) -> None:
+    address = ("127.0.0.1", httpx.URL(small_proxy.url).port or 80)
+    with ExitStack() as stack:  # the proxy's own client, and two more
+        for _ in range(2):
+            use(stack.enter_context(socket.create_connection(address)))
+        with socket.create_connection(address) as wire:
+            status, error = refusal(all_of(wire))
+        assert (status, error["code"]) == (503, "too_many_connections")
+        response = httpx.get(f"{small_proxy.url}/health")
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    wait_until(lambda: is_served(small_proxy))
+
+
+LIMITED = """
+import logging, resource, sys
+from proxy.server import allow_descriptors
+from tests.proxy.conftest import settings_for
+
+logging.basicConfig()
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
+allow_descriptors(settings_for("http://x", max_connections=500))
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.parametrize(("hard", "allowed"), [(8000, 500 + 1000 + 100), (1000, 1000)])
+def test_as_many_files_may_be_open_as_the_bounds_ask_for(hard: int, allowed: int) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(hard)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert int(run.stdout) == allowed
+    assert ("the system allows" in run.stderr) == (hard == allowed)
