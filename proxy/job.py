@@ -106,7 +106,9 @@ class Job:
                 continue
             failures, failure = 0, None
             self._note(page.status, page.outputs)
+            handed_out = time.monotonic()
             yield page.outputs
+            self._moved += time.monotonic() - handed_out  # our reader's pause, not the worker's
             if page.outputs:
                 quick_returns = 0
             elif self.has_ended:
