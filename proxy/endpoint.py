@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from proxy.connections import pooled_client
 from proxy.errors import (
     JobNotFound,
     NotSent,
@@ -30,8 +31,6 @@ ANSWER_MARGIN_SECONDS = 15
 SHORTEST_HOLD_SECONDS = 1.0
 """RunPod's lower limit of `?wait=`."""
 LONGEST_RETRY_AFTER_SECONDS = 300
-IDLE_CONNECTION_SECONDS = 30
-MAX_CONNECTIONS = 1000
 
 
 class JobStatus(StrEnum):
@@ -203,15 +202,7 @@ class Endpoint:
 
 def create_client(*, connect_timeout_seconds: float) -> httpx.AsyncClient:
     """The HTTP client that all calls to RunPod share."""
-    return httpx.AsyncClient(
-        timeout=httpx.Timeout(ANSWER_MARGIN_SECONDS, connect=connect_timeout_seconds),
-        limits=httpx.Limits(
-            max_connections=MAX_CONNECTIONS,
-            max_keepalive_connections=MAX_CONNECTIONS,
-            keepalive_expiry=IDLE_CONNECTION_SECONDS,
-        ),
-        follow_redirects=False,
-    )
+    return pooled_client(httpx.Timeout(ANSWER_MARGIN_SECONDS, connect=connect_timeout_seconds))
 
 
 def _checked(response: httpx.Response) -> Mapping[str, Any]:

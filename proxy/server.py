@@ -26,7 +26,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from proxy import endpoint
+from proxy.connections import MAX_CONNECTIONS
 from proxy.errors import (
     HeadersTooLarge,
     InvalidRequest,
@@ -275,7 +275,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
 def allow_descriptors(settings: Settings) -> None:
     """Let the process have as many files open as its bounds ask for, or say why it cannot."""
-    wanted = settings.max_connections + endpoint.MAX_CONNECTIONS + OTHER_DESCRIPTORS
+    wanted = settings.max_connections + MAX_CONNECTIONS + OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
