@@ -1,7 +1,7 @@
 # Every target sets up what it needs and is missing. PYTHON= names the Python to set up with.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast chaos check lock images-check clean clean-all
+.PHONY: help setup run test test-fast chaos soak check lock images-check clean clean-all
 
 SET_UP = "$$(scripts/find_python.sh)" -m scripts.set_up
 PROJECT_PYTHON = .venv/bin/python
@@ -26,6 +26,10 @@ test-fast: ## run the tests that need no vLLM; ARGS= goes to pytest
 chaos: ## break everything at random, for long; SEED= and REQUESTS= say how
 	@$(SET_UP) project
 	@$(PROJECT_PYTHON) -m tests.chaos.storm $(if $(SEED),--seed $(SEED)) $(if $(REQUESTS),--requests $(REQUESTS))
+
+soak: ## hold many streams for long and look for leaks; MINUTES= and STREAMS= say how
+	@$(SET_UP) project
+	@$(PROJECT_PYTHON) -m tests.chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STREAMS),--streams $(STREAMS))
 
 check: ## lint, formatting and types
 	@$(SET_UP) project
