@@ -64,6 +64,8 @@ class Script:
     """Write the body in pieces of that many bytes, cut anywhere."""
     event_bytes: int | None = None
     """Pad each token to that many characters."""
+    stamp: bool = False
+    """Make each token the moment it is made, by the clock that all processes share."""
     created: int | None = None
     """The answer's `created`, in place of the time."""
 
@@ -203,7 +205,7 @@ class Generation:
                 await asyncio.sleep(self.script.delay_seconds)
             await self._accident(number)
             self.engine.count_token(self.record)
-            yield token
+            yield f"{time.monotonic():.4f} " if self.script.stamp else token
         await self._accident(len(self.tokens))
 
     async def _accident(self, made: int) -> None:

@@ -22,18 +22,25 @@ STOP_SECONDS = 30
 
 
 @contextmanager
-def stack_of_processes(*, streams: int, **endpoint: Any) -> Iterator[Stack]:
-    """A stack with one worker up that takes that many jobs at once; the others are settings of its
-    endpoint."""
-    settings = endpoint_settings() | {"min_workers": 1, "scaler_value": 10 * streams} | endpoint
-    settings["env"] |= {"MAX_CONCURRENCY": str(streams + 50)}
-    with tempfile.TemporaryDirectory() as folder, _emulator(Path(folder), settings) as runpod:
+def stack_of_processes(
+    *, streams: int, settings: dict[str, Any] | None = None, **endpoint: Any
+) -> Iterator[Stack]:
+    """A stack with one worker up that takes that many jobs at once.
+
+    `settings` are the proxy's, the others the emulated endpoint's.
+    """
+    endpoint = endpoint_settings() | {"min_workers": 1, "scaler_value": 10 * streams} | endpoint
+    endpoint["env"] |= {"MAX_CONCURRENCY": str(streams + 50)}
+    with tempfile.TemporaryDirectory() as folder, _emulator(Path(folder), endpoint) as runpod:
         proxy = Proxy(
-            runpod.url.removesuffix("/v2/ep"), runpod_api_key=API_KEY, state_dir=f"{folder}/state"
+            runpod.url.removesuffix("/v2/ep"),
+            runpod_api_key=API_KEY,
+            state_dir=f"{folder}/state",
+            **(settings or {}),
         )
         try:
             wait_until(lambda: runpod.workers("idle") == 1, seconds=60)
-            yield Stack(proxy, runpod, int(settings["env"]["WORKER_VLLM_PORT"]))
+            yield Stack(proxy, runpod, int(endpoint["env"]["WORKER_VLLM_PORT"]))
         finally:
             proxy.close()
 
