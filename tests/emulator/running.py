@@ -20,6 +20,7 @@ from emulator.app import create_app
 from emulator.server import Server
 from emulator.settings import EmulatorSettings
 from tests.servers import free_port
+from tests.waiting import wait_until
 
 API_KEY = "rpa_test"
 HANDLERS = Path(__file__).parent / "handlers"
@@ -150,10 +151,7 @@ def one_endpoint(**settings: Any) -> Iterator[Client]:
 
 def eventually(claim: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> None:
     """Return as soon as the claim is true; fail when it still is not after a generous while."""
-    deadline = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
+    wait_until(lambda: bool(claim()), seconds=seconds)
 
 
 def while_held(call: Callable[[], T], act: Callable[[], object]) -> T:
