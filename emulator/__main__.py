@@ -17,6 +17,7 @@ DEFAULT_ENDPOINT = "local"
 
 _EMULATOR_FLAGS = ("host", "port", "public_url", "api_key", "log_dir")
 _ENDPOINT_FLAGS = (
+    "kind",
     "worker",
     "min_workers",
     "max_workers",
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--api-key", help="of clients and workers (rpa_local)")
     flags.add_argument("--log-dir", help="keep the workers' output here")
     flags.add_argument("--endpoint", help="the endpoint that the flags below are about (local)")
+    flags.add_argument("--kind", choices=["queue", "load-balancing"], help="(queue)")
     flags.add_argument("--worker", help="the command of one worker, as in a shell")
     flags.add_argument("--min-workers", type=int, help="(0)")
     flags.add_argument("--max-workers", type=int, help="(1)")

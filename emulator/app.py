@@ -8,8 +8,10 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from emulator import client_api, control_api, worker_api
-from emulator.endpoint import Endpoint
+from emulator import client_api, control_api, relay, worker_api
+from emulator.balancer import Balancer
+from emulator.demand import Demand
+from emulator.endpoint import BalancedEndpoint, Endpoint, QueueEndpoint
 from emulator.faults import Faults
 from emulator.queue import Queue
 from emulator.scaler import Scaler
@@ -29,6 +31,7 @@ def create_app(settings: EmulatorSettings) -> Starlette:
             log_directory = (settings.log_dir or directory / "logs").absolute()
             log_directory.mkdir(parents=True, exist_ok=True)
             for endpoint in endpoints.values():
+                endpoint.start()
                 endpoint.scaler.start(directory, log_directory)
             try:
                 yield
@@ -36,7 +39,12 @@ def create_app(settings: EmulatorSettings) -> Starlette:
                 await close(app)
 
     endpoints = {endpoint.id: _endpoint(settings, endpoint) for endpoint in settings.endpoints}
-    routes = [*client_api.routes(), *worker_api.routes(), *control_api.routes()]
+    routes = [
+        *relay.routes(endpoints.values()),
+        *client_api.routes(),
+        *worker_api.routes(),
+        *control_api.routes(),
+    ]
     app = Starlette(routes=routes, lifespan=lifespan)
     app.state.settings = settings
     app.state.endpoints = endpoints
@@ -54,10 +62,15 @@ async def close(app: Starlette) -> None:
             group.create_task(endpoint.scaler.stop())
     app.state.is_closing = True
     for endpoint in endpoints.values():
-        endpoint.queue.ring_all()
+        await endpoint.close()
 
 
 def _endpoint(settings: EmulatorSettings, endpoint: EndpointSettings) -> Endpoint:
+    def scaler(demand: Demand) -> Scaler:
+        return Scaler(endpoint, demand, settings.base_url, settings.api_key.get_secret_value())
+
+    if endpoint.kind == "load-balancing":
+        balancer = Balancer(endpoint)
+        return BalancedEndpoint(endpoint, scaler(balancer), balancer)
     queue = Queue(endpoint)
-    api_key = settings.api_key.get_secret_value()
-    return Endpoint(endpoint, queue, Scaler(endpoint, queue, settings.base_url, api_key))
+    return QueueEndpoint(endpoint, scaler(queue), queue)

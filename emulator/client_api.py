@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from emulator.edge import behind_edge
-from emulator.endpoint import Endpoint
+from emulator.endpoint import Endpoint, QueueEndpoint
 from emulator.errors import BadRequest, NotFound
 from emulator.faults import faulty
 from emulator.http import Json, guarded, hold, parse_object, read_body
@@ -23,16 +23,17 @@ from emulator.settings import OperationName
 MIN_WAIT_MS: Final = 1_000
 MAX_WAIT_MS: Final = 300_000
 RUNSYNC_WAIT_SECONDS: Final = 90.0
+EITHER_KIND: Final[type[Endpoint]] = Endpoint  # type: ignore[type-abstract]  # only for isinstance
 
 
-async def run(request: Request, endpoint: Endpoint) -> Response:
+async def run(request: Request, endpoint: QueueEndpoint) -> Response:
     """Queue a job and answer at once."""
     body = await read_body(request, endpoint.settings.max_run_bytes)
     job = _submit(endpoint, parse_object(body), is_sync=False)
     return Json({"id": job.id, "status": job.status})
 
 
-async def runsync(request: Request, endpoint: Endpoint) -> Response:
+async def runsync(request: Request, endpoint: QueueEndpoint) -> Response:
     """Queue a job and hold the call until it is over or `wait` has passed."""
     seconds = _wait_seconds(request, RUNSYNC_WAIT_SECONDS)
     body = await read_body(request, endpoint.settings.max_runsync_bytes)
@@ -40,18 +41,18 @@ async def runsync(request: Request, endpoint: Endpoint) -> Response:
     return await _view_when_over(request, job, seconds)
 
 
-async def status(request: Request, endpoint: Endpoint) -> Response:
+async def status(request: Request, endpoint: QueueEndpoint) -> Response:
     """The job as it stands."""
     return Json(_job(request, endpoint).view())
 
 
-async def status_sync(request: Request, endpoint: Endpoint) -> Response:
+async def status_sync(request: Request, endpoint: QueueEndpoint) -> Response:
     """The job when it is over or `wait` has passed; RunPod's JS and Go clients still use it."""
     seconds = _wait_seconds(request, RUNSYNC_WAIT_SECONDS)
     return await _view_when_over(request, _job(request, endpoint), seconds)
 
 
-async def stream(request: Request, endpoint: Endpoint) -> Response:
+async def stream(request: Request, endpoint: QueueEndpoint) -> Response:
     """The chunks nobody has read yet; held until there is one, the job ends, or `wait` passes."""
     job = _job(request, endpoint)
     seconds = _wait_seconds(request, endpoint.settings.stream_hold_seconds)
@@ -61,25 +62,25 @@ async def stream(request: Request, endpoint: Endpoint) -> Response:
     return Json({"status": job.status, "stream": chunks})
 
 
-async def cancel(request: Request, endpoint: Endpoint) -> Response:
+async def cancel(request: Request, endpoint: QueueEndpoint) -> Response:
     """Cancel the job; one that is over keeps its status."""
     job = endpoint.queue.cancel(request.path_params["job"])
     return Json({"id": job.id, "status": job.status})
 
 
-async def retry(request: Request, endpoint: Endpoint) -> Response:
+async def retry(request: Request, endpoint: QueueEndpoint) -> Response:
     """Queue a failed job again under the same id."""
     job = endpoint.queue.retry(request.path_params["job"])
     return Json({"id": job.id, "status": job.status})
 
 
-async def purge_queue(_: Request, endpoint: Endpoint) -> Response:
+async def purge_queue(_: Request, endpoint: QueueEndpoint) -> Response:
     """Forget the jobs no worker has taken."""
     return Json({"removed": endpoint.queue.purge(), "status": "completed"})
 
 
 async def health(_: Request, endpoint: Endpoint) -> Response:
-    """Counters of jobs and workers."""
+    """Counters of jobs and workers, for either kind of endpoint."""
     return Json(endpoint.health())
 
 
@@ -95,17 +96,19 @@ def routes() -> list[Route]:
         _route("/cancel/{job}", post, "cancel", cancel),
         _route("/retry/{job}", post, "retry", retry),
         _route("/purge-queue", post, "purge-queue", purge_queue),
-        _route("/health", get, "health", health),
+        Route("/v2/{endpoint}/health", guarded(EITHER_KIND, faulty("health", health)), methods=get),
     ]
 
 
-def _route(path: str, methods: list[str], name: OperationName, operation: Operation) -> Route:
+def _route(
+    path: str, methods: list[str], name: OperationName, operation: Operation[QueueEndpoint]
+) -> Route:
     """A call passes the key check, then faults, limits and the edge, then it is served."""
-    layers = guarded(faulty(name, limited(name, behind_edge(operation))))
+    layers = guarded(QueueEndpoint, faulty(name, limited(name, behind_edge(operation))))
     return Route("/v2/{endpoint}" + path, layers, methods=methods)
 
 
-def _job(request: Request, endpoint: Endpoint) -> Job:
+def _job(request: Request, endpoint: QueueEndpoint) -> Job:
     return endpoint.queue.get(request.path_params["job"])
 
 
@@ -121,7 +124,7 @@ async def _view_when_over(request: Request, job: Job, seconds: float) -> Respons
     return Json(job.view())
 
 
-def _submit(endpoint: Endpoint, body: dict[str, Any], *, is_sync: bool) -> Job:
+def _submit(endpoint: QueueEndpoint, body: dict[str, Any], *, is_sync: bool) -> Job:
     job_input = body.get("input")
     if not isinstance(job_input, dict):
         raise BadRequest("input is required and must be an object")

@@ -50,7 +50,7 @@ async def reset(request: Request) -> Response:
     """Forget all jobs and counts, and return to the faults of the settings; workers stay."""
     endpoints: dict[str, Endpoint] = request.app.state.endpoints
     for endpoint in endpoints.values():
-        endpoint.queue.reset()
+        endpoint.reset()
         endpoint.scaler.throttle(False)
     _faults(request).reset()
     request.app.state.meters.clear()
@@ -113,13 +113,4 @@ def _calls(request: Request, endpoint_id: str) -> dict[str, dict[str, int]]:
 
 
 def _inside(endpoint: Endpoint, calls: dict[str, dict[str, int]]) -> dict[str, Any]:
-    queue = endpoint.queue
-    return {
-        "health": endpoint.health(),
-        "calls": calls,
-        "jobs": [{**job.view(), "unread": len(job.chunks)} for job in queue.jobs.values()],
-        "workers": [
-            {"id": worker.id, "jobs": list(worker.held), "stopping": list(worker.orders)}
-            for worker in queue.workers.values()
-        ],
-    }
+    return {"health": endpoint.health(), "calls": calls, **endpoint.inside()}

@@ -5,14 +5,13 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from emulator.endpoint import Endpoint
-from emulator.operations import Operation
+from emulator.operations import E, Operation
 
 
-def behind_edge(operation: Operation) -> Operation:
+def behind_edge(operation: Operation[E]) -> Operation[E]:
     """The operation, answered 524 when it takes longer than the edge waits."""
 
-    async def call(request: Request, endpoint: Endpoint) -> Response:
+    async def call(request: Request, endpoint: E) -> Response:
         try:
             async with asyncio.timeout(endpoint.settings.edge_timeout_seconds):
                 return await operation(request, endpoint)

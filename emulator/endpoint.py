@@ -1,37 +1,31 @@
-"""Endpoint: one serverless endpoint, its queue and its workers together."""
+"""Endpoint: one serverless endpoint of either kind, its work and its workers together."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from emulator.balancer import Balancer, Health
 from emulator.job import Status
 from emulator.queue import Queue
 from emulator.scaler import Scaler
 from emulator.settings import EndpointSettings
+from emulator.workers import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Everything that belongs to one endpoint id."""
+class Endpoint(ABC):
+    """What belongs to one endpoint id, whatever its kind."""
 
     settings: EndpointSettings
-    queue: Queue
     scaler: Scaler
 
     def health(self) -> dict[str, Any]:
-        """What /health shows. As on RunPod, `ready` counts the idle workers again."""
-        return {"jobs": self._jobs(), "workers": self._workers()}
+        """What /health shows."""
+        return {"jobs": self.count_jobs(), "workers": self.count_workers()}
 
-    def _jobs(self) -> dict[str, int]:
-        ended = self.queue.ended
-        return {
-            "completed": ended[Status.COMPLETED],
-            "failed": ended[Status.FAILED] + ended[Status.TIMED_OUT],
-            "inProgress": len(self.queue.running),
-            "inQueue": len(self.queue.waiting),
-            "retried": self.queue.retried,
-        }
-
-    def _workers(self) -> dict[str, int]:
+    def count_workers(self) -> dict[str, int]:
+        """How many workers are in each state. As on RunPod, `ready` counts the idle ones again."""
         states = self.scaler.count_states()
         return {
             "idle": states["idle"],
@@ -41,3 +35,120 @@ class Endpoint:
             "throttled": states["throttled"],
             "unhealthy": states["unhealthy"],
         }
+
+    @abstractmethod
+    def count_jobs(self) -> dict[str, int]:
+        """How many jobs, or requests, are in each state."""
+
+    @abstractmethod
+    def inside(self) -> dict[str, Any]:
+        """What only the control API shows."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget what was done and counted."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """The emulator runs: begin what needs an event loop."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """The workers have gone: let every held call return."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEndpoint(Endpoint):
+    """An endpoint whose workers take jobs from a queue."""
+
+    queue: Queue
+
+    def count_jobs(self) -> dict[str, int]:
+        """Jobs by state, those that are over since the start or the last reset."""
+        ended = self.queue.ended
+        return {
+            "completed": ended[Status.COMPLETED],
+            "failed": ended[Status.FAILED] + ended[Status.TIMED_OUT],
+            "inProgress": len(self.queue.running),
+            "inQueue": len(self.queue.waiting),
+            "retried": self.queue.retried,
+        }
+
+    def inside(self) -> dict[str, Any]:
+        """Every job with its unread chunks, and what workers have in hand."""
+        jobs = self.queue.jobs.values()
+        return {
+            "jobs": [{**job.view(), "unread": len(job.chunks)} for job in jobs],
+            "workers": _view(self.queue.workers.values()),
+        }
+
+    def reset(self) -> None:
+        """Forget every job and every count."""
+        self.queue.reset()
+
+    def start(self) -> None:
+        """Nothing: a queue only answers."""
+
+    async def close(self) -> None:
+        """Ring for whoever waits for a job or its end."""
+        self.queue.ring_all()
+
+
+@dataclass(frozen=True, slots=True)
+class BalancedEndpoint(Endpoint):
+    """An endpoint that relays requests to its workers."""
+
+    balancer: Balancer
+
+    def count_workers(self) -> dict[str, int]:
+        """As for a queue, but every healthy worker is ready.
+
+        One that does not answer at its health port is running and not ready: this is how RunPod
+        shows a wrong port.
+        """
+        counts = Endpoint.count_workers(self)
+        silent = self.balancer.count_new(Health.SILENT)
+        initializing = self.balancer.count_new(Health.INITIALIZING)
+        without_process = max(0, counts["initializing"] - silent - initializing)
+        counts["initializing"] = without_process + initializing
+        counts["running"] += silent
+        counts["ready"] = self.balancer.count_ready()
+        return counts
+
+    def count_jobs(self) -> dict[str, int]:
+        """Requests in the places of jobs."""
+        ended = self.balancer.ended
+        return {
+            "completed": ended["completed"],
+            "failed": ended["failed"],
+            "inProgress": len(self.balancer.running),
+            "inQueue": len(self.balancer.waiting),
+            "retried": 0,
+        }
+
+    def inside(self) -> dict[str, Any]:
+        """How requests ended, and where workers listen."""
+        return {
+            "requests": dict(self.balancer.ended),
+            "ports": self.balancer.ports(),
+            "workers": _view(self.balancer.workers.values()),
+        }
+
+    def reset(self) -> None:
+        """Forget every count."""
+        self.balancer.reset()
+
+    def start(self) -> None:
+        """Look at the worker that was started by hand."""
+        self.balancer.start()
+
+    async def close(self) -> None:
+        """Refuse whoever waits for a worker."""
+        await self.balancer.close()
+
+
+def _view(workers: Iterable[Worker]) -> list[dict[str, Any]]:
+    return [
+        {"id": worker.id, "jobs": list(worker.held), "stopping": list(worker.orders)}
+        for worker in workers
+    ]

@@ -11,10 +11,9 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from emulator.endpoint import Endpoint
-from emulator.operations import Operation
+from emulator.operations import E, Operation
 from emulator.settings import Fault, OperationName
 
 
@@ -64,10 +63,10 @@ class Faults:
         return self._met[index] > rule.skip
 
 
-def faulty(name: OperationName, operation: Operation) -> Operation:
+def faulty(name: OperationName, operation: Operation[E]) -> Operation[E]:
     """The operation, subject to the rules in force."""
 
-    async def call(request: Request, endpoint: Endpoint) -> Response:
+    async def call(request: Request, endpoint: E) -> Response:
         faults: Faults = request.app.state.faults
         struck = faults.strike(name, endpoint.settings.id)
         for fault in struck:
@@ -78,7 +77,7 @@ def faulty(name: OperationName, operation: Operation) -> Operation:
                 headers = {"content-type": "application/json", **fault.headers}
                 return Response(fault.body, fault.status, headers)
         answer = await operation(request, endpoint)
-        return Dropped() if any(fault.drop == "answer" for fault in struck) else answer
+        return Dropped(answer) if any(fault.drop == "answer" for fault in struck) else answer
 
     return call
 
@@ -86,13 +85,31 @@ def faulty(name: OperationName, operation: Operation) -> Operation:
 class Dropped(Response):
     """No answer at all: the connection is cut.
 
-    ASGI has no word for that, so this reaches for the connection that uvicorn keeps behind
-    `receive`, and fails under any other server.
+    An answer that is given is made and thrown away first, since some do their work only then.
     """
+
+    def __init__(self, answer: Response | None = None) -> None:
+        super().__init__()
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Cut the connection and wait until it is gone."""
-        connection: Any = receive
-        connection.__self__.transport.abort()
+        if self._answer is not None:
+            await self._answer(scope, receive, _throw_away)
+        cut(receive)
         while (await receive())["type"] != "http.disconnect":
             pass
+
+
+def cut(receive: Receive) -> None:
+    """Reset the caller's connection.
+
+    ASGI has no word for that, so this reaches for the connection that uvicorn keeps behind
+    `receive`, and fails under any other server.
+    """
+    connection: Any = receive
+    connection.__self__.transport.abort()
+
+
+async def _throw_away(message: Message) -> None:
+    pass

@@ -18,10 +18,12 @@ from emulator.errors import (
     TooLarge,
     TooManyRequests,
     Unauthorized,
+    WrongKind,
 )
-from emulator.operations import Operation
+from emulator.operations import E, Operation
 
 Handler = Callable[[Request], Awaitable[Response]]
+Refuse = Callable[[Request, EmulatorError], Response]
 
 
 class Json(JSONResponse):
@@ -31,15 +33,18 @@ class Json(JSONResponse):
         return orjson.dumps(content)
 
 
-def guarded(operation: Operation) -> Handler:
+def guarded(kind: type[E], operation: Operation[E], refuse: Refuse | None = None) -> Handler:
     """The route of an operation: checks the key, finds the endpoint, words the refusals."""
 
     async def handler(request: Request) -> Response:
         try:
             check_key(request)
-            return await operation(request, find_endpoint(request))
+            endpoint = find_endpoint(request)
+            if not isinstance(endpoint, kind):
+                raise WrongKind("not allowed for QB API")
+            return await operation(request, endpoint)
         except EmulatorError as error:
-            return refusal(request, error)
+            return (refuse or refusal)(request, error)
 
     return handler
 

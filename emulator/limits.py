@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from emulator.clock import Clock
-from emulator.endpoint import Endpoint
+from emulator.endpoint import QueueEndpoint
 from emulator.errors import TooManyRequests
 from emulator.operations import Operation
 from emulator.settings import Limit, OperationName
@@ -62,10 +62,10 @@ class Meter:
             raise TooManyRequests("too many calls in 10 seconds", seconds)
 
 
-def limited(name: OperationName, operation: Operation) -> Operation:
+def limited(name: OperationName, operation: Operation[QueueEndpoint]) -> Operation[QueueEndpoint]:
     """The operation, refused when it is called too often."""
 
-    async def call(request: Request, endpoint: Endpoint) -> Response:
+    async def call(request: Request, endpoint: QueueEndpoint) -> Response:
         limit = endpoint.settings.limit(name)
         if limit is None:
             return await operation(request, endpoint)

@@ -5,10 +5,12 @@ wait does so on a bell (`arrivals`, `activity`, a job's, a worker's). One timer 
 TTL, its execution timeout, its lease or its retention, whichever comes next.
 """
 
+import secrets
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from emulator.bell import Bell
@@ -228,6 +230,37 @@ class Queue:
         self.workers.pop(worker_id, None)
         for job in [job for job in self.running.values() if job.worker_id == worker_id]:
             self._lose(job)
+
+    def name_worker(self) -> str:
+        """A new worker's id."""
+        return secrets.token_hex(7)
+
+    def prepare(self, worker_id: str) -> dict[str, str]:
+        """Nothing: a worker makes itself known by its first call."""
+        return {}
+
+    def reason_to_replace(self, worker_id: str) -> str | None:
+        """A handler may ask for a fresh worker (`refresh_worker`)."""
+        worker = self.workers.get(worker_id)
+        return "it asked to be replaced" if worker is not None and worker.is_spent else None
+
+    # What asks for workers
+
+    def urgent(self, enough: int) -> int:
+        """How many waiting jobs ask for a worker; those of low priority do not."""
+        return len(list(islice(self._urgent_jobs(), enough)))
+
+    def longest_wait(self) -> float | None:
+        """For how long the first job that asks for a worker has waited."""
+        first = next(self._urgent_jobs(), None)
+        return None if first is None else self.clock.now() - first.created_at
+
+    def least_workers(self) -> int:
+        """None: any worker may take any job."""
+        return 0
+
+    def _urgent_jobs(self) -> Iterator[Job]:
+        return (job for job in self.waiting.values() if not job.policy.low_priority)
 
     # How jobs move
 

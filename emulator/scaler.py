@@ -1,6 +1,6 @@
-"""Scaler: decides how many workers an endpoint has, from its queue alone.
+"""Scaler: decides how many workers an endpoint has, from its demand alone.
 
-One task makes the decision each time the queue's bell rings or a worker has idled for long enough,
+One task makes the decision each time the demand's bell rings or a worker has idled for long enough,
 and one task per worker lives that worker's life (`slot.py`). Nothing polls.
 """
 
@@ -9,10 +9,9 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 
-from emulator.queue import Queue
+from emulator.demand import Demand
 from emulator.settings import EndpointSettings
 from emulator.slot import Backoff, Site, Slot, State
 
@@ -23,10 +22,10 @@ class Scaler:
     """The workers of one endpoint."""
 
     def __init__(
-        self, settings: EndpointSettings, queue: Queue, base_url: str, api_key: str
+        self, settings: EndpointSettings, demand: Demand, base_url: str, api_key: str
     ) -> None:
         self._settings = settings
-        self._queue = queue
+        self._demand = demand
         self._base_url = base_url
         self._api_key = api_key
         self._slots: dict[Slot, asyncio.Task[None]] = {}
@@ -38,7 +37,7 @@ class Scaler:
         """Begin to scale; needs a running event loop."""
         if self._settings.worker:
             site = Site(
-                *(self._settings, self._queue, self._base_url, self._api_key),
+                *(self._settings, self._demand, self._base_url, self._api_key),
                 *(directory, log_directory),
             )
             self._task = asyncio.create_task(self._run(site))
@@ -64,7 +63,7 @@ class Scaler:
     def throttle(self, is_throttled: bool) -> None:
         """While throttled no worker starts, as when RunPod has no GPU to give."""
         self._is_throttled = is_throttled
-        self._queue.activity.ring()
+        self._demand.activity.ring()
 
     def count_states(self) -> Counter[str]:
         """How many workers are idle, initializing, running, unhealthy and throttled."""
@@ -86,17 +85,17 @@ class Scaler:
         return sorted(idle, key=self._idle_seconds, reverse=True)
 
     def _idle_seconds(self, slot: Slot) -> float:
-        return self._queue.clock.now() - self._queue.workers[slot.worker_id].idle_since
+        return self._demand.clock.now() - self._demand.workers[slot.worker_id].idle_since
 
     def _seen_of_late(self) -> set[str]:
         """The workers that have called within a lease, started by us or by hand."""
-        since = self._queue.clock.now() - self._settings.lease_seconds
-        return {id_ for id_, worker in self._queue.workers.items() if worker.seen_at > since}
+        since = self._demand.clock.now() - self._settings.lease_seconds
+        return {id_ for id_, worker in self._demand.workers.items() if worker.seen_at > since}
 
     def _state(self, worker_id: str, slot: Slot | None) -> str:
         if slot is not None and slot.state is not State.UP:
             return slot.state.value
-        worker = self._queue.workers.get(worker_id)
+        worker = self._demand.workers.get(worker_id)
         if worker is None:
             return "initializing"
         if worker.is_unhealthy:
@@ -111,28 +110,23 @@ class Scaler:
             wanted = math.ceil(self._active_jobs() / settings.scaler_value)
         else:
             wanted = self._wanted_by_delay()
+        wanted = max(wanted, self._demand.least_workers())
         return max(settings.min_workers, min(settings.max_workers, wanted))
 
     def _active_jobs(self) -> int:
-        """Jobs that ask for a worker; a queued one of low priority does not."""
+        """What is being done and what asks to be done."""
         enough = math.ceil(self._settings.max_workers * self._settings.scaler_value)
-        urgent = (job for job in self._queue.waiting.values() if not job.policy.low_priority)
-        return len(self._queue.running) + len(list(islice(urgent, enough)))
+        return len(self._demand.running) + self._demand.urgent(enough)
 
     def _wanted_by_delay(self) -> int:
         """One worker for any job; one more, when a job has waited too long and none is starting."""
-        wait = self._longest_wait()
+        wait = self._demand.longest_wait()
         if wait is None:
-            return min(1, len(self._queue.running))
+            return min(1, len(self._demand.running))
         up = self._up_slots()
         is_starting = any(self._state(slot.worker_id, slot) == "initializing" for slot in up)
         is_late = wait >= self._settings.scaler_value and not is_starting
         return max(1, len(up) + is_late)
-
-    def _longest_wait(self) -> float | None:
-        """How long the first job in the queue has waited."""
-        first = next(iter(self._queue.waiting.values()), None)
-        return None if first is None else self._queue.clock.now() - first.created_at
 
     # What is done about it
 
@@ -140,15 +134,16 @@ class Scaler:
         while True:
             self._look_at_workers()
             self._adjust(site)
-            await self._queue.activity.wait(self._seconds_to_next_look())
+            await self._demand.activity.wait(self._seconds_to_next_look())
 
     def _look_at_workers(self) -> None:
         for slot in self._slots:
-            worker = self._queue.workers.get(slot.worker_id)
-            if worker is not None and slot.state is State.UP:
+            if slot.state is not State.UP:
+                continue
+            if slot.worker_id in self._demand.workers:
                 slot.note_ready()
-                if worker.is_spent:
-                    slot.retire("it asked to be replaced")
+            if reason := self._demand.reason_to_replace(slot.worker_id):
+                slot.retire(reason)
 
     def _adjust(self, site: Site) -> None:
         """Start what is missing, stop what has idled for long enough."""
@@ -169,13 +164,13 @@ class Scaler:
 
     def _remove(self, slot: Slot) -> None:
         del self._slots[slot]
-        self._queue.activity.ring()
+        self._demand.activity.ring()
 
     def _seconds_to_next_look(self) -> float | None:
         """When time alone can change the decision; None when only an event can."""
         settings = self._settings
         looks = [settings.idle_timeout_seconds - self._idle_seconds(s) for s in self._idle_slots()]
-        wait = self._longest_wait()
+        wait = self._demand.longest_wait()
         if settings.scaler == "queue_delay" and wait is not None:
             looks.append(settings.scaler_value - wait)
         due = [seconds for seconds in looks if seconds > 0]

@@ -21,6 +21,7 @@ OperationName = Literal[
     "retry",
     "purge-queue",
     "health",
+    "relay",
     "job-take",
     "job-stop",
     "job-stream",
@@ -28,6 +29,8 @@ OperationName = Literal[
     "ping",
 ]
 """The calls that faults and limits can be about; `job-take` is also the one for batches."""
+
+MEGABYTE: Final = 1024 * 1024
 
 
 class Limit(BaseModel):
@@ -75,12 +78,37 @@ class Fault(BaseModel):
     """Reset the connection, before the call has had any effect or after it."""
 
 
+class BalancingSettings(BaseModel):
+    """What only a load-balancing endpoint has: how its workers are looked at, and its limits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ping_interval_seconds: Seconds = 1
+    """Between two looks at a worker's health."""
+    unhealthy_seconds: Seconds = 8 * 60
+    """A worker that is unhealthy for so long, or never begins to answer, is replaced."""
+    separate_health_port: bool = False
+    """True: a worker gets a PORT_HEALTH of its own; else it is the same as PORT."""
+    worker_concurrency: int = Field(default=0, ge=0)
+    """Requests that one worker is given at once; 0 is any number."""
+    worker_wait_seconds: Seconds = 2 * 60
+    """A request that finds no worker for so long is refused with 400."""
+    pinned_wait_seconds: Seconds = 5 * 60
+    """The same for a request that insists on one worker."""
+    processing_seconds: Seconds = 5.5 * 60
+    """A request that a worker has not finished by then is cut off, with 524 if nothing came."""
+    max_bytes: int = Field(default=30 * MEGABYTE, gt=0)
+    """Of a request's body, and of an answer's."""
+
+
 class EndpointSettings(BaseModel):
     """One serverless endpoint: its workers, how it scales, and how long things last."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    kind: Literal["queue", "load-balancing"] = "queue"
+    """Whether workers take jobs from a queue, or are HTTP servers that requests are relayed to."""
     worker: str = ""
     """The command of one worker, as in a shell. Empty: workers are started by hand."""
     env: dict[str, str] = {}
@@ -110,8 +138,8 @@ class EndpointSettings(BaseModel):
     ttl_seconds: Seconds = 24 * 3600
     retention_seconds: Seconds = 30 * 60
     sync_retention_seconds: Seconds = 60
-    max_run_bytes: int = Field(default=10 * 1024 * 1024, gt=0)
-    max_runsync_bytes: int = Field(default=20 * 1024 * 1024, gt=0)
+    max_run_bytes: int = Field(default=10 * MEGABYTE, gt=0)
+    max_runsync_bytes: int = Field(default=20 * MEGABYTE, gt=0)
     edge_timeout_seconds: Seconds = 100
     """RunPod's edge gives a client's call up after so long, with 524."""
     rate_limits: bool = False
@@ -121,6 +149,8 @@ class EndpointSettings(BaseModel):
     """Whether a 429 says when to come back; RunPod's own answer is not known."""
     late_progress_reopens: bool = False
     """True reproduces RunPod's bug of a late progress update that reopens a finished job."""
+
+    balancing: BalancingSettings = BalancingSettings()
 
     def limit(self, operation: OperationName) -> Limit | None:
         """How often the operation may be called; None for any number of times."""
@@ -137,6 +167,14 @@ class EndpointSettings(BaseModel):
     def _min_is_not_above_max(self) -> Self:
         if self.min_workers > self.max_workers:
             raise ValueError("min_workers is above max_workers")
+        return self
+
+    @model_validator(mode="after")
+    def _balancing_makes_sense(self) -> Self:
+        if self.kind == "load-balancing" and self.scaler == "queue_delay":
+            raise ValueError("a load-balancing endpoint has no queue: its scaler is request_count")
+        if self.kind == "load-balancing" and "PORT" in self.env and self.max_workers > 1:
+            raise ValueError("all workers are on one machine: with a PORT in env there is only one")
         return self
 
 

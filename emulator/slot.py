@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import logging
-import secrets
 import signal
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from emulator.queue import Queue
+from emulator.demand import Demand
 from emulator.settings import EndpointSettings
 from emulator.worker_process import WorkerProcess, worker_command, worker_environment
 
@@ -20,7 +19,7 @@ class State(StrEnum):
     """What a slot is doing."""
 
     UP = "up"
-    """Starting, or running; which of the two the queue knows."""
+    """Starting, or running; which of the two the demand knows."""
     STOPPING = "stopping"
     UNHEALTHY = "unhealthy"
     """Crashed; waits before it is replaced."""
@@ -31,7 +30,7 @@ class Site:
     """What the workers of one endpoint have in common."""
 
     settings: EndpointSettings
-    queue: Queue
+    demand: Demand
     base_url: str
     api_key: str
     directory: Path
@@ -59,11 +58,11 @@ class Slot:
     """One worker the endpoint pays for. `live()` is its whole life, in a task of its own."""
 
     def __init__(self, site: Site, backoff: Backoff) -> None:
-        self.worker_id = secrets.token_hex(7)
+        self.worker_id = site.demand.name_worker()
         self.state = State.UP
         self._site = site
         self._backoff = backoff
-        self._wanted_at = site.queue.clock.now()
+        self._wanted_at = site.demand.clock.now()
         self._is_ready = False
         self._stop_asked = asyncio.Event()
         self._process: WorkerProcess | None = None
@@ -76,17 +75,18 @@ class Slot:
         try:
             trouble = await self._run_process()
         except OSError as error:
+            self._leave()
             trouble = f"could not be started: {error}"
         if trouble is not None:
             await self._pause(trouble)
 
     def retire(self, reason: str) -> None:
-        """Give the worker no more jobs and ask it to stop; harmless when that was done before."""
+        """Give the worker nothing more to do and ask it to stop; harmless when done before."""
         if not self._stop_asked.is_set():
             self._say(f"stopping: {reason}")
             self.state = State.STOPPING
             self._stop_asked.set()
-            self._site.queue.drain(self.worker_id)
+            self._site.demand.drain(self.worker_id)
 
     def cut_off(self) -> None:
         """Kill the worker's processes, as if its machine had failed."""
@@ -94,10 +94,10 @@ class Slot:
             self._process.cut_off()
 
     def note_ready(self) -> None:
-        """The worker has asked for a job: say so, once."""
+        """The worker can work: say so, once."""
         if not self._is_ready:
             self._is_ready = True
-            self._say(f"ready after {self._site.queue.clock.now() - self._wanted_at:.1f} s")
+            self._say(f"ready after {self._site.demand.clock.now() - self._wanted_at:.1f} s")
 
     async def _run_process(self) -> str | None:
         """Run the worker to its end; what went wrong, if something did."""
@@ -110,7 +110,7 @@ class Slot:
             raise
         finally:
             self._process = None
-        has_worked = self._leave_queue()
+        has_worked = self._leave()
         if self._stop_asked.is_set() or (code == 0 and has_worked):
             self._say(f"stopped ({_exit_text(code)})")
             return None
@@ -119,9 +119,10 @@ class Slot:
     async def _start_process(self) -> WorkerProcess:
         site = self._site
         name = f"{site.settings.id}-{self.worker_id}"
+        own = site.demand.prepare(self.worker_id)
         return await WorkerProcess.start(
             worker_command(site.settings),
-            worker_environment(site.settings, self.worker_id, site.base_url, site.api_key),
+            worker_environment(site.settings, self.worker_id, site.base_url, site.api_key, own),
             site.directory / name,
             site.log_directory / f"{name}.log",
         )
@@ -139,10 +140,10 @@ class Slot:
             asked.cancel()
             ended.cancel()
 
-    def _leave_queue(self) -> bool:
-        """Have the worker's jobs handed to others; True when it had finished any."""
-        worker = self._site.queue.workers.get(self.worker_id)
-        self._site.queue.lose_worker(self.worker_id)
+    def _leave(self) -> bool:
+        """Have the worker's work handed to others; True when it had finished any."""
+        worker = self._site.demand.workers.get(self.worker_id)
+        self._site.demand.lose_worker(self.worker_id)
         has_worked = worker is not None and worker.jobs_done > 0
         if has_worked:
             self._backoff.reset()

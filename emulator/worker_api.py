@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from emulator.endpoint import Endpoint
+from emulator.endpoint import QueueEndpoint
 from emulator.errors import BadRequest, TooLarge
 from emulator.faults import faulty
 from emulator.http import Json, guarded, hold, parse_object, read_body
@@ -25,13 +25,13 @@ from emulator.workers import Worker
 DRAIN_PAUSE_SECONDS: Final = 0.2
 
 
-async def job_take(request: Request, endpoint: Endpoint) -> Response:
+async def job_take(request: Request, endpoint: QueueEndpoint) -> Response:
     """One job as an object, or 204 when none came in time."""
     jobs = await _take(request, endpoint, limit=1)
     return Json(jobs[0].for_worker()) if jobs else Response(status_code=204)
 
 
-async def job_take_batch(request: Request, endpoint: Endpoint) -> Response:
+async def job_take_batch(request: Request, endpoint: QueueEndpoint) -> Response:
     """Up to `batch_size` jobs as a list, or 204 when none came in time."""
     asked = request.query_params.get("batch_size", "1")
     if not asked.isdecimal() or int(asked) < 1:
@@ -40,7 +40,7 @@ async def job_take_batch(request: Request, endpoint: Endpoint) -> Response:
     return Json([job.for_worker() for job in jobs]) if jobs else Response(status_code=204)
 
 
-async def job_stop(request: Request, endpoint: Endpoint) -> Response:
+async def job_stop(request: Request, endpoint: QueueEndpoint) -> Response:
     """The ids of jobs to stop, or 204 when there were none in time."""
     worker = endpoint.queue.greet(request.path_params["worker"])
     is_there = await hold(
@@ -54,7 +54,7 @@ async def job_stop(request: Request, endpoint: Endpoint) -> Response:
     return await _nothing(worker)
 
 
-async def job_stream(request: Request, endpoint: Endpoint) -> Response:
+async def job_stream(request: Request, endpoint: QueueEndpoint) -> Response:
     """One yield of a handler."""
     chunk = await _read_result(request, endpoint)
     worker_id, job_id = _names(request)
@@ -62,7 +62,7 @@ async def job_stream(request: Request, endpoint: Endpoint) -> Response:
     return Json({})
 
 
-async def job_done(request: Request, endpoint: Endpoint) -> Response:
+async def job_done(request: Request, endpoint: QueueEndpoint) -> Response:
     """A handler's result, or its progress when the body says IN_PROGRESS.
 
     A result above the payload limit is refused and the job is COMPLETED without output, which is
@@ -81,7 +81,7 @@ async def job_done(request: Request, endpoint: Endpoint) -> Response:
     return Json({})
 
 
-async def ping(request: Request, endpoint: Endpoint) -> Response:
+async def ping(request: Request, endpoint: QueueEndpoint) -> Response:
     """A sign of life with the ids of the jobs in hand."""
     job_ids = filter(None, request.query_params.get("job_id", "").split(","))
     is_healthy = request.query_params.get("status") != "unhealthy"
@@ -101,8 +101,10 @@ def routes() -> list[Route]:
     ]
 
 
-def _route(path: str, method: str, name: OperationName, operation: Operation) -> Route:
-    layers = guarded(faulty(name, operation))
+def _route(
+    path: str, method: str, name: OperationName, operation: Operation[QueueEndpoint]
+) -> Route:
+    layers = guarded(QueueEndpoint, faulty(name, operation))
     return Route("/v2/{endpoint}" + path, layers, methods=[method])
 
 
@@ -110,7 +112,7 @@ def _names(request: Request) -> tuple[str, str]:
     return request.path_params["worker"], request.path_params["job"]
 
 
-async def _take(request: Request, endpoint: Endpoint, limit: int) -> list[Job]:
+async def _take(request: Request, endpoint: QueueEndpoint, limit: int) -> list[Job]:
     """Hold until there is a job for this worker; a job is never given to a caller that left."""
     queue = endpoint.queue
     worker = queue.greet(request.path_params["worker"])
@@ -140,7 +142,7 @@ async def _pause_draining(worker: Worker) -> None:
         await asyncio.sleep(DRAIN_PAUSE_SECONDS)
 
 
-async def _read_result(request: Request, endpoint: Endpoint) -> dict[str, Any]:
+async def _read_result(request: Request, endpoint: QueueEndpoint) -> dict[str, Any]:
     """The posted JSON; what a job may return is limited like what it may be given."""
     is_sync = request.path_params["job"].startswith("sync-")
     settings = endpoint.settings

@@ -91,9 +91,13 @@ class WorkerProcess:
 
 
 def worker_environment(
-    endpoint: EndpointSettings, worker_id: str, base_url: str, api_key: str
+    endpoint: EndpointSettings,
+    worker_id: str,
+    base_url: str,
+    api_key: str,
+    own: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """What RunPod sets for a worker, on top of our own environment.
+    """What RunPod sets for a worker, and `own` for this one, on top of our own environment.
 
     `$ID` in the job-take URL is the worker's, in the others the job's; each URL needs a `?`, since
     the SDK appends its parameters with `&`. The caches of Hugging Face and vLLM stay those of the
@@ -106,13 +110,8 @@ def worker_environment(
         "HF_HOME": str(cache / "huggingface"),
         "RUNPOD_LOG_LEVEL": "INFO",
     }
-    url = f"{base_url}/v2/{endpoint.id}"
     platform = {
-        "RUNPOD_WEBHOOK_GET_JOB": f"{url}/job-take/$ID?gpu=EMULATED",
-        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{url}/job-done/$RUNPOD_POD_ID/$ID?gpu=EMULATED",
-        "RUNPOD_WEBHOOK_POST_STREAM": f"{url}/job-stream/$RUNPOD_POD_ID/$ID?gpu=EMULATED",
-        "RUNPOD_WEBHOOK_PING": f"{url}/ping/$RUNPOD_POD_ID?gpu=EMULATED",
-        "RUNPOD_PING_INTERVAL": str(endpoint.ping_interval_seconds * 1000),
+        **(_job_urls(endpoint, base_url) if endpoint.kind == "queue" else {}),
         "RUNPOD_AI_API_KEY": api_key,
         "RUNPOD_POD_ID": worker_id,
         "RUNPOD_POD_HOSTNAME": f"{worker_id}-emulated",
@@ -121,7 +120,18 @@ def worker_environment(
         "RUNPOD_SKIP_GPU_CHECK": "true",
         "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), inherited.get("PYTHONPATH")])),
     }
-    return {**defaults, **inherited, **platform, **endpoint.env}
+    return {**defaults, **inherited, **platform, **(own or {}), **endpoint.env}
+
+
+def _job_urls(endpoint: EndpointSettings, base_url: str) -> dict[str, str]:
+    url = f"{base_url}/v2/{endpoint.id}"
+    return {
+        "RUNPOD_WEBHOOK_GET_JOB": f"{url}/job-take/$ID?gpu=EMULATED",
+        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{url}/job-done/$RUNPOD_POD_ID/$ID?gpu=EMULATED",
+        "RUNPOD_WEBHOOK_POST_STREAM": f"{url}/job-stream/$RUNPOD_POD_ID/$ID?gpu=EMULATED",
+        "RUNPOD_WEBHOOK_PING": f"{url}/ping/$RUNPOD_POD_ID?gpu=EMULATED",
+        "RUNPOD_PING_INTERVAL": str(endpoint.ping_interval_seconds * 1000),
+    }
 
 
 def worker_command(endpoint: EndpointSettings) -> list[str]:

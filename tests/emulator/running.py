@@ -27,6 +27,7 @@ HANDLERS = Path(__file__).parent / "handlers"
 SCRIPTED = f"{sys.executable} {HANDLERS / 'scripted.py'}"
 PLAIN = f"{sys.executable} {HANDLERS / 'plain.py'}"
 LIGHT = f"{sys.executable} {HANDLERS / 'light.py'}"
+WEB = f"{sys.executable} {HANDLERS / 'web.py'}"
 DEADLINE_SECONDS = 30.0
 
 Json = dict[str, Any]
@@ -38,6 +39,7 @@ class Client:
 
     def __init__(self, base_url: str, endpoint_id: str) -> None:
         self.url = f"{base_url}/v2/{endpoint_id}"
+        self.relay_url = f"{base_url}/lb/{endpoint_id}"
         self.http = httpx.Client(
             headers={"Authorization": f"Bearer {API_KEY}"},
             timeout=DEADLINE_SECONDS,
@@ -51,6 +53,10 @@ class Client:
     def post(self, path: str, body: Any = None) -> httpx.Response:
         """A POST below the endpoint, with a JSON body if there is one."""
         return self.http.post(self.url + path, json=body)
+
+    def relayed(self, path: str, method: str = "GET", **options: Any) -> httpx.Response:
+        """A call to a worker of a load-balancing endpoint."""
+        return self.http.request(method, self.relay_url + path, **options)
 
     def control(self, method: str, path: str, body: Any = None) -> Any:
         """A call to /_emulator; its parsed answer."""

@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from emulator.__main__ import merged, parser
-from emulator.settings import EmulatorSettings, EndpointSettings, Fault
+from emulator.settings import BalancingSettings, EmulatorSettings, EndpointSettings, Fault
 
+BALANCING = {"id": "a", "kind": "load-balancing"}
 README = Path(__file__).parents[2] / "emulator" / "README.md"
 
 
@@ -97,6 +98,8 @@ def test_the_key_does_not_show_when_settings_are_printed() -> None:
         {"endpoints": [{"id": "a", "min_workers": 2, "max_workers": 1}]},
         {"endpoints": [{"id": "a", "idle_timeout": 1}]},
         {"endpoints": [{"id": "a", "take_hold_seconds": 90}]},
+        {"endpoints": [{**BALANCING, "scaler": "queue_delay"}]},
+        {"endpoints": [{**BALANCING, "env": {"PORT": "1"}, "max_workers": 2}]},
         {"endpoints": [{"id": "a"}], "prot": 1},
     ],
 )
@@ -122,6 +125,7 @@ def test_the_readme_names_every_setting_with_its_default() -> None:
     assert set(endpoint) == set(EndpointSettings.model_fields)
     assert set(configuration) == set(EmulatorSettings.model_fields) - {"faults"}
     assert set().union(*scenario["faults"]) == set(Fault.model_fields)
+    assert set(endpoint["balancing"]) == set(BalancingSettings.model_fields)
     shown = EndpointSettings.model_validate(endpoint)
     changed = {"worker", "env", "limits"}
     assert shown.model_dump(exclude=changed) == EndpointSettings(id="local").model_dump(
