@@ -61,6 +61,12 @@ curl {base_url}/embeddings \\
   -d '{{"model": "{model}", "input": "Hello!"}}'
 """
 
+HOW_TO_CALL_RUNPOD = """\
+RunPod's own API, below the proxy:
+curl {runpod_url}/{endpoint}/runsync \\
+  -H "Authorization: {api_key}" -d '{{"input": {{"prompt": "Hello!"}}}}'
+"""
+
 Pieces = queue.Queue[str | openai.OpenAIError | None]
 
 
@@ -192,6 +198,8 @@ def _say_how_to_use(stack: LocalStack) -> None:
     _say(HOW_TO_USE.format(models=", ".join([chat, *others]), model=chat, **facts))
     for embed in others:
         _say(HOW_TO_EMBED.format(model=embed, **facts))
+    runpod = {"runpod_url": stack.runpod_url, "api_key": stack.runpod_api_key}
+    _say(HOW_TO_CALL_RUNPOD.format(endpoint=stack.chat.id, **runpod))
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -147,13 +147,20 @@ def test_both_built_in_models_are_served_each_by_a_worker_started_when_asked(
     for model in (TINY_CHAT, TINY_EMBED):
         model.folder.mkdir(parents=True)
     run = start(MODEL="")
-    run.wait_for('"input": "Hello!"')
+    run.wait_for('"prompt": "Hello!"}}')
     assert "models    tiny-chat, tiny-embed\n" in run.output
     assert run.served() == ["tiny-chat"]
-    embed = run.output[run.output.rindex("curl ") :]
+    embed = next(part for part in run.output.split("\n\n") if "/embeddings" in part)
     answer = subprocess.run(embed, shell=True, capture_output=True, text=True, timeout=60)
     assert json.loads(answer.stdout)["model"] == "tiny-embed"
     assert sorted(run.served()) == ["tiny-chat", "tiny-embed"]
+
+
+def test_it_tells_how_to_call_runpods_own_api(up: Run) -> None:
+    up.wait_for('"prompt": "Hello!"}}')
+    curl = re.findall(r"^curl \S+/runsync .*?\}\}'$", up.output, re.MULTILINE | re.DOTALL)[0]
+    answer = subprocess.run(curl, shell=True, capture_output=True, timeout=30)
+    assert json.loads(answer.stdout)["status"] == "COMPLETED"
 
 
 def test_verbose_shows_what_all_three_write(up: Run) -> None:
