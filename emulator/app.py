@@ -8,7 +8,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from emulator import client_api, control_api, relay, worker_api
+from emulator import client_api, control_api, openai_api, relay, worker_api
 from emulator.balancer import Balancer
 from emulator.demand import Demand
 from emulator.endpoint import BalancedEndpoint, Endpoint, QueueEndpoint
@@ -42,6 +42,7 @@ def create_app(settings: EmulatorSettings) -> Starlette:
     routes = [
         *relay.routes(endpoints.values()),
         *client_api.routes(),
+        *openai_api.routes(),
         *worker_api.routes(),
         *control_api.routes(),
     ]

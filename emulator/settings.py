@@ -21,6 +21,7 @@ OperationName = Literal[
     "retry",
     "purge-queue",
     "health",
+    "openai",
     "relay",
     "job-take",
     "job-stop",
@@ -47,6 +48,7 @@ RUNPOD_LIMITS: Final[dict[OperationName, Limit]] = {
     "runsync": Limit(calls_per_10_seconds=2000, concurrent=400),
     "status": Limit(calls_per_10_seconds=2000, concurrent=400),
     "stream": Limit(calls_per_10_seconds=2000, concurrent=400),
+    "openai": Limit(calls_per_10_seconds=2000, concurrent=400),
     "cancel": Limit(calls_per_10_seconds=100, concurrent=20),
     "purge-queue": Limit(calls_per_10_seconds=2),
 }
@@ -142,6 +144,8 @@ class EndpointSettings(BaseModel):
     max_runsync_bytes: int = Field(default=20 * MEGABYTE, gt=0)
     edge_timeout_seconds: Seconds = 100
     """RunPod's edge gives a client's call up after so long, with 524."""
+    openai_cut_seconds: Seconds = 5 * 60
+    """A call below /openai that takes longer is cut off."""
     rate_limits: bool = False
     """True: RunPod's limits, and those of `limits`, are kept with 429."""
     limits: dict[OperationName, Limit] = {}
