@@ -16,6 +16,7 @@ from emulator.errors import BadRequest, NotFound
 from emulator.faults import faulty
 from emulator.http import Json, guarded, hold, parse_object, read_body
 from emulator.job import Job, Policy
+from emulator.latency import distant
 from emulator.limits import limited
 from emulator.operations import Operation
 from emulator.settings import OperationName
@@ -42,8 +43,11 @@ async def runsync(request: Request, endpoint: QueueEndpoint) -> Response:
 
 
 async def status(request: Request, endpoint: QueueEndpoint) -> Response:
-    """The job as it stands."""
-    return Json(_job(request, endpoint).view())
+    """The job as it stands; `ttl` milliseconds from now it is forgotten."""
+    job = _job(request, endpoint)
+    if (milliseconds := _milliseconds(request, "ttl")) is not None:
+        endpoint.queue.keep_for(job, milliseconds / 1000)
+    return Json(job.view())
 
 
 async def status_sync(request: Request, endpoint: QueueEndpoint) -> Response:
@@ -84,6 +88,11 @@ async def health(_: Request, endpoint: Endpoint) -> Response:
     return Json(endpoint.health())
 
 
+async def metrics(_: Request, endpoint: Endpoint) -> Response:
+    """Which workers are ready; RunPod's own tools read it, its documents do not name it."""
+    return Json(endpoint.metrics())
+
+
 def routes() -> list[Route]:
     """Every client route."""
     get, post = ["GET"], ["POST"]
@@ -96,16 +105,24 @@ def routes() -> list[Route]:
         _route("/cancel/{job}", post, "cancel", cancel),
         _route("/retry/{job}", post, "retry", retry),
         _route("/purge-queue", post, "purge-queue", purge_queue),
-        Route("/v2/{endpoint}/health", guarded(EITHER_KIND, faulty("health", health)), methods=get),
+        _either("/health", "health", health),
+        _either("/metrics", "metrics", metrics),
     ]
 
 
 def _route(
     path: str, methods: list[str], name: OperationName, operation: Operation[QueueEndpoint]
 ) -> Route:
-    """A call passes the key check, then faults, limits and the edge, then it is served."""
-    layers = guarded(QueueEndpoint, faulty(name, limited(name, behind_edge(operation))))
+    """A call passes the key check, the network, faults, limits and the edge, then it is served."""
+    near = faulty(name, limited(name, behind_edge(operation)))
+    layers = guarded(QueueEndpoint, distant("client", near))
     return Route("/v2/{endpoint}" + path, layers, methods=methods)
+
+
+def _either(path: str, name: OperationName, operation: Operation[Endpoint]) -> Route:
+    """A call that endpoints of both kinds answer, and that nothing limits."""
+    layers = guarded(EITHER_KIND, distant("client", faulty(name, operation)))
+    return Route("/v2/{endpoint}" + path, layers, methods=["GET"])
 
 
 def _job(request: Request, endpoint: QueueEndpoint) -> Job:
@@ -128,7 +145,7 @@ def _submit(endpoint: QueueEndpoint, body: dict[str, Any], *, is_sync: bool) -> 
     job_input = body.get("input")
     if not isinstance(job_input, dict):
         raise BadRequest("input is required and must be an object")
-    extras = {key: body[key] for key in ("webhook", "s3Config") if body.get(key)}
+    extras = {key: body[key] for key in ("webhook", "webhookV2", "s3Config") if body.get(key)}
     policy = _policy(body.get("policy", {}), endpoint.queue.default_policy())
     return endpoint.queue.submit(job_input, policy, extras, is_sync=is_sync)
 
@@ -155,9 +172,15 @@ def _seconds(asked: dict[str, Any], name: str, default: float) -> float:
 
 def _wait_seconds(request: Request, default: float) -> float:
     """`?wait=` in milliseconds, forced into RunPod's bounds."""
-    asked = request.query_params.get("wait")
-    if asked is None:
+    milliseconds = _milliseconds(request, "wait")
+    if milliseconds is None:
         return default
-    if not asked.isdecimal():
-        raise BadRequest("wait must be a number of milliseconds")
-    return min(max(int(asked), MIN_WAIT_MS), MAX_WAIT_MS) / 1000
+    return min(max(milliseconds, MIN_WAIT_MS), MAX_WAIT_MS) / 1000
+
+
+def _milliseconds(request: Request, name: str) -> int | None:
+    """A query parameter that counts milliseconds, if it is there."""
+    asked = request.query_params.get(name)
+    if asked is not None and not asked.isdecimal():
+        raise BadRequest(f"{name} must be a number of milliseconds")
+    return None if asked is None else int(asked)

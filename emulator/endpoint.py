@@ -24,6 +24,10 @@ class Endpoint(ABC):
         """What /health shows."""
         return {"jobs": self.count_jobs(), "workers": self.count_workers()}
 
+    def metrics(self) -> dict[str, Any]:
+        """What /metrics shows, as far as it is known."""
+        return {"readyWorkers": self.scaler.ready_workers(), "workers": self.count_workers()}
+
     def count_workers(self) -> dict[str, int]:
         """How many workers are in each state. As on RunPod, `ready` counts the idle ones again."""
         states = self.scaler.count_states()

@@ -53,7 +53,7 @@ class Job:
     retention_seconds: float
     created_at: float
     extras: dict[str, Any] = field(default_factory=dict)
-    """`webhook` and `s3Config`, handed to the worker as they came."""
+    """What stood beside the input and is not ours to act on, handed to the worker as it came."""
 
     status: Status = Status.IN_QUEUE
     worker_id: str | None = None
@@ -62,6 +62,8 @@ class Job:
     seen_at: float = 0
     """When its worker last gave a sign of this job; its lease runs from here."""
     finished_at: float = 0
+    expires_at: float | None = None
+    """When it is forgotten, in place of the ends of its TTL and its retention."""
     output: Any = ABSENT
     error: Any = ABSENT
     chunks: list[Any] = field(default_factory=list)

@@ -19,6 +19,7 @@ from emulator.endpoint import QueueEndpoint
 from emulator.faults import Dropped, faulty
 from emulator.http import Json, guarded, hold, parse_object, read_body
 from emulator.job import ABSENT, Job, Status
+from emulator.latency import distant
 from emulator.limits import limited
 
 
@@ -42,7 +43,7 @@ async def openai(request: Request, endpoint: QueueEndpoint) -> Response:
 
 def routes() -> list[Route]:
     """The one route there is: any below /openai."""
-    layers = faulty("openai", limited("openai", behind_edge(openai)))
+    layers = distant("client", faulty("openai", limited("openai", behind_edge(openai))))
     path = "/v2/{endpoint}/openai/{route:path}"
     return [Route(path, guarded(QueueEndpoint, layers), methods=["GET", "POST"])]
 

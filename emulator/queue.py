@@ -101,6 +101,11 @@ class Queue:
         self._enqueue(job)
         return job
 
+    def keep_for(self, job: Job, seconds: float) -> None:
+        """Forget the job so much later, whatever its TTL and its retention are."""
+        job.expires_at = self.clock.now() + seconds
+        self._set_timer(job)
+
     def purge(self) -> int:
         """Forget every job that no worker has taken; how many there were."""
         purged = list(self.waiting.values())
@@ -340,8 +345,9 @@ class Queue:
 
     def _next_deadline(self, job: Job) -> tuple[float, Callable[[Job], None]]:
         if job.status.is_terminal:
-            return job.finished_at + job.retention_seconds, self._forget
-        deadlines = [(job.created_at + job.policy.ttl_seconds, self._forget)]
+            return job.expires_at or job.finished_at + job.retention_seconds, self._forget
+        ttl = job.expires_at or job.created_at + job.policy.ttl_seconds
+        deadlines = [(ttl, self._forget)]
         if job.status is Status.IN_PROGRESS:
             timeout = job.started_at + job.policy.execution_timeout_seconds
             lease = job.seen_at + self.settings.lease_seconds

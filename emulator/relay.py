@@ -29,6 +29,7 @@ from emulator.errors import (
 )
 from emulator.faults import cut, faulty
 from emulator.http import Json, guarded
+from emulator.latency import distant
 
 DOMAINS: Final = ("localhost", "api.runpod.ai")
 ONE_HOP: Final = frozenset(
@@ -55,7 +56,7 @@ def routes(endpoints: Iterable[Endpoint]) -> list[BaseRoute]:
 
 def _face(endpoint_id: str = "") -> ASGIApp:
     """Relays HTTP calls for this endpoint, or for the one that the path names."""
-    handler = guarded(BalancedEndpoint, faulty("relay", relay), _refusal)
+    handler = guarded(BalancedEndpoint, distant("client", faulty("relay", relay)), _refusal)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # WebSockets are not imitated

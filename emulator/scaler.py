@@ -67,13 +67,22 @@ class Scaler:
 
     def count_states(self) -> Counter[str]:
         """How many workers are idle, initializing, running, unhealthy and throttled."""
-        slots = {slot.worker_id: slot for slot in self._slots}
-        by_hand = self._seen_of_late() - slots.keys()
-        states = [self._state(worker_id, slots.get(worker_id)) for worker_id in [*slots, *by_hand]]
+        states = self._states().values()
         throttled = self._wanted_workers() - len(self._up_slots()) if self._is_throttled else 0
         return Counter(states) + Counter(throttled=max(0, throttled))
 
+    def ready_workers(self) -> list[str]:
+        """The ids of the workers that can be given work, or have some."""
+        states = self._states()
+        return [worker_id for worker_id, state in states.items() if state in ("idle", "running")]
+
     # What there is
+
+    def _states(self) -> dict[str, str]:
+        """The state of every worker, started by us or by hand."""
+        slots = {slot.worker_id: slot for slot in self._slots}
+        by_hand = self._seen_of_late() - slots.keys()
+        return {id_: self._state(id_, slots.get(id_)) for id_ in [*slots, *by_hand]}
 
     def _up_slots(self) -> list[Slot]:
         """A stopping worker does not count, a crashed one that waits for its turn does."""

@@ -21,6 +21,7 @@ OperationName = Literal[
     "retry",
     "purge-queue",
     "health",
+    "metrics",
     "openai",
     "relay",
     "job-take",
@@ -78,6 +79,23 @@ class Fault(BaseModel):
     headers: dict[str, str] = {}
     drop: Literal["nothing", "call", "answer"] = "nothing"
     """Reset the connection, before the call has had any effect or after it."""
+
+
+class LatencySettings(BaseModel):
+    """How far away clients and workers are: round trips, each longer by up to the jitter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    client_seconds: float = Field(default=0, ge=0)
+    client_jitter_seconds: float = Field(default=0, ge=0)
+    worker_seconds: float = Field(default=0, ge=0)
+    worker_jitter_seconds: float = Field(default=0, ge=0)
+
+    def one_way(self, face: Literal["client", "worker"]) -> tuple[float, float]:
+        """Half a round trip, and half of its jitter."""
+        if face == "client":
+            return self.client_seconds / 2, self.client_jitter_seconds / 2
+        return self.worker_seconds / 2, self.worker_jitter_seconds / 2
 
 
 class BalancingSettings(BaseModel):
@@ -154,6 +172,7 @@ class EndpointSettings(BaseModel):
     late_progress_reopens: bool = False
     """True reproduces RunPod's bug of a late progress update that reopens a finished job."""
 
+    latency: LatencySettings = LatencySettings()
     balancing: BalancingSettings = BalancingSettings()
 
     def limit(self, operation: OperationName) -> Limit | None:

@@ -18,6 +18,7 @@ from emulator.errors import BadRequest, TooLarge
 from emulator.faults import faulty
 from emulator.http import Json, guarded, hold, parse_object, read_body
 from emulator.job import Job
+from emulator.latency import distant
 from emulator.operations import Operation
 from emulator.settings import OperationName
 from emulator.workers import Worker
@@ -104,7 +105,7 @@ def routes() -> list[Route]:
 def _route(
     path: str, method: str, name: OperationName, operation: Operation[QueueEndpoint]
 ) -> Route:
-    layers = guarded(QueueEndpoint, faulty(name, operation))
+    layers = guarded(QueueEndpoint, distant("worker", faulty(name, operation)))
     return Route("/v2/{endpoint}" + path, layers, methods=[method])
 
 

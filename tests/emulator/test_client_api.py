@@ -267,3 +267,33 @@ def test_health_counts_jobs_and_workers() -> None:
                 "unhealthy": 0,
             },
         }
+
+
+# Beside the jobs
+
+
+def test_what_stands_beside_the_input_reaches_the_worker_as_it_came(by_hand: Client) -> None:
+    s3 = {"accessId": "a", "accessSecret": "b", "bucketName": "c", "endpointUrl": "d"}
+    extras = {"webhook": "http://127.0.0.1:9/", "webhookV2": "http://127.0.0.1:9/", "s3Config": s3}
+    job_id = by_hand.run({"a": 1}, **extras, policy={"ttl": 60_000}, unknown=1)
+    job = by_hand.get("/job-take/w1", gpu="x").json()
+    assert job == {"id": job_id, "input": {"a": 1}, **extras}
+
+
+def test_status_can_shorten_a_jobs_life(by_hand: Client) -> None:
+    job_id = by_hand.run({"a": 1})
+    assert by_hand.get(f"/status/{job_id}", ttl=150).json()["status"] == "IN_QUEUE"
+    eventually(lambda: by_hand.get(f"/status/{job_id}").status_code == 404)
+
+
+def test_a_ttl_that_is_no_number_is_refused(by_hand: Client) -> None:
+    job_id = by_hand.run({"a": 1})
+    assert by_hand.get(f"/status/{job_id}", ttl="soon").status_code == 400
+
+
+def test_metrics_name_the_ready_workers() -> None:
+    with one_endpoint() as client:
+        client.run({"a": 1})
+        client.take("w1")
+        expected = {"readyWorkers": ["w1"], "workers": client.health()["workers"]}
+        assert client.get("/metrics").json() == expected

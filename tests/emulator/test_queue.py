@@ -391,6 +391,31 @@ def test_a_job_vanishes_when_its_ttl_ends_even_mid_run(queue: Queue, clock: Fake
     assert queue.take(worker) == []
 
 
+def test_a_job_is_forgotten_when_a_reader_says_so(
+    queue: Queue, worker: Worker, clock: FakeClock
+) -> None:
+    finished, waiting = [queue.submit({"n": n}) for n in range(2)]
+    queue.take(worker)
+    queue.finish(worker.id, finished.id, {"output": 1})
+    clock.advance(20)
+    for job in (finished, waiting):
+        queue.keep_for(job, 6)
+    clock.advance(5)
+    assert [job.is_forgotten for job in (finished, waiting)] == [False, False]
+    clock.advance(1)
+    assert [job.is_forgotten for job in (finished, waiting)] == [True, True]
+
+
+def test_jobs_of_low_priority_ask_for_no_worker(queue: Queue, clock: FakeClock) -> None:
+    patient = Policy(execution_timeout_seconds=600, ttl_seconds=3600, low_priority=True)
+    queue.submit({"n": 1}, patient)
+    clock.advance(5)
+    assert (queue.urgent(9), queue.longest_wait()) == (0, None)
+    queue.submit({"n": 2})
+    clock.advance(5)
+    assert (queue.urgent(9), queue.longest_wait()) == (1, 5)
+
+
 def test_a_result_for_a_vanished_job_is_refused(
     queue: Queue, worker: Worker, clock: FakeClock
 ) -> None:

@@ -9,7 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from emulator.__main__ import merged, parser
-from emulator.settings import BalancingSettings, EmulatorSettings, EndpointSettings, Fault
+from emulator.settings import (
+    BalancingSettings,
+    EmulatorSettings,
+    EndpointSettings,
+    Fault,
+    LatencySettings,
+)
 
 BALANCING = {"id": "a", "kind": "load-balancing"}
 README = Path(__file__).parents[2] / "emulator" / "README.md"
@@ -125,6 +131,7 @@ def test_the_readme_names_every_setting_with_its_default() -> None:
     assert set(endpoint) == set(EndpointSettings.model_fields)
     assert set(configuration) == set(EmulatorSettings.model_fields) - {"faults"}
     assert set().union(*scenario["faults"]) == set(Fault.model_fields)
+    assert set(endpoint["latency"]) == set(LatencySettings.model_fields)
     assert set(endpoint["balancing"]) == set(BalancingSettings.model_fields)
     shown = EndpointSettings.model_validate(endpoint)
     changed = {"worker", "env", "limits"}
