@@ -16,6 +16,7 @@ from emulator.faults import Faults
 from emulator.queue import Queue
 from emulator.scaler import Scaler
 from emulator.settings import EmulatorSettings, EndpointSettings
+from emulator.webhooks import Webhooks
 
 
 def create_app(settings: EmulatorSettings) -> Starlette:
@@ -74,4 +75,4 @@ def _endpoint(settings: EmulatorSettings, endpoint: EndpointSettings) -> Endpoin
         balancer = Balancer(endpoint)
         return BalancedEndpoint(endpoint, scaler(balancer), balancer)
     queue = Queue(endpoint)
-    return QueueEndpoint(endpoint, scaler(queue), queue)
+    return QueueEndpoint(endpoint, scaler(queue), queue, Webhooks(endpoint))

@@ -10,6 +10,7 @@ from emulator.job import Status
 from emulator.queue import Queue
 from emulator.scaler import Scaler
 from emulator.settings import EndpointSettings
+from emulator.webhooks import Webhooks
 from emulator.workers import Worker
 
 
@@ -66,6 +67,7 @@ class QueueEndpoint(Endpoint):
     """An endpoint whose workers take jobs from a queue."""
 
     queue: Queue
+    webhooks: Webhooks
 
     def count_jobs(self) -> dict[str, int]:
         """Jobs by state, those that are over since the start or the last reset."""
@@ -87,15 +89,18 @@ class QueueEndpoint(Endpoint):
         }
 
     def reset(self) -> None:
-        """Forget every job and every count."""
+        """Forget every job, every webhook and every count."""
         self.queue.reset()
+        self.webhooks.forget()
 
     def start(self) -> None:
-        """Nothing: a queue only answers."""
+        """Tell of jobs that end to whom it concerns."""
+        self.queue.when_over = self.webhooks.send
 
     async def close(self) -> None:
-        """Ring for whoever waits for a job or its end."""
+        """Ring for whoever waits for a job or its end, and send no webhook any more."""
         self.queue.ring_all()
+        await self.webhooks.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ class Queue:
         """Rings when there may be a job to take."""
         self.activity = Bell()
         """Rings when the need for workers may have changed."""
+        self.when_over: Callable[[Job], None] = lambda _: None
+        """Called with each job that has come to its end."""
 
     # What clients do
 
@@ -299,6 +301,7 @@ class Queue:
         self._set_timer(job)
         job.bell.ring()
         self.activity.ring()
+        self.when_over(job)
 
     def _detach(self, job: Job, *, stop: bool = False) -> None:
         """Take the job out of the queue and off its worker, which may have to stop it first."""

@@ -169,6 +169,8 @@ class EndpointSettings(BaseModel):
     limits: dict[OperationName, Limit] = {}
     send_retry_after: bool = False
     """Whether a 429 says when to come back; RunPod's own answer is not known."""
+    webhook_pauses_seconds: tuple[float, ...] = (5, 15)
+    """Between one try to deliver a webhook and the next; as many tries follow the first."""
     late_progress_reopens: bool = False
     """True reproduces RunPod's bug of a late progress update that reopens a finished job."""
 

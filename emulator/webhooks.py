@@ -1,0 +1,78 @@
+"""Webhooks: tell a client's own server that its job has ended, as often as RunPod would.
+
+Whatever becomes of a webhook, the job stays as it is. Seen of RunPod: the body is what /status
+shows, with the input and the webhook; three tries, 5 and 15 seconds apart.
+"""
+
+import asyncio
+import logging
+import secrets
+from typing import Any, Final
+
+import httpx
+import orjson
+
+from emulator.job import Job
+from emulator.settings import EndpointSettings
+
+log = logging.getLogger("emulator")
+
+MAX_PENDING: Final = 1000
+"""Webhooks on their way or waiting for their next try; those beyond are not sent."""
+MAX_AT_ONCE: Final = 20
+TRY_SECONDS: Final = 10.0
+
+
+class Webhooks:
+    """The webhooks of one endpoint's jobs."""
+
+    def __init__(self, settings: EndpointSettings) -> None:
+        self._settings = settings
+        self._pending: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(MAX_AT_ONCE)
+        self._http = httpx.AsyncClient(trust_env=False, timeout=TRY_SECONDS)
+
+    def send(self, job: Job) -> None:
+        """Begin to tell of the job's end, if it has a webhook; needs a running event loop."""
+        if "webhook" not in job.extras:
+            return
+        if len(self._pending) >= MAX_PENDING:
+            log.warning("endpoint %s: too many webhooks, none for %s", self._settings.id, job.id)
+            return
+        told = {**job.view(), "input": job.input, "webhook": job.extras["webhook"]}
+        body = orjson.dumps(told, option=orjson.OPT_SORT_KEYS)
+        task = asyncio.create_task(self._deliver(str(told["webhook"]), job.id, body))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    def forget(self) -> None:
+        """Send none of those that are still to be sent."""
+        for task in self._pending:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Send none any more, and return when nothing is on its way."""
+        self.forget()
+        await asyncio.gather(*self._pending, return_exceptions=True)
+        await self._http.aclose()
+
+    async def _deliver(self, url: str, job_id: str, body: bytes) -> None:
+        for pause_seconds in (0, *self._settings.webhook_pauses_seconds):
+            await asyncio.sleep(pause_seconds)
+            async with self._room:
+                if await self._is_heard(url, body):
+                    return
+        log.warning("endpoint %s: nobody took the webhook of %s", self._settings.id, job_id)
+
+    async def _is_heard(self, url: str, body: bytes) -> bool:
+        try:
+            answer = await self._http.post(url, content=body, headers=_headers())
+        except (httpx.HTTPError, httpx.InvalidURL):
+            return False
+        return answer.is_success
+
+
+def _headers() -> dict[str, Any]:
+    trace = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+    agent = "Go-http-client/2.0"
+    return {"content-type": "application/json", "traceparent": trace, "user-agent": agent}
