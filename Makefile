@@ -44,7 +44,7 @@ images-check: setup ## build both images and run them, without Docker (needs roo
 	@scripts/images_check.sh
 
 clean: ## remove what was made here, but not the shared cache
-	rm -rf .venv .venv.lock .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv.lock .cache tests/emulator/js/node_modules* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
 
 clean-all: clean ## remove vLLM's environments and the built-in models too, for all clones
 	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/runpod-openai-proxy"

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import runpod
 
@@ -94,6 +95,16 @@ def test_health(endpoint: Any) -> None:
 
 def test_purge_queue(endpoint: Any) -> None:
     assert endpoint.purge_queue() == {"removed": 0, "status": "completed"}
+
+
+async def test_the_asynchronous_client(endpoint: Any) -> None:
+    async with aiohttp.ClientSession() as session:
+        other = runpod.AsyncioEndpoint("streaming", session, api_key=API_KEY)
+        job = await other.run(steps(("yield", "a"), ("yield", "b")))
+        assert [chunk async for chunk in job.stream()] == ["a", "b"]
+        assert await job.output(timeout=20) == ["a", "b"]
+        assert await job.status() == "COMPLETED"
+        assert (await other.health())["workers"]["ready"] == 1
 
 
 def test_a_wrong_key_is_told_as_such(endpoint: Any) -> None:
