@@ -21,6 +21,7 @@ from emulator.settings import EndpointSettings
 from emulator.workers import StopOrder, Worker
 
 MAX_RETRIES: Final = 1
+MAX_CHARACTER_BYTES: Final = 4
 PING_LAG_SECONDS: Final = 1.0
 """A ping this soon after a take may have been written before the worker noted the job."""
 
@@ -144,12 +145,16 @@ class Queue:
 
     def take(self, worker: Worker, limit: int = 1) -> list[Job]:
         """Hand the worker up to `limit` jobs, the oldest first; none to one that is draining."""
-        if worker.is_draining:
+        if self.turns_away(worker):
             return []
         jobs = [self.waiting.popitem(last=False)[1] for _ in range(min(limit, len(self.waiting)))]
         for job in jobs:
             self._start(job, worker)
         return jobs
+
+    def turns_away(self, worker: Worker) -> bool:
+        """Does this worker get no jobs any more?"""
+        return worker.is_draining and not self.settings.stopping_workers_get_jobs
 
     def give_back(self, jobs: list[Job]) -> None:
         """Undo a take whose answer never left: the jobs are first in the queue again."""
@@ -163,7 +168,7 @@ class Queue:
         job = self.get(job_id)
         if _is_on(job, worker_id):
             job.seen_at = self.clock.now()
-            job.chunks.append(output)
+            job.chunks += _cut(output, self.settings.max_chunk_bytes)
             job.bell.ring()
 
     def progress(self, worker_id: str, job_id: str, output: Any) -> None:
@@ -371,6 +376,18 @@ class Queue:
             self._set_timer(job)
         else:
             action(job)
+
+
+def _cut(output: Any, max_bytes: int) -> list[Any]:
+    """The output in pieces of so many bytes if it is text, and never inside a character."""
+    if not isinstance(output, str) or len(output) * MAX_CHARACTER_BYTES <= max_bytes:
+        return [output]
+    data, pieces = output.encode(), []
+    while data:
+        piece = data[:max_bytes].decode(errors="ignore") or data.decode()
+        pieces.append(piece)
+        data = data[len(piece.encode()) :]
+    return pieces
 
 
 def _is_on(job: Job, worker_id: str) -> bool:

@@ -160,6 +160,8 @@ class EndpointSettings(BaseModel):
     sync_retention_seconds: Seconds = 60
     max_run_bytes: int = Field(default=10 * MEGABYTE, gt=0)
     max_runsync_bytes: int = Field(default=20 * MEGABYTE, gt=0)
+    max_chunk_bytes: int = Field(default=MEGABYTE, gt=0)
+    """Text that is larger becomes several chunks."""
     edge_timeout_seconds: Seconds = 100
     """RunPod's edge gives a client's call up after so long, with 524."""
     openai_cut_seconds: Seconds = 5 * 60
@@ -169,6 +171,9 @@ class EndpointSettings(BaseModel):
     limits: dict[OperationName, Limit] = {}
     send_retry_after: bool = False
     """Whether a 429 says when to come back; RunPod's own answer is not known."""
+    stopping_workers_get_jobs: bool = False
+    """True reproduces the lost job: a worker that was told to stop still gets a job on the poll it
+    has open, and never runs it."""
     webhook_pauses_seconds: tuple[float, ...] = (5, 15)
     """Between one try to deliver a webhook and the next; as many tries follow the first."""
     late_progress_reopens: bool = False

@@ -120,7 +120,7 @@ async def _take(request: Request, endpoint: QueueEndpoint, limit: int) -> list[J
     is_there = await hold(
         request,
         queue.arrivals,
-        lambda: worker.is_draining or bool(queue.waiting),
+        lambda: queue.turns_away(worker) or bool(queue.waiting),
         endpoint.settings.take_hold_seconds,
     )
     jobs = queue.take(worker, limit) if is_there else []

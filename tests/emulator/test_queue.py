@@ -162,6 +162,21 @@ def test_posts_for_a_job_that_is_over_are_ignored(queue: Queue, worker: Worker) 
     assert job.drain() == []
 
 
+@pytest.mark.parametrize(
+    ("output", "chunks"),
+    [("abcdefgh", ["abcde", "fgh"]), ("aäöüß", ["aäö", "üß"]), ("🙂🙂", ["🙂", "🙂"]), ("", [""])],
+)
+def test_a_text_above_the_limit_becomes_several_chunks(
+    clock: FakeClock, output: str, chunks: list[str]
+) -> None:
+    queue = make_queue(clock, max_chunk_bytes=5)
+    job = queue.submit({"a": 1})
+    queue.take(queue.greet("w1"))
+    queue.add_chunk("w1", job.id, output)
+    queue.add_chunk("w1", job.id, {"an": "object of any size"})
+    assert job.chunks == [*chunks, {"an": "object of any size"}]
+
+
 def test_progress_is_the_output_until_the_job_ends(queue: Queue, worker: Worker) -> None:
     job = started(queue, worker)
     queue.progress("w1", job.id, "half way")
@@ -366,6 +381,16 @@ def test_a_draining_worker_gets_no_jobs(queue: Queue, worker: Worker) -> None:
     queue.drain("w1")
     assert queue.take(worker) == []
     assert queue.take(queue.greet("w2")) == [job]
+
+
+def test_a_draining_worker_gets_jobs_when_the_lost_job_is_wanted(clock: FakeClock) -> None:
+    queue = make_queue(clock, stopping_workers_get_jobs=True)
+    worker = queue.greet("w1")
+    queue.drain("w1")
+    job = queue.submit({"a": 1})
+    assert queue.take(worker) == [job]
+    queue.lose_worker("w1")
+    assert (job.status, job.retries) == (Status.IN_QUEUE, 1)
 
 
 def test_a_worker_told_to_stop_before_its_first_call_gets_no_jobs(queue: Queue) -> None:

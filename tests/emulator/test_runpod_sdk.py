@@ -5,6 +5,7 @@ SDK's `runpod.Endpoint`. This is what makes the emulator a RunPod and not an opi
 """
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,15 @@ import aiohttp
 import pytest
 import runpod
 
-from tests.emulator.running import API_KEY, PLAIN, SCRIPTED, Client, emulator, eventually
+from tests.emulator.running import (
+    API_KEY,
+    PLAIN,
+    SCRIPTED,
+    Client,
+    emulator,
+    eventually,
+    one_endpoint,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -228,6 +237,20 @@ def test_a_worker_that_asks_to_be_replaced_is(plain: Any) -> None:
     assert second.output(timeout=20) == {"n": 2}
     assert first._fetch_job()["workerId"] != second._fetch_job()["workerId"]
     assert "retries" not in second._fetch_job()
+
+
+def test_a_job_taken_by_a_worker_that_stops_is_lost_when_that_is_wanted() -> None:
+    """The SDK's run loop has ended, and its last poll has not."""
+    wanted = {"worker": SCRIPTED, "idle_timeout_seconds": 0.3, "stopping_workers_get_jobs": True}
+    with one_endpoint(**wanted) as client:
+        first = client.result(client.run(steps(("yield", 1))))
+        eventually(lambda: client.workers("idle") == 0)
+        time.sleep(0.5)  # for the SDK to notice the signal, which shows nowhere
+        job_id = client.run(steps(("yield", 2)))
+        eventually(lambda: client.status(job_id).get("workerId") == first["workerId"])
+        found = client.result(job_id)
+    assert (found["output"], found["retries"]) == ([2], 1)
+    assert found["workerId"] != first["workerId"]
 
 
 # What the SDK makes of faults
