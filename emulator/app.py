@@ -8,8 +8,9 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from emulator import client_api, control_api, openai_api, relay, worker_api
+from emulator import batch_api, client_api, control_api, openai_api, relay, worker_api
 from emulator.balancer import Balancer
+from emulator.batches import Batches
 from emulator.demand import Demand
 from emulator.endpoint import BalancedEndpoint, Endpoint, QueueEndpoint
 from emulator.faults import Faults
@@ -44,6 +45,7 @@ def create_app(settings: EmulatorSettings) -> Starlette:
         *relay.routes(endpoints.values()),
         *client_api.routes(),
         *openai_api.routes(),
+        *batch_api.routes(),
         *worker_api.routes(),
         *control_api.routes(),
     ]
@@ -75,4 +77,4 @@ def _endpoint(settings: EmulatorSettings, endpoint: EndpointSettings) -> Endpoin
         balancer = Balancer(endpoint)
         return BalancedEndpoint(endpoint, scaler(balancer), balancer)
     queue = Queue(endpoint)
-    return QueueEndpoint(endpoint, scaler(queue), queue, Webhooks(endpoint))
+    return QueueEndpoint(endpoint, scaler(queue), queue, Webhooks(endpoint), Batches(queue))

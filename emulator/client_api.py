@@ -15,11 +15,12 @@ from emulator.endpoint import Endpoint, QueueEndpoint
 from emulator.errors import BadRequest, NotFound
 from emulator.faults import faulty
 from emulator.http import Json, guarded, hold, parse_object, read_body
-from emulator.job import Job, Policy
+from emulator.job import Job
 from emulator.latency import distant
 from emulator.limits import limited
 from emulator.operations import Operation
 from emulator.settings import OperationName
+from emulator.submission import parse
 
 MIN_WAIT_MS: Final = 1_000
 MAX_WAIT_MS: Final = 300_000
@@ -142,32 +143,8 @@ async def _view_when_over(request: Request, job: Job, seconds: float) -> Respons
 
 
 def _submit(endpoint: QueueEndpoint, body: dict[str, Any], *, is_sync: bool) -> Job:
-    job_input = body.get("input")
-    if not isinstance(job_input, dict):
-        raise BadRequest("input is required and must be an object")
-    extras = {key: body[key] for key in ("webhook", "webhookV2", "s3Config") if body.get(key)}
-    policy = _policy(body.get("policy", {}), endpoint.queue.default_policy())
-    return endpoint.queue.submit(job_input, policy, extras, is_sync=is_sync)
-
-
-def _policy(asked: Any, default: Policy) -> Policy:
-    if not isinstance(asked, dict):
-        raise BadRequest("policy must be an object")
-    return Policy(
-        _seconds(asked, "executionTimeout", default.execution_timeout_seconds),
-        _seconds(asked, "ttl", default.ttl_seconds),
-        bool(asked.get("lowPriority")),
-    )
-
-
-def _seconds(asked: dict[str, Any], name: str, default: float) -> float:
-    milliseconds = asked.get(name)
-    if milliseconds is None:
-        return default
-    is_number = isinstance(milliseconds, int | float) and not isinstance(milliseconds, bool)
-    if not is_number or milliseconds <= 0:
-        raise BadRequest(f"policy.{name} must be a positive number of milliseconds")
-    return float(milliseconds) / 1000
+    asked = parse(body, endpoint.queue.default_policy())
+    return endpoint.queue.submit(asked.input, asked.policy, asked.extras, is_sync=is_sync)
 
 
 def _wait_seconds(request: Request, default: float) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emulator.balancer import Balancer, Health
+from emulator.batches import Batches
 from emulator.job import Status
 from emulator.queue import Queue
 from emulator.scaler import Scaler
@@ -68,6 +69,7 @@ class QueueEndpoint(Endpoint):
 
     queue: Queue
     webhooks: Webhooks
+    batches: Batches
 
     def count_jobs(self) -> dict[str, int]:
         """Jobs by state, those that are over since the start or the last reset."""
@@ -89,7 +91,8 @@ class QueueEndpoint(Endpoint):
         }
 
     def reset(self) -> None:
-        """Forget every job, every webhook and every count."""
+        """Forget every job, every batch, every webhook and every count."""
+        self.batches.forget()
         self.queue.reset()
         self.webhooks.forget()
 

@@ -54,11 +54,12 @@ class Queue:
         extras: dict[str, Any] | None = None,
         *,
         is_sync: bool = False,
+        job_id: str = "",
     ) -> Job:
         """Queue a new job. `is_sync` gives it the id and the short retention of /runsync."""
         settings = self.settings
         job = Job(
-            id=f"{'sync-' if is_sync else ''}{uuid.uuid4()}-u1",
+            id=job_id or f"{'sync-' if is_sync else ''}{uuid.uuid4()}-u1",
             input=job_input,
             policy=policy or self.default_policy(),
             retention_seconds=(

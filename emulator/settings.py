@@ -22,6 +22,7 @@ OperationName = Literal[
     "purge-queue",
     "health",
     "metrics",
+    "batch",
     "openai",
     "relay",
     "job-take",
