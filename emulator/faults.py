@@ -93,22 +93,22 @@ class Dropped(Response):
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Cut the connection and wait until it is gone."""
+        """Make the answer if there is one, then cut the connection."""
         if self._answer is not None:
             await self._answer(scope, receive, _throw_away)
-        cut(receive)
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await cut(receive)
 
 
-def cut(receive: Receive) -> None:
-    """Reset the caller's connection.
+async def cut(receive: Receive) -> None:
+    """Reset the caller's connection, and return when it is gone.
 
     ASGI has no word for that, so this reaches for the connection that uvicorn keeps behind
     `receive`, and fails under any other server.
     """
     connection: Any = receive
     connection.__self__.transport.abort()
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _throw_away(message: Message) -> None:

@@ -385,7 +385,7 @@ def _cut(output: Any, max_bytes: int) -> list[Any]:
         return [output]
     data, pieces = output.encode(), []
     while data:
-        piece = data[:max_bytes].decode(errors="ignore") or data.decode()
+        piece = data[:max_bytes].decode(errors="ignore")
         pieces.append(piece)
         data = data[len(piece.encode()) :]
     return pieces

@@ -95,7 +95,7 @@ class Relay(Response):
             await _first_of(self._relay(upload, send), upload.read())
         except EmulatorError as error:
             if self._has_begun:
-                cut(receive)
+                await cut(receive)
             else:
                 await _refusal(self._request, error)(scope, receive, send)
 

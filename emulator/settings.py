@@ -161,7 +161,7 @@ class EndpointSettings(BaseModel):
     sync_retention_seconds: Seconds = 60
     max_run_bytes: int = Field(default=10 * MEGABYTE, gt=0)
     max_runsync_bytes: int = Field(default=20 * MEGABYTE, gt=0)
-    max_chunk_bytes: int = Field(default=MEGABYTE, gt=0)
+    max_chunk_bytes: int = Field(default=MEGABYTE, ge=4)
     """Text that is larger becomes several chunks."""
     edge_timeout_seconds: Seconds = 100
     """RunPod's edge gives a client's call up after so long, with 524."""

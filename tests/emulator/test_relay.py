@@ -213,9 +213,13 @@ def test_a_call_that_takes_too_long_is_answered_524() -> None:
         assert client.health()["jobs"]["failed"] == 1
 
 
-def test_a_stream_that_takes_too_long_is_cut_off(tmp_path: Path) -> None:
-    with served(processing_seconds=0.2) as client, pytest.raises(httpx.RemoteProtocolError):
+@pytest.mark.slow
+def test_a_stream_that_takes_too_long_is_cut_off(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with served(processing_seconds=1.5) as client, pytest.raises(httpx.RemoteProtocolError):
         client.relayed(f"/drip?gate={tmp_path / 'never'}")
+    assert "ASGI" not in capfd.readouterr().err, "the emulator's own server is not surprised"
 
 
 def test_a_body_above_the_limit_is_refused() -> None:
@@ -284,8 +288,9 @@ def test_a_worker_that_falls_ill_gets_no_requests_until_it_is_well(
         eventually(lambda: client.relayed("/echo").status_code == 200)
 
 
+@pytest.mark.slow
 def test_a_full_worker_makes_requests_wait(tmp_path: Path) -> None:
-    with served(worker_concurrency=1, worker_wait_seconds=0.3) as client:
+    with served(worker_concurrency=1, worker_wait_seconds=1) as client:
         gate = tmp_path / "gate"
         with client.http.stream("GET", f"{client.relay_url}/drip?gate={gate}") as answer:
             assert client.relayed("/echo").status_code == 400
@@ -350,8 +355,9 @@ def test_a_wish_for_a_worker_that_is_gone_falls_back_unless_it_is_strict(
         assert (answer.status_code, answer.json()) == (404, {"error": "affinity_worker_gone"})
 
 
+@pytest.mark.slow
 def test_a_strict_wish_waits_for_its_worker_and_no_other(tmp_path: Path) -> None:
-    with served(worker_concurrency=1, pinned_wait_seconds=0.3) as client:
+    with served(worker_concurrency=1, pinned_wait_seconds=1) as client:
         gate = tmp_path / "gate"
         pinned = {"x-runpod-worker-id": f"strict {BY_HAND}"}
         with client.http.stream("GET", f"{client.relay_url}/drip?gate={gate}") as answer:
@@ -406,6 +412,18 @@ def test_a_stopped_worker_is_resumed_for_a_request_that_insists_on_it() -> None:
         strict = client.relayed("/echo", headers={"x-runpod-worker-id": f"strict {worker_id}"})
         assert strict.status_code == 404
         assert worker_of(client, f"strict-resume {worker_id}") == worker_id
+
+
+@pytest.mark.slow
+def test_a_worker_is_resumed_next_to_another_that_would_do(tmp_path: Path) -> None:
+    with one_endpoint(**settings(worker=WEB, max_workers=2, idle_timeout_seconds=0.2)) as client:
+        worker_id = client.relayed("/echo").headers["x-runpod-worker-id"]
+        eventually(lambda: client.control("GET", "")["endpoints"]["ep"]["ports"] == {})
+        gate = tmp_path / "gate"
+        with client.http.stream("GET", f"{client.relay_url}/drip?gate={gate}") as answer:
+            assert answer.headers["x-runpod-worker-id"] != worker_id
+            assert worker_of(client, f"strict-resume {worker_id}") == worker_id
+            gate.touch()
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ class Answer:
         watch = asyncio.create_task(self._note_leaving())
         while not Path(self._asked["gate"]).exists():  # noqa: ASYNC240
             if watch.done():
-                return
+                break
             await asyncio.sleep(0.01)
         watch.cancel()
         await self._piece(b"last", is_last=True)
