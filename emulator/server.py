@@ -44,7 +44,8 @@ class Server(uvicorn.Server):
         if self.started:
             settings: EmulatorSettings = self._app.state.settings
             for endpoint in settings.endpoints:
-                log.info("ready: %s/v2/%s", settings.base_url, endpoint.id)
+                face = "v2" if endpoint.kind == "queue" else "lb"
+                log.info("ready: %s/%s/%s", settings.base_url, face, endpoint.id)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop the workers while they can still be heard, then stop listening."""
