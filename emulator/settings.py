@@ -202,10 +202,15 @@ class EndpointSettings(BaseModel):
 
     @model_validator(mode="after")
     def _balancing_makes_sense(self) -> Self:
-        if self.kind == "load-balancing" and self.scaler == "queue_delay":
+        if self.kind == "queue":
+            return self
+        if self.scaler == "queue_delay":
             raise ValueError("a load-balancing endpoint has no queue: its scaler is request_count")
-        if self.kind == "load-balancing" and "PORT" in self.env and self.max_workers > 1:
-            raise ValueError("all workers are on one machine: with a PORT in env there is only one")
+        ports = [self.env[name] for name in ("PORT", "PORT_HEALTH") if name in self.env]
+        if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports):
+            raise ValueError("PORT and PORT_HEALTH in env are port numbers")
+        if ports and self.max_workers > 1:
+            raise ValueError("all workers are on one machine: with a port in env there is only one")
         return self
 
 

@@ -481,3 +481,17 @@ def test_a_stream_ends_well_when_the_emulator_stops(tmp_path: Path) -> None:
             assert next(pieces) == b"first"
             threading.Timer(0.5, gate.touch).start()
         assert list(pieces) == [b"last"]
+
+
+@pytest.mark.slow
+def test_a_stream_from_a_worker_of_ones_own_is_cut_when_the_emulator_stops(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with httpx.Client(headers={"Authorization": API_KEY}, timeout=20) as http, ExitStack() as held:
+        with served() as client:
+            url = f"{client.relay_url}/drip?gate={tmp_path / 'never'}"
+            pieces = held.enter_context(http.stream("GET", url)).iter_raw()
+            assert next(pieces) == b"first"
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(pieces)
+    assert "Traceback" not in capfd.readouterr().err

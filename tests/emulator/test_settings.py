@@ -106,6 +106,9 @@ def test_the_key_does_not_show_when_settings_are_printed() -> None:
         {"endpoints": [{"id": "a", "take_hold_seconds": 90}]},
         {"endpoints": [{**BALANCING, "scaler": "queue_delay"}]},
         {"endpoints": [{**BALANCING, "env": {"PORT": "1"}, "max_workers": 2}]},
+        {"endpoints": [{**BALANCING, "env": {"PORT_HEALTH": "1"}, "max_workers": 2}]},
+        {"endpoints": [{**BALANCING, "env": {"PORT": "http"}}]},
+        {"endpoints": [{**BALANCING, "env": {"PORT": "70000"}}]},
         {"endpoints": [{"id": "a"}], "prot": 1},
     ],
 )

@@ -81,6 +81,7 @@ def test_a_webhook_gets_the_whole_job(client: Client) -> None:
     view = client.status(job_id)
     assert told == {**view, "input": {"b": 1, "a": 2}, "webhook": server.url}
     assert list(told) == sorted(told)
+    assert list(told["input"]) == ["b", "a"], "the input is as it came"
     assert (told["status"], told["output"]) == ("COMPLETED", [1])
 
 
