@@ -118,15 +118,24 @@ class Backends:
             metrics=self._metrics,
         )
         watch = Watch(name, endpoint.health)
+        bounds = Bounds(
+            config.max_requests or settings.max_requests,
+            config.max_waiting or settings.max_waiting,
+        )
         if not is_queue:
-            url = config.url or LOAD_BALANCING_URL.format(id=endpoint_id)
-            return Relay(self._client, url, api_key, watch=watch)
+            return Relay(
+                self._client,
+                config.url or LOAD_BALANCING_URL.format(id=endpoint_id),
+                api_key,
+                bounds=bounds,
+                watch=watch,
+                on_worker_seconds=lambda seconds: self._metrics.note_worker_seconds(
+                    name, seconds, config.price_per_second
+                ),
+            )
         jobs = Jobs(
             endpoint,
-            bounds=Bounds(
-                config.max_requests or settings.max_requests,
-                config.max_waiting or settings.max_waiting,
-            ),
+            bounds=bounds,
             watch=watch,
             canceller=self._canceller,
             journal=self._journal,
@@ -181,6 +190,7 @@ class Backends:
         key = (fallback.url, fallback)
         if key not in self._made:
             api_key = self._api_key(fallback.api_key_env)
-            self._made[key] = Relay(self._client, fallback.url, api_key)
+            bounds = Bounds(self._settings.max_requests, self._settings.max_waiting)
+            self._made[key] = Relay(self._client, fallback.url, api_key, bounds=bounds)
         second = replace(model, backend=self._made[key], served_as=fallback.model)
         return replace(model, fallback=second)

@@ -42,6 +42,14 @@ class Bounds:
     waiting: int
     """Of them, how many may wait for a worker."""
 
+    def check(self, *, live: int, waiting: int) -> None:
+        """Raise EndpointOverloaded unless there is room for one more."""
+        if live >= self.live or waiting >= self.waiting:
+            raise EndpointOverloaded(
+                "Too many requests are under way or waiting for a worker. Try again in a while.",
+                retry_after_seconds=RETRY_AFTER_OVERLOAD_SECONDS,
+            )
+
 
 @dataclass(slots=True)
 class _Submission:
@@ -100,7 +108,7 @@ class Jobs:
         """
         if time.monotonic() >= self.stops_at:
             raise Stopping("The proxy is shutting down. Please send the request again.")
-        self._check_bounds()
+        self._bounds.check(live=self.live, waiting=self.waiting)
         self._breaker.check()
         job = msgspec.json.encode({"input": job_input, "policy": terms.policy})
         if len(job) > LARGEST_JOB_BYTES:
@@ -155,13 +163,6 @@ class Jobs:
                 self._journal.add(self.endpoint.url, job_id)
                 return Job(job_id, self, terms)
         raise AssertionError("unreachable")
-
-    def _check_bounds(self) -> None:
-        if self.live >= self._bounds.live or self.waiting >= self._bounds.waiting:
-            raise EndpointOverloaded(
-                "Too many requests are under way or waiting for a worker. Try again in a while.",
-                retry_after_seconds=RETRY_AFTER_OVERLOAD_SECONDS,
-            )
 
     def _submitted(self, submission: asyncio.Future[Job]) -> None:
         """Count it as live from the moment on that it is no longer being submitted."""

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import httpx
@@ -29,6 +29,7 @@ from proxy.errors import (
 )
 from proxy.events import WholeEvents
 from proxy.job import RETRY_AFTER_COLD_START_SECONDS, Terms, pause
+from proxy.jobs import Bounds
 from proxy.watch import Watch
 from proxy.wire import JSON, Head
 
@@ -46,12 +47,23 @@ class Relay:
     """
 
     def __init__(
-        self, client: httpx.AsyncClient, url: str, api_key: str, *, watch: Watch | None = None
+        self,
+        client: httpx.AsyncClient,
+        url: str,
+        api_key: str,
+        *,
+        bounds: Bounds,
+        watch: Watch | None = None,
+        on_worker_seconds: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.served: dict[str, int | None] = {}
         self.watch = watch
+        self.on_worker_seconds = on_worker_seconds
+        """Told of each answer how long a worker was at it."""
         self.stops_at = math.inf
         """When calls still running are given up (monotonic clock): after `drain`."""
+        self._bounds = bounds
+        self._live: set[RelayedAnswer] = set()
         self._client = client
         # The base URL of an OpenAI-compatible server ends in /v1, where our routes begin with it.
         self._url = url.rstrip("/").removesuffix("/v1")
@@ -77,6 +89,16 @@ class Relay:
         """Let calls go on for this long; those that have not ended then raise Stopping."""
         self.stops_at = time.monotonic() + seconds
 
+    def admit(self, answer: "RelayedAnswer") -> None:
+        """Count an answer as under way; raises EndpointOverloaded if there are too many."""
+        waiting = sum(live.head is None for live in self._live)
+        self._bounds.check(live=len(self._live), waiting=waiting)
+        self._live.add(answer)
+
+    def release(self, answer: "RelayedAnswer") -> None:
+        """It is not under way any more."""
+        self._live.discard(answer)
+
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return the response when its head has come."""
         return await self._client.send(request, stream=True)
@@ -95,7 +117,7 @@ class RelayedAnswer:
         self._request = request
         self._events = WholeEvents(ends)
         self._terms = terms
-        self._began = self._moved = time.monotonic()
+        self._began = self._moved = self._answered = time.monotonic()
         self._has_output = False
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
@@ -109,11 +131,12 @@ class RelayedAnswer:
 
     async def open(self) -> bytes:
         """See Answer."""
+        self._relay.admit(self)
         response = self._response = await self._worker_response()
         if self._relay.watch is not None:
             self._relay.watch.note_answer()
         self._chunks = response.aiter_bytes()
-        self._moved = time.monotonic()
+        self._moved = self._answered = time.monotonic()
         self.head = Head(response.status_code, response.headers.get("content-type", JSON))
         return b""
 
@@ -129,9 +152,11 @@ class RelayedAnswer:
 
     def close(self) -> None:
         """See Answer: the connection is closed, unless the answer has come to its end."""
+        self._relay.release(self)
         if self._reading is not None:
             self._reading.cancel()
         if self._response is not None and self._closing is None:
+            self._relay.on_worker_seconds(time.monotonic() - self._answered)
             self._closing = asyncio.create_task(self._response.aclose())
 
     async def _worker_response(self) -> httpx.Response:

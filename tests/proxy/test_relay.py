@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,24 @@ def test_a_client_that_leaves_closes_the_connection_to_the_worker(
         next(got.iter_bytes())
     assert len(server.requests) == 1
     wait_until(lambda: server.open == 0)
+
+
+@pytest.mark.parametrize("bound", ["max_requests", "max_waiting"])
+def test_too_many_requests_are_refused_and_places_become_free_again(
+    start: Start, server: ScriptedServer, bound: str
+) -> None:
+    hold = threading.Event()
+    streaming = Reply(200, [event("a").encode(), b"data: [DONE]\n\n"], content_type=SSE, hold=hold)
+    server.replies = [streaming if bound == "max_requests" else Reply(503, headers={})]
+    with start(**{bound: 1}) as client, ThreadPoolExecutor() as pool:
+        running = pool.submit(client.post, CHAT, json=chat(stream=True))
+        wait_until(lambda: len(server.requests) >= 1)
+        refused = client.post(CHAT, json=chat())
+        assert (refused.status_code, error_of(refused)["code"]) == (429, "endpoint_overloaded")
+        server.replies = [streaming]
+        hold.set()
+        assert running.result().status_code == 200
+        assert client.post(CHAT, json=chat(stream=True)).text.endswith("data: [DONE]\n\n")
 
 
 def test_the_openai_sdk_sees_nothing_odd(client: httpx.Client, server: ScriptedServer) -> None:
