@@ -5,7 +5,7 @@ Its documents leave open what the calls that change a batch answer: here it is a
 
 from typing import Any
 
-import orjson
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -26,8 +26,8 @@ async def create(request: Request, endpoint: QueueEndpoint) -> Response:
     """A new draft, from a list of bodies as of /run."""
     body = await read_body(request, endpoint.settings.max_run_bytes)
     try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        asked = msgspec.json.decode(body)
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"json is invalid; {error}") from None
     batch = endpoint.batches.create(_submissions(asked, endpoint))
     return Json({"id": batch.id, "status": batch.status})

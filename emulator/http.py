@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import orjson
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -27,10 +27,10 @@ Refuse = Callable[[Request, EmulatorError], Response]
 
 
 class Json(JSONResponse):
-    """A JSON answer, written by orjson with its keys in the order they have."""
+    """A JSON answer, written by msgspec with its keys in the order they have."""
 
     def render(self, content: Any) -> bytes:
-        return orjson.dumps(content)
+        return msgspec.json.encode(content)
 
 
 def guarded(kind: type[E], operation: Operation[E], refuse: Refuse | None = None) -> Handler:
@@ -88,8 +88,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object, or BadRequest."""
     try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        parsed = msgspec.json.decode(body)
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"json is invalid; {error}") from None
     if not isinstance(parsed, dict):
         raise BadRequest("json is invalid; an object is expected")

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import orjson
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -67,7 +67,9 @@ async def _events(request: Request, job: Job, deadline: float) -> AsyncIterator[
 def _event(output: Any) -> bytes:
     """Text is taken for events that are framed already; what is parsed is framed here."""
     return (
-        output.encode() if isinstance(output, str) else b"data: " + orjson.dumps(output) + b"\n\n"
+        output.encode()
+        if isinstance(output, str)
+        else b"data: " + msgspec.json.encode(output) + b"\n\n"
     )
 
 
@@ -86,8 +88,8 @@ def _whole(job: Job) -> Response:
 def _error(job: Job) -> Any:
     """The error of a job that did not end well: as it is if it is JSON, else wrapped."""
     try:
-        said = orjson.loads(job.error)
-    except (orjson.JSONDecodeError, TypeError):
+        said = msgspec.json.decode(job.error)
+    except (ValueError, TypeError, RecursionError):
         said = None
     text = job.status.value if job.error is ABSENT else str(job.error)
     return said if isinstance(said, dict) else {"error": text}

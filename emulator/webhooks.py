@@ -10,7 +10,7 @@ import secrets
 from typing import Any, Final
 
 import httpx
-import orjson
+import msgspec
 
 from emulator.job import Job
 from emulator.settings import EndpointSettings
@@ -40,7 +40,7 @@ class Webhooks:
             log.warning("endpoint %s: too many webhooks, none for %s", self._settings.id, job.id)
             return
         told = {**job.view(), "input": job.input, "webhook": job.extras["webhook"]}
-        body = orjson.dumps(dict(sorted(told.items())))
+        body = msgspec.json.encode(dict(sorted(told.items())))
         task = asyncio.create_task(self._deliver(str(told["webhook"]), job.id, body))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)

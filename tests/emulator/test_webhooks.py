@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import orjson
+import msgspec
 import pytest
 
 from tests.emulator.running import Client, eventually, one_endpoint
@@ -77,7 +77,7 @@ def test_a_webhook_gets_the_whole_job(client: Client) -> None:
     assert headers["content-type"] == "application/json"
     assert headers["user-agent"] == "Go-http-client/2.0"
     assert headers["traceparent"].startswith("00-")
-    told = orjson.loads(body)
+    told = msgspec.json.decode(body)
     view = client.status(job_id)
     assert told == {**view, "input": {"b": 1, "a": 2}, "webhook": server.url}
     assert list(told) == sorted(told)
@@ -90,7 +90,7 @@ def test_a_failed_and_a_cancelled_job_are_told_too(client: Client) -> None:
         finish(client, server.url, {"error": "boom"})
         client.post(f"/cancel/{client.run({'a': 1}, webhook=server.url)}")
         eventually(lambda: len(server.calls) == 2)
-        told = [orjson.loads(body) for _, body in server.calls]
+        told = [msgspec.json.decode(body) for _, body in server.calls]
     assert sorted(one["status"] for one in told) == ["CANCELLED", "FAILED"]
 
 

@@ -1,6 +1,6 @@
 """Why a job failed, told from the worker's `error` in each form it comes in."""
 
-import orjson
+import msgspec
 import pytest
 
 from proxy.errors import VLLMError, WorkerFailed
@@ -20,13 +20,13 @@ def test_vllms_error_in_json_keeps_its_status() -> None:
     error = error_from(VLLM_404)
     assert isinstance(error, VLLMError)
     assert error.status == 404
-    assert orjson.loads(error.body) == orjson.loads(VLLM_404)
+    assert msgspec.json.decode(error.body) == msgspec.json.decode(VLLM_404)
 
 
 def test_a_plain_text_of_vllm_is_put_in_the_envelope() -> None:
     error = error_from(str({"message": "vLLM returned HTTP 500: oh <b>no</b>"}))
     assert error.status == 500
-    assert orjson.loads(error.body)["error"]["message"] == "oh <b>no</b>"
+    assert msgspec.json.decode(error.body)["error"]["message"] == "oh <b>no</b>"
 
 
 @pytest.mark.parametrize(

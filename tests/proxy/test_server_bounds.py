@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
+import msgspec
 import psutil
 import pytest
 
@@ -31,7 +31,7 @@ DEADLINE_SECONDS = 1.0
 MAX_HEADER_BYTES = 10_000
 PATIENCE_SECONDS = 30.0
 AUTHORIZED = f"authorization: Bearer {KEY}\r\n".encode()
-JSON = orjson.dumps(chat())
+JSON = msgspec.json.encode(chat())
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def refusal(received: bytes) -> tuple[int, dict[str, Any]]:
     status, body = parsed(received)
     assert b"\r\nconnection: close\r\n" in received
     assert b"\r\nx-request-id: req_" in received
-    envelope = orjson.loads(body)
+    envelope = msgspec.json.decode(body)
     assert set(envelope["error"]) == {"message", "type", "param", "code"}
     return status, envelope["error"]
 
@@ -132,7 +132,7 @@ def test_a_request_is_served_however_it_is_cut(wire: socket.socket, runpod: Scri
     for byte in head(length=len(JSON), extra=b"connection: close\r\n") + JSON:
         wire.send(bytes([byte]))
     status, body = parsed(all_of(wire))
-    assert (status, orjson.loads(body)) == (200, {"ok": True})
+    assert (status, msgspec.json.decode(body)) == (200, {"ok": True})
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET /health HTTP/1.1\r\nx-a: "])
@@ -235,7 +235,7 @@ def test_garbage_behind_a_request_never_gets_into_its_answer(
     wire: socket.socket, runpod: ScriptedRunPod
 ) -> None:
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", hold=threading.Event())]
-    body = orjson.dumps(chat(stream=True))
+    body = msgspec.json.encode(chat(stream=True))
     wire.sendall(head(length=len(body)) + body)
     received = wire.recv(65536)
     wire.sendall(b"garbage\r\n\r\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
+import msgspec
 import psutil
 import pytest
 from starlette.requests import Request
@@ -54,7 +54,7 @@ class OneBigJob(ScriptedRunPod):
         if self.polls == self.frames:
             frame["end"] = True
         body = {"status": "IN_PROGRESS", "stream": [{"output": frame}]}
-        return Response(orjson.dumps(body), media_type="application/json")
+        return Response(msgspec.json.encode(body), media_type="application/json")
 
     async def _cancel(self, request: Request) -> Response:
         self.cancelled.append(request.path_params["job"])
@@ -118,7 +118,7 @@ def slow_reader(folder: Path, *, frames: int, frame_bytes: int, **settings: Any)
                 wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
                 wire.settimeout(PATIENCE_SECONDS)
                 wire.connect(("127.0.0.1", httpx.URL(proxy.url).port or 80))
-                body = orjson.dumps(chat(stream=True))
+                body = msgspec.json.encode(chat(stream=True))
                 head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
                 wire.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
                 yield Case(runpod, proxy, Reader(wire))

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import openai
-import orjson
 import pytest
 
 from tests.proxy.conftest import KEY, chat
@@ -19,7 +19,7 @@ HEAD = {"seq": 0, "status": 200, "content_type": "text/event-stream"}
 
 def event(text: str) -> str:
     delta = {"choices": [{"index": 0, "delta": {"content": text}}]}
-    return f"data: {orjson.dumps(delta).decode()}\n\n"
+    return f"data: {msgspec.json.encode(delta).decode()}\n\n"
 
 
 FRAMES: list[dict[str, Any]] = [
@@ -41,7 +41,7 @@ def stream(client: httpx.Client, **changes: Any) -> tuple[int, str]:
 def last_error(text: str) -> dict[str, Any]:
     assert "[DONE]" not in text
     last = text.rstrip("\n").rpartition("\n\n")[2].removeprefix("data: ")
-    error: dict[str, Any] = orjson.loads(last)["error"]
+    error: dict[str, Any] = msgspec.json.decode(last)["error"]
     return error
 
 
