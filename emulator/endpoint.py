@@ -83,10 +83,10 @@ class QueueEndpoint(Endpoint):
         }
 
     def inside(self) -> dict[str, Any]:
-        """Every job with its unread chunks, and what workers have in hand."""
+        """Every job with its input and its unread chunks, and what workers have in hand."""
         jobs = self.queue.jobs.values()
         return {
-            "jobs": [{**job.view(), "unread": len(job.chunks)} for job in jobs],
+            "jobs": [{**job.view(), "input": job.input, "unread": len(job.chunks)} for job in jobs],
             "workers": _view(self.queue.workers.values()),
         }
 

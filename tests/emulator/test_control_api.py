@@ -22,7 +22,7 @@ def test_it_shows_jobs_workers_and_faults() -> None:
         endpoint = inside["endpoints"]["ep"]
         assert endpoint["health"] == client.health()
         assert endpoint["workers"] == [{"id": "w1", "jobs": [job_id], "stopping": []}]
-        assert endpoint["jobs"] == [{**client.status(job_id), "unread": 1}]
+        assert endpoint["jobs"] == [{**client.status(job_id), "input": {"a": 1}, "unread": 1}]
         client.run({"a": 1})
         assert client.control("GET", "")["faults"][0]["hits"] == 1
 
