@@ -24,17 +24,26 @@ from proxy.wire import JSON, SSE, Head
 LONGEST_TITLE: Final = 40
 
 # How the prompts of the UIs' own tasks begin, and what to answer; "" for a title made of the chat.
-# Open WebUI wants JSON, LibreChat the title alone.
+# Open WebUI wants JSON; LibreChat the title alone, or JSON with the language, as its `titleMethod`
+# says. Open WebUI 0.12 has other words than those before it.
 _TASKS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
-    (re.compile(r"### Task:\s+Generate a concise, 3-5 word title"), ""),
+    (re.compile(r"### Task:\s+Generate a concise(, 3-5 word)? title"), ""),
     (re.compile(r"### Task:\s+Generate 1-3 broad tags"), '{"tags": ["General"]}'),
-    (re.compile(r"### Task:\s+Suggest 3-5 relevant follow-up"), '{"follow_ups": []}'),
+    (
+        re.compile(r"### Task:\s+(Suggest 3-5 relevant follow-up|Predict 3-5 useful messages)"),
+        '{"follow_ups": []}',
+    ),
     (re.compile(r"### Task:\s+You are an autocompletion system"), '{"text": ""}'),
     (
         re.compile(r"### Task:\s+Analyze the chat history to determine the necessity of"),
         '{"queries": []}',
     ),
+    (re.compile(r"Your task is to reflect the speaker's likely facial expression"), "🙂"),
     (re.compile(r"(Please )?(Provide|[Gg]enerate) a concise, 5-word-or-less title"), "New Chat"),
+    (
+        re.compile(r"Analyze this conversation and provide:\s+1\. The detected language"),
+        '{"language": "English", "title": "New Chat"}',
+    ),
 )
 _FIRST_MESSAGE: Final = re.compile(r"<chat_history>\s*USER:\s*([^\n<]+)")
 
