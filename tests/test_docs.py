@@ -1,5 +1,6 @@
 """What the documents name exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def test_every_test_named_in_the_reliability_table_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+    "document", ["README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
 )
 def test_every_file_a_document_names_exists(document: str) -> None:
     text = (ROOT / document).read_text()
@@ -27,3 +28,15 @@ def test_every_file_a_document_names_exists(document: str) -> None:
     assert [str(name) for name in names if not (ROOT / name).exists()] == []
     files = re.findall(r"`(test_\w+\.py)`", text)
     assert [name for name in files if name not in {path.name for path in TESTS}] == []
+
+
+def test_the_guides_name_the_versions_they_are_tried_with() -> None:
+    lock = (ROOT / "requirements/open-webui.txt").read_text()
+    pinned = re.search(r"^open-webui==(\S+)", lock, re.MULTILINE)
+    assert pinned is not None
+    assert f"Tried with Open WebUI {pinned[1]} " in (ROOT / "docs/guides/open-webui.md").read_text()
+    packages = json.loads((ROOT / "requirements/node/package-lock.json").read_text())["packages"]
+    version = packages["node_modules/librechat-data-provider"]["version"]
+    assert f"`librechat-data-provider`, {version})" in (
+        ROOT / "docs/guides/librechat.md"
+    ).read_text().replace("\n", " ")
