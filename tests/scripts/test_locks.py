@@ -10,10 +10,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hatch_build import vllm_version
+from scripts.lock import client_groups
 
 ROOT = Path(__file__).parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+GROUPS: dict[str, list[str | dict[str, str]]] = PROJECT["dependency-groups"]
 WORKER: list[str] = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["custom"]["extras"]["worker"]
 
 
@@ -29,12 +31,22 @@ def pins(name: str) -> dict[str, set[str]]:
     return found
 
 
+def wanted_by(group: str) -> list[str]:
+    """What a dependency group asks for, with the groups that it includes."""
+    return [
+        wanted
+        for entry in GROUPS[group]
+        for wanted in ([entry] if isinstance(entry, str) else wanted_by(entry["include-group"]))
+    ]
+
+
 @pytest.mark.parametrize(
     ("lock", "wanted"),
     [
         ("proxy", PROJECT["project"]["dependencies"]),
         ("worker", WORKER),
-        ("dev", PROJECT["project"]["dependencies"] + WORKER + PROJECT["dependency-groups"]["dev"]),
+        ("dev", PROJECT["project"]["dependencies"] + WORKER + wanted_by("dev")),
+        *((group, wanted_by(group)) for group in client_groups()),
     ],
 )
 def test_a_lock_satisfies_what_the_project_asks_for(lock: str, wanted: list[str]) -> None:
@@ -43,6 +55,11 @@ def test_a_lock_satisfies_what_the_project_asks_for(lock: str, wanted: list[str]
         versions = pinned.get(canonicalize_name(requirement.name))
         assert versions, f"{requirement.name} is missing"
         assert all(requirement.specifier.contains(version) for version in versions), requirement
+
+
+def test_every_lock_of_a_client_is_of_a_group() -> None:
+    locks = {lock.stem for lock in LOCKS if lock.stem.startswith("client-")}
+    assert locks == set(client_groups())
 
 
 @pytest.mark.parametrize("lock", ["proxy", "worker"])
