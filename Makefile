@@ -1,7 +1,7 @@
 # Every target sets up what it needs and is missing. PYTHON= names the Python to set up with.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast ui-check chaos soak check lock images-check clean clean-all
+.PHONY: help setup run test test-fast ui-check chaos soak conformance check lock images-check clean clean-all
 
 SET_UP = "$$(scripts/find_python.sh)" -m scripts.set_up
 PROJECT_PYTHON = .venv/bin/python
@@ -35,6 +35,10 @@ soak: ## hold many streams for long and look for leaks; MINUTES= and STREAMS= sa
 	@$(SET_UP) project
 	@$(PROJECT_PYTHON) -m tests.chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STREAMS),--streams $(STREAMS))
 
+conformance: ## run real clients through the proxy and against vLLM; CLIENTS= runs only some
+	@$(SET_UP) project vllm flags models
+	@$(PROJECT_PYTHON) -m tests.conformance $(CLIENTS)
+
 check: ## lint, formatting and types
 	@$(SET_UP) project
 	@$(PROJECT_PYTHON) -m ruff check
@@ -48,7 +52,8 @@ images-check: setup ## build both images and run them, without Docker (needs roo
 	@scripts/images_check.sh
 
 clean: ## remove what was made here, but not the shared cache
-	rm -rf .venv .venv.lock .cache tests/emulator/js/node_modules* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv.lock .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build \
+	    tests/conformance/node/node_modules tests/emulator/js/node_modules*
 
 clean-all: clean ## remove vLLM's environments and the built-in models too, for all clones
 	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/runpod-openai-proxy"

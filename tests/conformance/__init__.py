@@ -1,0 +1,1 @@
+"""Real clients against the local stack, each check also against vLLM itself: `make conformance`."""
