@@ -4,6 +4,7 @@ ProxyError                          what the client sees
 ├── InvalidRequest                  400  invalid_request_error
 │   ├── InvalidAPIKey               401  invalid_request_error  invalid_api_key
 │   ├── ModelNotFound               404  invalid_request_error  model_not_found
+│   ├── ResponseNotFound            404  invalid_request_error  response_not_found
 │   ├── UnknownRoute                404  invalid_request_error  unknown_url
 │   ├── NotPermitted                403  invalid_request_error  permission_denied
 │   ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
@@ -96,6 +97,13 @@ class ModelNotFound(InvalidRequest):
 
     status = 404
     code = "model_not_found"
+
+
+class ResponseNotFound(InvalidRequest):
+    """We do not know which worker stored this response, if any did."""
+
+    status = 404
+    code = "response_not_found"
 
 
 class UnknownRoute(InvalidRequest):

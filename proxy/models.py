@@ -10,7 +10,7 @@ from proxy.answer import Answer
 from proxy.auth import Key
 from proxy.backend import Backend
 from proxy.call import Call
-from proxy.errors import InvalidRequest, ModelNotFound
+from proxy.errors import InvalidRequest, ModelNotFound, ResponseNotFound
 from proxy.fallback import FallbackAnswer
 from proxy.job import Terms
 from proxy.keep_alive import Mode
@@ -140,6 +140,19 @@ class Models:
     def owner(self, response_id: str) -> str | None:
         """The name of the model whose worker may have stored this response."""
         return self._owners.get(response_id)
+
+    def find_owner(self, response_id: str, key: Key) -> Model:
+        """The model whose worker may have stored this response.
+
+        Raises:
+            ResponseNotFound: nobody knows whose it is, or this key may not use that model.
+        """
+        try:
+            return self.find(self.owner(response_id), key)
+        except InvalidRequest:
+            raise ResponseNotFound(
+                f"Response with id '{response_id}' not found.", param="response_id"
+            ) from None
 
     def take_over(self, former: "Models") -> None:
         """Keep what another table has learned, for this one comes in its place."""

@@ -45,8 +45,10 @@ async def _serve(request: Request, pattern: str) -> Response:
     request.state.dialect = route.dialect
     key = here.keys.check(request)
     call = await read_call(request, route, max_bytes=here.settings.max_body_bytes)
-    owner = here.models.owner(route.response_id) if route.response_id else None
-    model = here.models.find(call.model or owner, key)
+    if route.response_id and not call.model:
+        model = here.models.find_owner(route.response_id, key)
+    else:
+        model = here.models.find(call.model, key)
     request.state.model = model.label or model.name
     terms = _terms(request, model, key)
     answer = request.state.answer = await here.shield.answer(call, model, terms)

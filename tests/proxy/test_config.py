@@ -176,7 +176,6 @@ def test_a_stored_response_is_asked_for_where_it_was_made(
 ) -> None:
     text = '{"id":"resp_abc","object":"response"}'
     with configured(TWO) as client:
-        assert client.get("/v1/responses/resp_abc").status_code == 400
         runpod.script = [Page("COMPLETED", [FRAME | {"text": text}])]
         client.post("/v1/responses", json={"model": "org/large", "input": "hi"})
         runpod.stream_calls = 0
@@ -189,6 +188,22 @@ def test_who_has_a_stored_response_is_not_forgotten_when_the_file_is_read_again(
     before.note_owner("resp_1", "small")
     after.take_over(before)
     assert after.owner("resp_1") == "small"
+
+
+def test_a_stored_response_that_nobody_knows_is_not_found(
+    configured: Configured, runpod: ScriptedRunPod
+) -> None:
+    with configured(TWO) as client:
+        for path in ("/v1/responses/resp_abc", "/v1/responses/resp_abc/cancel"):
+            refused = client.request("POST" if "cancel" in path else "GET", path)
+            assert refused.status_code == 404
+            assert error_of(refused) == {
+                "message": "Response with id 'resp_abc' not found.",
+                "type": "invalid_request_error",
+                "param": "response_id",
+                "code": "response_not_found",
+            }
+    assert runpod.endpoints == []
 
 
 KEYS = (
@@ -205,6 +220,21 @@ sha256 = "{hashlib.sha256(b"sk-ops").hexdigest()}"
 may_warm = true
 """
 )
+
+
+def test_a_stored_response_of_a_model_that_a_key_may_not_use_is_not_found(
+    configured: Configured, runpod: ScriptedRunPod
+) -> None:
+    text = '{"id":"resp_abc","object":"response"}'
+    with configured(KEYS) as client:
+        runpod.script = [Page("COMPLETED", [FRAME | {"text": text}])]
+        client.headers["authorization"] = "Bearer sk-ops"
+        client.post("/v1/responses", json={"model": "org/large", "input": "hi"})
+        client.headers["authorization"] = "Bearer sk-ui"
+        refused = client.get("/v1/responses/resp_abc")
+    assert (refused.status_code, error_of(refused)["code"]) == (404, "response_not_found")
+    assert "org/large" not in refused.text
+    assert runpod.endpoints == ["second-id"]
 
 
 def test_a_key_sees_and_uses_only_its_models(
