@@ -38,6 +38,9 @@ class Metrics:
         self._cancelled = self._counter(
             "proxy_jobs_cancelled", "Jobs given up before their end", "endpoint"
         )
+        self._tokens = self._counter(
+            "proxy_tokens", "Tokens of prompts (in) and of answers (out)", "model", "direction"
+        )
         self._fallbacks = self._counter(
             "proxy_fallbacks", "Requests answered by a fallback", "model"
         )
@@ -60,6 +63,11 @@ class Metrics:
     def note_first_byte(self, model: str, seconds: float) -> None:
         """The first byte of an answer has come."""
         self._first_byte.labels(model).observe(seconds)
+
+    def note_tokens(self, model: str, tokens_in: int, tokens_out: int) -> None:
+        """An answer said what it had used."""
+        self._tokens.labels(model, "in").inc(tokens_in)
+        self._tokens.labels(model, "out").inc(tokens_out)
 
     def note_call(self, endpoint: str, operation: str, outcome: str) -> None:
         """RunPod was called; the outcome is an HTTP status, or `error`."""

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from proxy.allowed import PATTERN, ROUTES
 from proxy.keep_alive import Mode
 from proxy.pacing import Limit
+from proxy.rewriting import ReasoningFields
 
 _LIMIT = re.compile(r"(\d+)/(\d+)")
 
@@ -88,6 +89,10 @@ class Settings(BaseSettings):
     """The routes that reach a worker, each as in `POST /v1/embeddings`, separated by commas."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """The origins whose pages may call from a browser, separated by commas; `*` for all."""
+    reasoning_fields: ReasoningFields = "as_is"
+    """`both`: reasoning is sent as `reasoning` and as `reasoning_content`, whichever vLLM says."""
+    count_tokens: bool = False
+    """Count tokens for the metrics; vLLM is then asked for the usage of every stream."""
     wake_shield: bool = False
     """Keep requests that chat UIs send by themselves (titles, tags) from waking a GPU."""
     host: str = "127.0.0.1"

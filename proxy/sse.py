@@ -16,6 +16,7 @@ from proxy.answer import Answer, rest_of
 from proxy.dialects import Dialect
 from proxy.errors import InternalError, ProxyError, VLLMError
 from proxy.keep_alive import KeepAlive
+from proxy.rewriting import Rewriter
 
 log = logging.getLogger(__name__)
 
@@ -32,25 +33,29 @@ class EventStream(EventSourceResponse):
         opening: asyncio.Task[bytes],
         *,
         dialect: Dialect,
+        rewriter: Rewriter | None,
         keep_alive: KeepAlive,
         keep_alive_seconds: float,
         longest_drain_seconds: float,
         headers: dict[str, str],
     ) -> None:
         super().__init__(
-            _events(answer, opening, dialect, keep_alive, keep_alive_seconds),
+            _events(answer, opening, dialect, rewriter, keep_alive, keep_alive_seconds),
             headers=headers,
             ping=0,  # our own comments know whether anything was sent
             shutdown_grace_period=longest_drain_seconds,
         )
         self._answer = answer
         self._opening = opening
+        self._rewriter = rewriter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream. However it ends, its job is not left running."""
         try:
             await super().__call__(scope, receive, send)
         finally:
+            if self._rewriter is not None:
+                self._rewriter.end()
             self._opening.cancel()
             self._answer.close()
 
@@ -59,6 +64,7 @@ async def _events(
     answer: Answer,
     opening: asyncio.Task[bytes],
     dialect: Dialect,
+    rewriter: Rewriter | None,
     keep_alive: KeepAlive,
     keep_alive_seconds: float,
 ) -> AsyncIterator[bytes]:
@@ -71,9 +77,11 @@ async def _events(
             yield await _as_events(answer, first, dialect)
             return
         if first:
-            yield first
+            yield rewriter.events(first) if rewriter else first
         sent = time.monotonic()
         async for piece in answer.pieces():
+            if rewriter is not None:
+                piece = rewriter.events(piece)
             if piece or time.monotonic() - sent >= keep_alive_seconds * 0.9:
                 yield piece or keep_alive(answer.status)
                 sent = time.monotonic()

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
@@ -17,6 +18,7 @@ from proxy.errors import InvalidRequest
 from proxy.job import Terms
 from proxy.keep_alive import keep_alive
 from proxy.models import Model
+from proxy.rewriting import Rewriter, asking_for_usage
 from proxy.services import Services, services
 from proxy.sse import EventStream
 
@@ -49,14 +51,25 @@ async def _serve(request: Request, pattern: str) -> Response:
         model = here.models.find_owner(route.response_id, key)
     else:
         model = here.models.find(call.model, key)
-    request.state.model = model.label or model.name
+    label = request.state.model = model.label or model.name
+    call, rewriter = _rewriter(here, call, label)
     terms = _terms(request, model, key)
     answer = request.state.answer = await here.shield.answer(call, model, terms)
     try:
-        return await _respond(request, here, call, model, key, terms, answer)
+        return await _respond(request, here, call, model, key, terms, answer, rewriter)
     except BaseException:
         answer.close()
         raise
+
+
+def _rewriter(here: Services, call: Call, label: str) -> tuple[Call, Rewriter | None]:
+    """What the settings have changed in the answer, and the call that it takes."""
+    both_names = here.settings.reasoning_fields == "both"
+    if not here.settings.count_tokens:
+        return call, Rewriter(both_names=True) if both_names else None
+    call, hides_usage = asking_for_usage(call)
+    on_tokens = partial(here.metrics.note_tokens, label)
+    return call, Rewriter(both_names=both_names, hides_usage=hides_usage, on_tokens=on_tokens)
 
 
 def _terms(request: Request, model: Model, key: Key) -> Terms:
@@ -79,6 +92,7 @@ async def _respond(
     key: Key,
     terms: Terms,
     answer: Answer,
+    rewriter: Rewriter | None,
 ) -> Response:
     """A stream begins after a short hold, so that an early failure keeps its HTTP status."""
     opening = asyncio.create_task(_open(here, call, model, answer))
@@ -88,7 +102,7 @@ async def _respond(
         headers = {"x-runpod-job-id": answer.job_id} if answer.job_id else {}
         is_plain = opening.done() and not (answer.head and answer.head.is_event_stream)
         if not call.wants_stream or is_plain:
-            return await _plain(request, answer, opening.result(), headers)
+            return await _plain(request, answer, opening.result(), headers, rewriter)
     except BaseException:
         opening.cancel()
         raise
@@ -96,6 +110,7 @@ async def _respond(
         answer,
         opening,
         dialect=call.route.dialect,
+        rewriter=rewriter,
         keep_alive=keep_alive(
             key.keep_alive_mode or model.keep_alive_mode, call.route.dialect, model.name
         ),
@@ -116,10 +131,17 @@ async def _open(here: Services, call: Call, model: Model, answer: Answer) -> byt
 
 
 async def _plain(
-    request: Request, answer: Answer, first: bytes, headers: dict[str, str]
+    request: Request,
+    answer: Answer,
+    first: bytes,
+    headers: dict[str, str],
+    rewriter: Rewriter | None,
 ) -> Response:
     """The whole answer with the worker's own status."""
     body = first + await unless_client_leaves(request, rest_of(answer))
+    if rewriter is not None:
+        body = rewriter.body(body)
+        rewriter.end()
     head = answer.head
     assert head is not None
     if head.status >= 400:

@@ -135,11 +135,26 @@ def raw_request(url: str, method: str, path: str) -> httpx.Response:
     return response
 
 
-@pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat/completions/"])
-def test_a_slash_too_many_is_forgiven(proxy_url: str, runpod: ScriptedRunPod, path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//v1/chat/completions",
+        "/v1//chat/completions/",
+        "/chat/completions",
+        "/v1/v1/chat/completions",
+    ],
+)
+def test_a_base_url_with_a_slash_too_many_or_v1_twice_or_not_at_all_is_forgiven(
+    proxy_url: str, runpod: ScriptedRunPod, path: str
+) -> None:
     runpod.script = [Page("COMPLETED", [FRAME])]
     assert raw_request(proxy_url, "POST", path).status_code == 200
     assert runpod.jobs[0]["input"]["openai_route"] == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("path", ["/models", "/v1/models/", "/v1//models", "/models/m"])
+def test_the_list_of_models_is_found_by_any_of_these(client: httpx.Client, path: str) -> None:
+    assert "m" in client.get(path).text
 
 
 @pytest.mark.parametrize("settings", [{"routes": "POST /tokenize,GET /version"}], indirect=True)

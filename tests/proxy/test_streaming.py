@@ -320,6 +320,20 @@ def test_a_worker_that_falls_silent_ends_the_stream_and_its_job(
     wait_until(lambda: runpod.job_id in runpod.cancelled)
 
 
+def test_a_status_that_goes_backwards_does_not_bring_a_job_back(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [
+        Page("IN_PROGRESS", FRAMES[:1]),
+        Page("COMPLETED", FRAMES[1:2]),
+        Page("IN_PROGRESS"),
+    ]
+    runpod.final = {"status": "COMPLETED", "output": FRAMES}
+    assert stream(client) == (200, BODY)
+    assert runpod.stream_calls == 3
+    assert runpod.cancelled == []
+
+
 def test_pieces_of_worker_vllm_arrive_as_whole_events(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:

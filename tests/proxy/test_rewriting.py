@@ -1,0 +1,154 @@
+"""What settings change in answers, and that nothing else changes."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.rewriting import Rewriter
+from tests.proxy.conftest import chat
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_metrics import value
+from tests.waiting import wait_until
+
+CHAT = "/v1/chat/completions"
+HEAD = {"seq": 0, "status": 200, "content_type": "text/event-stream"}
+BOTH = pytest.mark.parametrize("settings", [{"reasoning_fields": "both"}], indirect=True)
+COUNTED = pytest.mark.parametrize("settings", [{"count_tokens": True}], indirect=True)
+
+
+def event(**fields: Any) -> str:
+    return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n"
+
+
+def delta(**fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": fields}]}
+
+
+def plain(text: str) -> list[dict[str, Any]]:
+    return [HEAD | {"content_type": "application/json", "text": text, "end": True}]
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_is_told_under_both_names(
+    client: httpx.Client, runpod: ScriptedRunPod, name: str
+) -> None:
+    odd = 'data: {"choices":[{"index":0,"delta":{"content":"a \\"reasoning\\" b"}}],  "x":1.50}\n\n'
+    told = event(**delta(**{name: "hm 🤔"})) + odd + "data: [DONE]\n\n"
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": told, "end": True}])]
+    text = client.post(CHAT, json=chat(stream=True)).text
+    first, *rest = text.split("\n\n")
+    changed = json.loads(first.removeprefix("data: "))["choices"][0]["delta"]
+    assert changed == {"reasoning": "hm 🤔", "reasoning_content": "hm 🤔"}
+    assert "\n\n".join(rest) == odd + "data: [DONE]\n\n"
+    message = {"choices": [{"message": {"content": "x", name: "hm"}}]}
+    runpod.reset()
+    runpod.script = [Page("COMPLETED", plain(json.dumps(message)))]
+    answer = client.post(CHAT, json=chat()).json()
+    assert answer["choices"][0]["message"] == {
+        "content": "x",
+        "reasoning": "hm",
+        "reasoning_content": "hm",
+    }
+
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+LAST = event(choices=[], usage=USAGE)
+STREAM = event(**delta(content="hi")) + LAST + "data: [DONE]\n\n"
+
+
+@COUNTED
+@pytest.mark.parametrize(
+    ("options", "asked", "is_shown"),
+    [
+        (None, {"include_usage": True}, False),
+        ({"include_usage": False}, {"include_usage": True}, False),
+        ({"include_usage": True}, {"include_usage": True}, True),
+        ({"x": 1}, {"x": 1, "include_usage": True}, False),
+    ],
+)
+def test_usage_is_counted_and_shown_only_to_who_asked(
+    fresh_client: httpx.Client,
+    runpod: ScriptedRunPod,
+    options: dict[str, Any] | None,
+    asked: dict[str, Any],
+    is_shown: bool,
+) -> None:
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": STREAM, "end": True}])]
+    fields = {} if options is None else {"stream_options": options}
+    text = fresh_client.post(CHAT, json=chat(stream=True, **fields)).text
+    assert text == (STREAM if is_shown else STREAM.replace(LAST, ""))
+    assert runpod.jobs[0]["input"]["openai_input"]["stream_options"] == asked
+
+    def counted(direction: str) -> float:
+        return value(fresh_client, "proxy_tokens_total", model="m", direction=direction)
+
+    wait_until(lambda: (counted("in"), counted("out")) == (7, 5))
+
+
+@COUNTED
+@pytest.mark.parametrize(
+    ("path", "usage", "counts"),
+    [
+        (CHAT, USAGE, (7, 5)),
+        ("/v1/embeddings", {"prompt_tokens": 7, "total_tokens": 7}, (7, 0)),
+        ("/v1/messages", {"input_tokens": 3, "output_tokens": 4}, (3, 4)),
+        ("/v1/responses", {"input_tokens": 3, "output_tokens": 4}, (3, 4)),
+    ],
+)
+def test_a_plain_answer_is_counted_and_not_changed(
+    fresh_client: httpx.Client,
+    runpod: ScriptedRunPod,
+    path: str,
+    usage: dict[str, int],
+    counts: tuple[int, int],
+) -> None:
+    text = json.dumps({"usage": usage, "x": 1}, indent=3)
+    runpod.script = [Page("COMPLETED", plain(text))]
+    body = chat(input="hi")
+    assert fresh_client.post(path, json=body).text == text
+    assert runpod.jobs[0]["input"]["openai_input"] == body
+
+    def counted(direction: str) -> float:
+        return value(fresh_client, "proxy_tokens_total", model="m", direction=direction)
+
+    assert (counted("in"), counted("out")) == counts
+
+
+@COUNTED
+def test_anthropics_stream_is_counted_once(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    events: list[tuple[str, dict[str, Any]]] = [
+        ("message_start", {"message": {"usage": {"input_tokens": 9, "output_tokens": 0}}}),
+        ("message_delta", {"usage": {"input_tokens": 9, "output_tokens": 2}}),
+        ("message_stop", {}),
+    ]
+    text = "".join(f"event: {kind}\n{event(type=kind, **fields)}" for kind, fields in events)
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": text, "end": True}])]
+    assert fresh_client.post("/v1/messages", json=chat(stream=True)).text == text
+    wait_until(lambda: value(fresh_client, "proxy_tokens_total", model="m", direction="in") == 9)
+    assert value(fresh_client, "proxy_tokens_total", model="m", direction="out") == 2
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+PARTS = st.sampled_from(["content", "role", "reasoning", "usage", "tool_calls"])
+
+
+@given(st.lists(st.dictionaries(PARTS, TEXT, max_size=3), max_size=4), st.integers(0, 30))
+def test_nothing_is_lost_whatever_the_events_hold(deltas: list[dict[str, str]], cut: int) -> None:
+    whole = "".join(event(**delta(**fields)) for fields in deltas).encode()
+    piece = whole[: len(whole) - cut]  # an event that was too large for one output is cut
+    sent = Rewriter(both_names=True, on_tokens=lambda *_: None).events(piece)
+    assert sent.count(b"data: ") == piece.count(b"data: ")
+    kept = [json.loads(line[6:]) for line in sent.split(b"\n\n") if line.endswith(b"}]}")]
+    for got, fields in zip(kept, deltas, strict=False):
+        told = got["choices"][0]["delta"]
+        assert {name: told[name] for name in fields} == fields
+        assert told.keys() - fields.keys() <= {"reasoning_content"}
+    if not any("reasoning" in fields for fields in deltas):
+        assert sent == piece
