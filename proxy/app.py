@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 CANCELS_AT_SHUTDOWN_SECONDS = 10
 """How long a proxy that stops waits for RunPod to take its last cancels."""
+READABLE_HEADERS = ["x-request-id", "x-runpod-job-id", "retry-after", "x-should-retry"]
+"""What a page may read of an answer. Without the last, its SDK would repeat what it must not."""
 CLIENT_CLOSED_REQUEST = 499
 """For the log only: nobody is there to read it."""
 
@@ -61,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-runpod-job-id", "retry-after"],
+            expose_headers=READABLE_HEADERS,
         )
     app.add_exception_handler(errors.ProxyError, _proxy_error)
     app.add_exception_handler(HTTPException, _http_error)
