@@ -23,7 +23,7 @@ test-fast: ## run the tests that need no vLLM; ARGS= goes to pytest
 	@$(SET_UP) project
 	@$(PROJECT_PYTHON) -m pytest -m "not vllm and not ui" $(ARGS)
 
-ui-check: setup ## chat in Open WebUI with a real browser, try the guides for Node.js; SCREENSHOT= keeps a picture
+ui-check: setup ## chat in Open WebUI and a page with a real browser, try the guides for Node.js; SCREENSHOT= keeps a picture
 	@$(PROJECT_PYTHON) -m scripts.ui_tools
 	@$(PROJECT_PYTHON) -m pytest tests/ui $(ARGS)
 

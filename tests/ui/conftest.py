@@ -1,7 +1,11 @@
-"""A stack, Open WebUI in front of it, and a browser that reaches nothing but loopback."""
+"""A stack, Open WebUI in front of it, and a browser that reaches nothing but loopback.
+
+Each test needs only what it asks for, and is skipped where `make ui-check` has not made that.
+"""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -28,14 +32,18 @@ CHROMIUM_FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def tools() -> None:
-    """Skips where `make ui-check` has not set up what it needs."""
-    try:
-        ui_tools.chromium()
-    except SetUpError as error:
-        pytest.skip(str(error))
-    if not ui_tools.open_webui_environment().is_ready or not ui_tools.node_packages().exists():
+@pytest.fixture(scope="session")
+def packages() -> Path:
+    """The folder `node_modules`; skips where it was not made."""
+    if not ui_tools.node_packages().exists():
+        pytest.skip("run `make ui-check`")
+    return ui_tools.node_packages()
+
+
+@pytest.fixture(scope="session")
+def installed_ui() -> None:
+    """Skips where there is no Open WebUI."""
+    if not ui_tools.open_webui_environment().is_ready:
         pytest.skip("run `make ui-check`")
 
 
@@ -76,7 +84,12 @@ def jobs(stack: LocalStack) -> Jobs:
 
 
 @pytest.fixture(scope="module")
-def ui(stack: LocalStack, ui_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ui(
+    installed_ui: None,
+    stack: LocalStack,
+    ui_port: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
     """Open WebUI as the guide has it."""
     folder = tmp_path_factory.mktemp("ui") / "data"
     with open_webui(as_the_guide_says(stack.base_url), folder, ui_port) as url:
@@ -84,7 +97,9 @@ def ui(stack: LocalStack, ui_port: int, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def quiet_ui(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def quiet_ui(
+    installed_ui: None, stack: LocalStack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """Open WebUI that asks for nothing but answers."""
     folder = tmp_path_factory.mktemp("quiet-ui") / "data"
     environment = without_requests_of_its_own(stack.base_url)
@@ -94,9 +109,13 @@ def quiet_ui(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
+    try:
+        chromium = ui_tools.chromium()
+    except SetUpError as error:
+        pytest.skip(str(error))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=ui_tools.chromium(),
+            executable_path=chromium,
             args=CHROMIUM_FLAGS,
             # Its sandbox does not work as root, and it shows our own pages only.
             chromium_sandbox=os.geteuid() != 0,

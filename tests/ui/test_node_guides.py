@@ -14,7 +14,10 @@ from tests.guides import GUIDES, ROOT, Block, blocks
 from tests.jobs import Jobs
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.ui, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    *(pytest.mark.ui, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)),
+    pytest.mark.usefixtures("packages"),
+]
 
 NODE = blocks("js", *GUIDES)
 LIBRECHAT = ROOT / "docs" / "guides" / "librechat.md"
