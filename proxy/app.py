@@ -25,6 +25,7 @@ from proxy.request_log import RequestLog
 from proxy.routes import api, health, metrics, models
 from proxy.services import Services
 from proxy.settings import Settings
+from proxy.sharing import Sharing
 from proxy.shield import Shield
 from proxy.warm import Warmer
 
@@ -87,6 +88,7 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
                 backends=backends,
                 warmer=warmer,
                 shield=Shield(is_up=settings.wake_shield),
+                sharing=Sharing(),
                 keys=Keys(settings.api_keys, first.keys),
                 models=backends.build(first),
             )
@@ -95,6 +97,7 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
             here.watch_all()
             yield
             await warmer.close()
+            await here.sharing.close()
             await backends.close()
             await canceller.drain(CANCELS_AT_SHUTDOWN_SECONDS)
         journal.close()

@@ -206,6 +206,9 @@ def _check_environment(config: Config, settings: Settings) -> None:
     """Are the keys there that the file only names?"""
     if not settings.api_keys and not config.keys and not settings.allow_anonymous:
         raise _At("keys", NO_KEYS)
+    for number in range(1, len(settings.api_keys) + 1):
+        if f"key-{number}" in config.keys:  # see Keys: two holders must not be taken for one
+            raise _At(f"keys.key-{number}", "a key of PROXY_API_KEYS has this name")
     named = {f"endpoints.{name}.api_key_env": e.api_key_env for name, e in config.endpoints.items()}
     named |= {f"keys.{name}.env": key.env for name, key in config.keys.items() if key.env}
     for name, model in config.models.items():

@@ -2,6 +2,7 @@
 
 ProxyError                          what the client sees
 ├── InvalidRequest                  400  invalid_request_error
+│   ├── IdempotencyKeyReused        400  invalid_request_error  idempotency_key_reused
 │   ├── InvalidAPIKey               401  invalid_request_error  invalid_api_key
 │   ├── ModelNotFound               404  invalid_request_error  model_not_found
 │   ├── ResponseNotFound            404  invalid_request_error  response_not_found
@@ -83,6 +84,12 @@ class InvalidRequest(ProxyError):
 
     status = 400
     type = "invalid_request_error"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """The same `Idempotency-Key` came with another request."""
+
+    code = "idempotency_key_reused"
 
 
 class InvalidAPIKey(InvalidRequest):

@@ -33,7 +33,7 @@ class RequestLog:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         status = 0
-        began = time.monotonic()
+        began = state["began"] = time.monotonic()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

@@ -11,6 +11,7 @@ from proxy.config import ConfigError, load
 from proxy.metrics import Metrics
 from proxy.models import Models
 from proxy.settings import Settings
+from proxy.sharing import Sharing
 from proxy.shield import Shield
 from proxy.warm import Warmer
 
@@ -26,6 +27,7 @@ class Services:
     backends: Backends
     warmer: Warmer
     shield: Shield
+    sharing: Sharing
     keys: Keys
     models: Models
     is_draining: bool = False

@@ -54,7 +54,8 @@ async def _serve(request: Request, pattern: str) -> Response:
     label = request.state.model = model.label or model.name
     call, rewriter = _rewriter(here, call, label)
     terms = _terms(request, model, key)
-    answer = request.state.answer = await here.shield.answer(call, model, terms)
+    asked = await here.shield.answer(call, model, terms)
+    answer = request.state.answer = here.sharing.share(request, key, call, asked)
     try:
         return await _respond(request, here, call, model, key, terms, answer, rewriter)
     except BaseException:

@@ -1,0 +1,393 @@
+"""One job for a request and its repetitions: a request that comes again joins the running answer.
+
+A client repeats a request under the same `Idempotency-Key`; OpenAI's SDKs repeat one by themselves
+when their timeout passes, often in the middle of a cold start. Both get the answer that is under
+way, from its beginning. Streams without the header are not looked at, and cost nothing.
+
+What SDKs tell: `x-stainless-retry-count`, 0 for a first attempt; and their timeout in seconds, as
+`x-stainless-read-timeout` (Python) or `x-stainless-timeout` (JavaScript, cut to whole seconds).
+"""
+
+import asyncio
+import hashlib
+import logging
+import math
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+
+from starlette.requests import Request
+
+from proxy.answer import Answer
+from proxy.auth import Key
+from proxy.call import Call
+from proxy.endpoint import JobStatus
+from proxy.errors import IdempotencyKeyReused, InvalidRequest, Stopping
+from proxy.wire import Head
+
+log = logging.getLogger(__name__)
+
+IDEMPOTENCY_KEY = "idempotency-key"
+HOLD_SECONDS = 10.0
+"""How long an answer that was left waits for the repetition; SDKs pause for up to eight seconds."""
+KEPT_SECONDS = 60.0
+"""How long a finished answer is kept for its `Idempotency-Key`."""
+MOST_ANSWERS = 1_000
+LARGEST_BUFFER_BYTES = 16 * 2**20
+"""What is kept of one answer. One that is larger can be joined no more."""
+LARGEST_TOTAL_BYTES = 256 * 2**20
+TIMEOUT_SHARE = 0.95
+"""A client that leaves after this much of its timeout is taken to have timed out."""
+
+_Place = tuple[str, str | bytes]
+"""The API key's name, and an Idempotency-Key, or the fingerprint of a request without one."""
+
+
+class Sharing:
+    """The answers that may be joined."""
+
+    def __init__(self) -> None:
+        self.kept_bytes = 0
+        self._answers: dict[_Place, list[SharedAnswer]] = {}
+        self._count = 0
+
+    def share(self, request: Request, key: Key, call: Call, answer: Answer) -> Answer:
+        """The answer to this request: a running one that it joins, or this one, still unopened.
+
+        Raises:
+            InvalidRequest: the header Idempotency-Key is malformed.
+            IdempotencyKeyReused: it came with another request.
+        """
+        name = request.headers.get(IDEMPOTENCY_KEY)
+        attempt = _attempt(request.headers)
+        is_repeatable = attempt is not None and not call.wants_stream
+        if call.route.method != "POST" or (name is None and not is_repeatable):
+            return answer
+        if name is not None and not re.fullmatch(r"[!-~]{1,255}", name):
+            raise InvalidRequest("The header Idempotency-Key is not 1 to 255 visible characters.")
+        fingerprint = _fingerprint(call)
+        place = (key.name, fingerprint if name is None else name)
+        overdue_at = request.state.began + TIMEOUT_SHARE * _timeout_seconds(request.headers)
+        if name is not None:
+            found = self._under_key(place, fingerprint)
+        else:
+            found = self._left(place) if attempt else None
+        if found is not None:
+            answer.close()
+            log.info("%s joins job %s", call.request_id, found.job_id or "-")
+        elif self._make_room():
+            found = SharedAnswer(self, place, answer, fingerprint, is_kept=name is not None)
+            self._answers.setdefault(place, []).append(found)
+            self._count += 1
+        else:
+            return answer
+        return found.reader(overdue_at)
+
+    def forget(self, shared: "SharedAnswer") -> None:
+        """It can be joined no more."""
+        answers = self._answers[shared.place]
+        answers.remove(shared)
+        self._count -= 1
+        if not answers:
+            del self._answers[shared.place]
+
+    async def close(self) -> None:
+        """The proxy stops: what is held for a repetition is given up."""
+        answers = [shared for found in self._answers.values() for shared in found]
+        for shared in answers:
+            shared.close()
+        await asyncio.gather(*(shared.settled() for shared in answers))
+
+    def _under_key(self, place: _Place, fingerprint: bytes) -> "SharedAnswer | None":
+        for shared in self._answers.get(place, ()):
+            if shared.fingerprint != fingerprint:
+                raise IdempotencyKeyReused(
+                    "This Idempotency-Key came with another request. Use a new key for each."
+                )
+            return shared
+        return None
+
+    def _left(self, place: _Place) -> "SharedAnswer | None":
+        """One whose clients have timed out, known to be gone or not yet.
+
+        Others with the same body belong to clients that each want an answer of their own.
+        """
+        left = [shared for shared in self._answers.get(place, ()) if shared.is_left]
+        return min(left, key=lambda shared: len(shared.readers), default=None)
+
+    def _make_room(self) -> bool:
+        if self._count >= MOST_ANSWERS:
+            every = (shared for found in self._answers.values() for shared in found)
+            oldest = next((s for s in every if s.has_ended and not s.readers), None)
+            if oldest is None:
+                return False
+            oldest.close()
+        return True
+
+
+class SharedAnswer:
+    """One answer, and what came of it so far, for all who read it.
+
+    It is pulled on by its readers and has no life of its own. A piece is pulled in a task, since
+    the one who asked for it may leave, and a poll must not be abandoned half-way.
+    """
+
+    def __init__(
+        self, sharing: Sharing, place: _Place, answer: Answer, fingerprint: bytes, *, is_kept: bool
+    ) -> None:
+        self.place = place
+        self.fingerprint = fingerprint
+        self.readers: set[SharedReader] = set()
+        self.first: bytes | None = None
+        """What `open` gave; None before."""
+        self.has_ended = False
+        self.error: Exception | None = None
+        self._sharing = sharing
+        self._answer = answer
+        self._is_kept = is_kept
+        self._is_joinable = True
+        self._source: AsyncIterator[bytes] | None = None
+        self._pieces: list[bytes] = []
+        self._dropped = 0
+        """How many pieces from before `_pieces` are not kept any more."""
+        self._kept_bytes = 0
+        self._room = asyncio.Event()
+        self._pulling: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def head(self) -> Head | None:
+        """See Answer."""
+        return self._answer.head
+
+    @property
+    def job_id(self) -> str | None:
+        """See Answer."""
+        return self._answer.job_id
+
+    @property
+    def status(self) -> JobStatus:
+        """See Answer."""
+        return self._answer.status
+
+    @property
+    def is_left(self) -> bool:
+        """Is nobody reading it but clients whose timeout has passed?"""
+        return all(reader.is_overdue for reader in self.readers)
+
+    def reader(self, overdue_at: float) -> "SharedReader":
+        """A reader from the beginning, whose client's timeout is then (monotonic clock)."""
+        if self._timer is not None and not self.has_ended:
+            self._timer.cancel()
+            self._timer = None
+        reader = SharedReader(self, overdue_at)
+        self.readers.add(reader)
+        return reader
+
+    def leave(self, reader: "SharedReader") -> None:
+        """This reader wants no more. After the last one the answer is held, or closed."""
+        self.readers.discard(reader)
+        self.trim()
+        if self.readers or self._timer is not None:
+            return
+        holds = self._is_kept or (reader.is_overdue and not reader.is_done)
+        if holds and self._is_joinable:
+            self._close_after(HOLD_SECONDS)
+        else:
+            self.close()
+
+    def piece(self, position: int) -> bytes | None:
+        """The piece at this position, if it has come."""
+        index = position - self._dropped
+        return self._pieces[index] if index < len(self._pieces) else None
+
+    def trim(self) -> None:
+        """Drop what everybody has read, where nobody can join any more."""
+        if self._is_joinable:
+            return
+        positions = [reader.position for reader in self.readers]
+        count = min(positions, default=self._dropped + len(self._pieces)) - self._dropped
+        if count > 0:
+            self._count(-sum(map(sys.getsizeof, self._pieces[:count])))
+            del self._pieces[:count]
+            self._dropped += count
+            self._room.set()
+
+    async def more(self) -> None:
+        """Wait for one pull: a piece, nothing for a while, the end, or an error."""
+        if not self._is_joinable and self._kept_bytes > LARGEST_BUFFER_BYTES:
+            await self._slowest_reader()
+            return
+        if self._pulling is None or self._pulling.done():
+            self._pulling = asyncio.create_task(self._pull())
+        await asyncio.wait({self._pulling})
+
+    def close(self) -> None:
+        """Nobody will read on: what still works on the answer is stopped."""
+        self._forget()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pulling is not None and self._pulling is not asyncio.current_task():
+            self._pulling.cancel()
+        if not self.has_ended and self.error is None:
+            self.error = Stopping("The proxy is shutting down. Please send the request again.")
+        self._answer.close()
+
+    async def settled(self) -> None:
+        """Wait until nothing works on it any more, once it is closed."""
+        if self._pulling is not None:
+            await asyncio.wait({self._pulling})
+
+    async def _pull(self) -> None:
+        try:
+            if self._source is None:
+                self.first = piece = await self._answer.open()
+                self._source = self._answer.pieces()
+                self._count(sys.getsizeof(piece))
+                self._check_size()
+                return
+            following = await anext(self._source, None)
+        except Exception as exc:  # noqa: BLE001 - each reader raises it
+            self.error = exc
+            self.close()
+            return
+        if following:
+            self._pieces.append(following)
+            self._count(sys.getsizeof(following))
+            self._check_size()
+        elif following is None:
+            self._end()
+
+    def _end(self) -> None:
+        self.has_ended = True
+        assert self.head is not None
+        if self.head.status >= 400:
+            self._forget()  # asking again may well help
+        elif self._is_kept and self._is_joinable:
+            self._close_after(KEPT_SECONDS)
+
+    def _close_after(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.close)
+
+    def _check_size(self) -> None:
+        is_large = self._kept_bytes > LARGEST_BUFFER_BYTES
+        if is_large or self._sharing.kept_bytes > LARGEST_TOTAL_BYTES:
+            self._forget()
+            if not self.readers:
+                self.close()
+
+    async def _slowest_reader(self) -> None:
+        """Wait until the one that is furthest behind has read on; not for so long."""
+        self._room.clear()
+        try:
+            await asyncio.wait_for(self._room.wait(), 1)
+        except TimeoutError:
+            return
+
+    def _forget(self) -> None:
+        if self._is_joinable:
+            self._is_joinable = False
+            self._sharing.kept_bytes -= self._kept_bytes
+            self._sharing.forget(self)
+            self.trim()
+
+    def _count(self, size: int) -> None:
+        self._kept_bytes += size
+        if self._is_joinable:
+            self._sharing.kept_bytes += size
+
+
+class SharedReader:
+    """A shared answer, as one request reads it. See Answer."""
+
+    def __init__(self, shared: SharedAnswer, overdue_at: float) -> None:
+        self.position = 0
+        self.is_done = False
+        """It has read all of it."""
+        self._shared = shared
+        self._overdue_at = overdue_at
+        self._is_closed = False
+
+    @property
+    def head(self) -> Head | None:
+        """See Answer."""
+        return self._shared.head
+
+    @property
+    def job_id(self) -> str | None:
+        """See Answer."""
+        return self._shared.job_id
+
+    @property
+    def status(self) -> JobStatus:
+        """See Answer."""
+        return self._shared.status
+
+    @property
+    def is_overdue(self) -> bool:
+        """Has its client's own timeout passed?"""
+        return time.monotonic() >= self._overdue_at
+
+    async def open(self) -> bytes:
+        """See Answer."""
+        while self._shared.first is None:
+            if self._shared.error is not None:
+                raise self._shared.error
+            await self._shared.more()
+        return self._shared.first
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """See Answer."""
+        shared = self._shared
+        while True:
+            if (piece := shared.piece(self.position)) is not None:
+                self.position += 1
+                shared.trim()
+                yield piece
+            elif shared.error is not None:
+                raise shared.error
+            elif shared.has_ended:
+                self.is_done = True
+                self.close()
+                return
+            else:
+                await shared.more()
+                if shared.piece(self.position) is None and not shared.has_ended:
+                    yield b""
+
+    def close(self) -> None:
+        """See Answer: the answer goes on for its other readers, or is held for a repetition."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._shared.leave(self)
+
+
+def _attempt(headers: Mapping[str, str]) -> int | None:
+    """How often an SDK has sent this request before; None if no SDK says so."""
+    value = headers.get("x-stainless-retry-count", "")
+    return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else None
+
+
+def _timeout_seconds(headers: Mapping[str, str]) -> float:
+    """An SDK's own timeout; infinite if it tells none."""
+    value = headers.get("x-stainless-read-timeout") or headers.get("x-stainless-timeout", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        return math.inf
+    return seconds if seconds > 0 else math.inf
+
+
+def _fingerprint(call: Call) -> bytes:
+    """What makes two requests the same: their route and body, but for the boundary of a form."""
+    digest = hashlib.sha256(call.route.path.encode() + b"\0")
+    if call.content is not None:
+        body = call.content.naming(call.model)
+        media_type, _, rest = call.content.content_type.partition(";")
+        if found := re.search(r'boundary="?([^";]+)', rest, re.IGNORECASE):
+            body = body.replace(found[1].encode("latin-1"), b"")
+        digest.update(media_type.strip().lower().encode() + b"\0" + body)
+    return digest.digest()

@@ -1,0 +1,371 @@
+"""A request that comes again joins the job that runs for it; one that was left is cancelled."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from proxy import sharing
+from proxy.config import ConfigError, load
+from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.process import Proxy
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_requests import error_of
+from tests.proxy.test_streaming import BODY, CHAT, FRAMES, HEAD, event, last_error
+from tests.waiting import wait_until
+
+TEXT = '{"choices": [{"index": 0, "message": {"role": "assistant", "content": "Grüße"}}]}'
+PLAIN = {"seq": 0, "status": 200, "content_type": "application/json", "text": TEXT, "end": True}
+TWO_KEYS = {"api_keys": f"{KEY},sk-other"}
+
+
+@pytest.fixture
+def idempotent(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The header with a key of this test's own: the proxy is shared, and remembers."""
+    return {"idempotency-key": request.node.name}
+
+
+def sdk(url: str, attempts: list[Any], **options: Any) -> openai.OpenAI:
+    """OpenAI's SDK, noting its attempts."""
+    http_client = openai.DefaultHttpxClient(event_hooks={"request": [attempts.append]})
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, http_client=http_client, **options)
+
+
+def ask(client: openai.OpenAI) -> str | None:
+    answer = client.chat.completions.create(**chat())
+    content: str | None = answer.choices[0].message.content
+    return content
+
+
+def leave(client: httpx.Client, headers: dict[str, str], *, after_seconds: float = 0.5) -> None:
+    """Ask for a plain answer, and close the connection before it has come."""
+    with pytest.raises(httpx.ReadTimeout):
+        client.post(CHAT, json=chat(), headers=headers, timeout=after_seconds)
+
+
+def asked_body(client: httpx.Client, headers: dict[str, str]) -> str:
+    """A plain answer to the very bytes that the SDK sends."""
+    body = {"messages": chat()["messages"], "model": "m"}
+    return client.post(CHAT, json=body, headers=headers).text
+
+
+@contextmanager
+def streaming(client: httpx.Client, headers: dict[str, str]) -> Iterator[Iterator[bytes]]:
+    """The pieces of a stream with an Idempotency-Key, the first one still to come."""
+    body = chat(stream=True)
+    with client.stream("POST", CHAT, json=body, headers=headers) as response:
+        yield response.iter_bytes()
+
+
+def text(pieces: Iterator[bytes]) -> str:
+    """All of it, comments left out."""
+    parts = b"".join(pieces).decode().split("\n\n")
+    return "\n\n".join(part for part in parts if not part.startswith(":"))
+
+
+@pytest.mark.slow
+def test_an_sdk_whose_timeout_passes_gets_the_first_jobs_answer(
+    proxy_url: str, runpod: ScriptedRunPod
+) -> None:
+    hold, attempts = threading.Event(), list[Any]()
+    runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+    with ThreadPoolExecutor() as pool, sdk(proxy_url, attempts, timeout=1.2) as client:
+        asked = pool.submit(ask, client)
+        wait_until(lambda: len(attempts) == 2)
+        hold.set()
+        assert asked.result() == "Grüße"
+    assert len(runpod.jobs) == 1
+    assert runpod.cancelled == []
+
+
+@pytest.mark.slow
+def test_the_javascript_sdks_timeout_is_known_as_well(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+    told = {"x-stainless-timeout": "1"}
+    leave(client, told | {"x-stainless-retry-count": "0"}, after_seconds=1.2)
+    time.sleep(0.5)  # nothing is to happen, so there is nothing to wait for
+    assert runpod.cancelled == []
+    hold.set()
+    again = client.post(CHAT, json=chat(), headers=told | {"x-stainless-retry-count": "1"})
+    assert again.text == TEXT
+    assert len(runpod.jobs) == 1
+
+
+@pytest.mark.slow
+def test_an_sdk_that_leaves_before_its_timeout_cancels_at_once(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_QUEUE")]
+    headers = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "600"}
+    leave(client, headers)
+    wait_until(lambda: runpod.job_id in runpod.cancelled, seconds=1)
+
+
+def test_two_first_requests_of_sdks_with_equal_bodies_are_two_jobs(
+    proxy_url: str, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+    with ThreadPoolExecutor() as pool, sdk(proxy_url, []) as client:
+        asked = [pool.submit(ask, client) for _ in range(2)]
+        wait_until(lambda: len(runpod.jobs) == 2)
+        runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(2)]
+        hold.set()
+        assert [one.result() for one in asked] == ["Grüße"] * 2
+
+
+def test_a_repetition_does_not_join_a_client_that_still_waits(
+    proxy_url: str, client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+    with ThreadPoolExecutor() as pool, sdk(proxy_url, []) as waiting:
+        asked = pool.submit(ask, waiting)
+        wait_until(lambda: len(runpod.jobs) == 1)
+        runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(2)]
+        headers = {"x-stainless-retry-count": "1"}
+        body = asked_body(client, headers)
+        hold.set()
+        assert (body, asked.result()) == (TEXT, "Grüße")
+    assert len(runpod.jobs) == 2
+
+
+def test_a_stream_that_broke_is_given_again_from_the_beginning(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    hold = threading.Event()
+    runpod.script = [
+        Page("IN_PROGRESS", FRAMES[:1]),
+        Page("IN_PROGRESS", FRAMES[1:2], hold=hold),
+        Page("COMPLETED", FRAMES[2:]),
+    ]
+    with streaming(client, idempotent) as pieces:
+        next(pieces)
+        wait_until(lambda: runpod.stream_calls == 2)
+    hold.set()  # its outputs come to a poll that nobody waits for
+    with streaming(client, idempotent) as pieces:
+        assert text(pieces) == BODY
+    assert len(runpod.jobs) == 1
+    assert runpod.cancelled == []
+
+
+def test_two_requests_with_the_same_key_share_one_job(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("COMPLETED", FRAMES[1:], hold=hold)]
+    with streaming(client, idempotent) as one, streaming(client, idempotent) as other:
+        firsts = next(one), next(other)
+        assert firsts[0] == firsts[1]
+        hold.set()
+        for first, rest in zip(firsts, (one, other), strict=True):
+            assert first.decode() + text(rest) == BODY
+    assert len(runpod.jobs) == 1
+
+
+def test_the_one_that_stays_gets_the_whole_answer_when_the_other_leaves(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("COMPLETED", FRAMES[1:], hold=hold)]
+    with streaming(client, idempotent) as one:
+        first = next(one)
+        with streaming(client, idempotent) as other:
+            next(other)
+        hold.set()
+        assert first.decode() + text(one) == BODY
+    assert runpod.cancelled == []
+
+
+def test_an_error_reaches_both(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("FAILED", hold=hold)]
+    runpod.final = {"status": "FAILED", "error": "boom"}
+    with streaming(client, idempotent) as one, streaming(client, idempotent) as other:
+        next(one), next(other)
+        hold.set()
+        errors = [last_error(text(pieces)) for pieces in (one, other)]
+    assert [error["code"] for error in errors] == ["worker_failed"] * 2
+
+
+def test_a_finished_answer_is_given_again_without_a_job(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    runpod.script = [Page("COMPLETED", [PLAIN])]
+    answers = [client.post(CHAT, json=chat(), headers=idempotent) for _ in range(2)]
+    assert [answer.text for answer in answers] == [TEXT] * 2
+    assert answers[0].headers["x-runpod-job-id"] == answers[1].headers["x-runpod-job-id"]
+    assert len(runpod.jobs) == 1
+
+
+def test_a_finished_answer_is_not_kept_for_ever(
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    monkeypatch: pytest.MonkeyPatch,
+    idempotent: dict[str, str],
+) -> None:
+    monkeypatch.setattr(sharing, "KEPT_SECONDS", 0.1)
+    runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(100)]
+
+    def is_asked_again() -> bool:
+        assert client.post(CHAT, json=chat(), headers=idempotent).text == TEXT
+        return len(runpod.jobs) > 1
+
+    wait_until(is_asked_again)
+
+
+def test_a_failed_answer_is_not_given_again(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    runpod.script = [Page("FAILED")]
+    runpod.final = {"status": "FAILED", "error": "boom"}
+    assert client.post(CHAT, json=chat(), headers=idempotent).status_code == 502
+    runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN])]
+    assert client.post(CHAT, json=chat(), headers=idempotent).text == TEXT
+
+
+def test_an_error_of_vllm_is_not_given_again(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    runpod.scripts["ep"] = [
+        Page("COMPLETED", [PLAIN | {"status": 503}]),
+        Page("COMPLETED", [PLAIN]),
+    ]
+    answers = [client.post(CHAT, json=chat(), headers=idempotent) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [503, 200]
+
+
+def test_the_same_key_with_another_body_is_refused(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    runpod.script = [Page("COMPLETED", [PLAIN])]
+    client.post(CHAT, json=chat(), headers=idempotent)
+    other = client.post(CHAT, json=chat(seed=1), headers=idempotent)
+    assert other.status_code == 400
+    assert error_of(other)["code"] == "idempotency_key_reused"
+    assert len(runpod.jobs) == 1
+
+
+def test_a_form_sent_again_with_another_boundary_is_the_same(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    runpod.script = [Page("COMPLETED", [PLAIN])]
+    for _ in range(2):  # httpx makes up a boundary for each
+        answer = client.post(
+            "/v1/audio/transcriptions",
+            data={"model": "m"},
+            files={"file": ("a.wav", b"RIFF")},
+            headers=idempotent,
+        )
+        assert answer.text == TEXT
+    assert len(runpod.jobs) == 1
+
+
+@pytest.mark.parametrize("settings", [TWO_KEYS], indirect=True)
+def test_another_api_key_has_a_job_of_its_own(
+    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+) -> None:
+    runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(2)]
+    for key in (KEY, "sk-other"):
+        headers = idempotent | {"authorization": f"Bearer {key}"}
+        assert client.post(CHAT, json=chat(), headers=headers).text == TEXT
+    assert len(runpod.jobs) == 2
+
+
+def test_a_configured_key_cannot_have_the_name_of_one_of_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.toml"
+    path.write_text(f'[endpoints.ep]\n[keys.key-1]\nsha256 = "{"0" * 64}"\n')
+    with pytest.raises(ConfigError, match=r"line 2: keys\.key-1: a key of PROXY_API_KEYS"):
+        load(settings_for("http://127.0.0.1:1", config=path, runpod_endpoint_id=None, models=""))
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "é"])
+def test_a_malformed_key_is_refused(client: httpx.Client, runpod: ScriptedRunPod, key: str) -> None:
+    headers = {b"idempotency-key": key.encode("latin-1")}
+    answer = client.post(CHAT, json=chat(), headers=headers)
+    assert answer.status_code == 400
+    assert runpod.jobs == []
+
+
+@pytest.mark.slow
+def test_an_answer_that_nobody_comes_back_for_is_cancelled(
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    monkeypatch: pytest.MonkeyPatch,
+    idempotent: dict[str, str],
+) -> None:
+    monkeypatch.setattr(sharing, "HOLD_SECONDS", 1)
+    runpod.script = [Page("IN_QUEUE")]
+    leave(client, idempotent)
+    time.sleep(0.5)  # nothing is to happen, so there is nothing to wait for
+    assert runpod.cancelled == []
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+def test_an_answer_too_large_to_keep_is_whole_for_those_who_read_it_and_joined_no_more(
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    monkeypatch: pytest.MonkeyPatch,
+    idempotent: dict[str, str],
+) -> None:
+    monkeypatch.setattr(sharing, "LARGEST_BUFFER_BYTES", 2_000)
+    hold = threading.Event()
+    frames: list[dict[str, Any]] = [HEAD | {"text": event("a")}]
+    frames += [{"seq": n, "text": event("b" * 500)} for n in range(1, 20)]
+    frames += [{"seq": 20, "text": "data: [DONE]\n\n", "end": True}]
+    pages = [Page("IN_PROGRESS", [frame]) for frame in frames]
+    pages[1].hold = hold
+    runpod.script = pages
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        both = [stack.enter_context(streaming(client, idempotent)) for _ in range(2)]
+        firsts = [next(pieces) for pieces in both]
+        hold.set()
+        rests = list(pool.map(text, both))
+        whole = "".join(frame["text"] for frame in frames)
+        assert [one.decode() + rest for one, rest in zip(firsts, rests, strict=True)] == [whole] * 2
+    runpod.scripts["ep"] = [Page("COMPLETED", FRAMES)]
+    with streaming(client, idempotent) as pieces:
+        assert text(pieces) == BODY
+    assert len(runpod.jobs) == 2
+
+
+def test_beyond_its_bounds_the_oldest_finished_answer_is_given_up(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "MOST_ANSWERS", 1)
+    runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(3)]
+    for name in ("a", "b", "b", "a"):
+        headers = {"idempotency-key": f"bounds-{name}"}
+        assert fresh_client.post(CHAT, json=chat(), headers=headers).text == TEXT
+    assert len(runpod.jobs) == 3
+
+
+@pytest.mark.slow
+def test_a_proxy_that_stops_cancels_what_it_holds(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    runpod: ScriptedRunPod,
+    tmp_path: Path,
+    idempotent: dict[str, str],
+) -> None:
+    proxy = Proxy(scripted_runpod[1], drain_seconds=20, state_dir=tmp_path)
+    try:
+        runpod.script = [Page("IN_QUEUE")]
+        leave(proxy.client, idempotent)
+        proxy.client.close()
+        proxy.process.terminate()
+        assert proxy.process.wait(timeout=8) == 0
+        assert runpod.job_id in runpod.cancelled
+    finally:
+        proxy.close()
