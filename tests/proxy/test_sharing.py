@@ -50,12 +50,6 @@ def leave(client: httpx.Client, headers: dict[str, str], *, after_seconds: float
         client.post(CHAT, json=chat(), headers=headers, timeout=after_seconds)
 
 
-def asked_body(client: httpx.Client, headers: dict[str, str]) -> str:
-    """A plain answer to the very bytes that the SDK sends."""
-    body = {"messages": chat()["messages"], "model": "m"}
-    return client.post(CHAT, json=body, headers=headers).text
-
-
 @contextmanager
 def streaming(client: httpx.Client, headers: dict[str, str]) -> Iterator[Iterator[bytes]]:
     """The pieces of a stream with an Idempotency-Key, the first one still to come."""
@@ -116,7 +110,7 @@ def test_two_first_requests_of_sdks_with_equal_bodies_are_two_jobs(
 ) -> None:
     hold = threading.Event()
     runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
-    with ThreadPoolExecutor() as pool, sdk(proxy_url, []) as client:
+    with ThreadPoolExecutor() as pool, sdk(proxy_url, [], timeout=15) as client:
         asked = [pool.submit(ask, client) for _ in range(2)]
         wait_until(lambda: len(runpod.jobs) == 2)
         runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(2)]
@@ -125,19 +119,25 @@ def test_two_first_requests_of_sdks_with_equal_bodies_are_two_jobs(
 
 
 def test_a_repetition_does_not_join_a_client_that_still_waits(
-    proxy_url: str, client: httpx.Client, runpod: ScriptedRunPod
+    client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
     hold = threading.Event()
     runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
-    with ThreadPoolExecutor() as pool, sdk(proxy_url, []) as waiting:
-        asked = pool.submit(ask, waiting)
-        wait_until(lambda: len(runpod.jobs) == 1)
-        runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(2)]
-        headers = {"x-stainless-retry-count": "1"}
-        body = asked_body(client, headers)
-        hold.set()
-        assert (body, asked.result()) == (TEXT, "Grüße")
-    assert len(runpod.jobs) == 2
+
+    def ask_for_the(attempt: str) -> str:
+        headers = {"x-stainless-retry-count": attempt, "x-stainless-read-timeout": "600"}
+        return client.post(CHAT, json=chat(), headers=headers).text
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask_for_the, "0")
+        wait_until(lambda: runpod.stream_calls == 1)
+        again = pool.submit(ask_for_the, "1")
+        try:
+            wait_until(lambda: len(runpod.jobs) == 2)
+            runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(2)]
+        finally:
+            hold.set()
+        assert (first.result(), again.result()) == (TEXT, TEXT)
 
 
 def test_a_stream_that_broke_is_given_again_from_the_beginning(
@@ -173,15 +173,21 @@ def test_two_requests_with_the_same_key_share_one_job(
     assert len(runpod.jobs) == 1
 
 
+@pytest.mark.slow
 def test_the_one_that_stays_gets_the_whole_answer_when_the_other_leaves(
-    client: httpx.Client, runpod: ScriptedRunPod, idempotent: dict[str, str]
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    idempotent: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sharing, "HOLD_SECONDS", 0)
     hold = threading.Event()
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("COMPLETED", FRAMES[1:], hold=hold)]
     with streaming(client, idempotent) as one:
         first = next(one)
         with streaming(client, idempotent) as other:
             next(other)
+        time.sleep(0.3)  # nothing is to happen, so there is nothing to wait for
         hold.set()
         assert first.decode() + text(one) == BODY
     assert runpod.cancelled == []
