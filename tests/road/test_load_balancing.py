@@ -36,6 +36,7 @@ def balanced(folder: Path, **balancing: Any) -> Iterator[tuple[openai.OpenAI, Cl
         "worker": WORKER,
         "env": {"HEALTH_CHECK_PATH": "/health"},
         "idle_timeout_seconds": 60,
+        "cold_start_delay_seconds": 2,
         "balancing": {"ping_interval_seconds": 0.05, **balancing},
     }
     with ExitStack() as stack:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -90,7 +90,8 @@ class Run:
         self.process.kill()
         self.process.wait()
         for process in self.left():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it went with another one
+                process.kill()
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
