@@ -216,7 +216,8 @@ class SharedAnswer:
 
     async def more(self) -> None:
         """Wait for one pull: a piece, nothing for a while, the end, or an error."""
-        if not self._is_joinable and self._kept_bytes > LARGEST_BUFFER_BYTES:
+        # Pieces that are not kept for the sake of joining are kept for a slower reader.
+        if not self._is_joinable and self._pieces and self._kept_bytes > LARGEST_BUFFER_BYTES:
             await self._slowest_reader()
             return
         if self._pulling is None or self._pulling.done():

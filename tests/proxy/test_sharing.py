@@ -320,13 +320,15 @@ def test_an_answer_that_nobody_comes_back_for_is_cancelled(
     wait_until(lambda: runpod.job_id in runpod.cancelled)
 
 
+@pytest.mark.parametrize("bound", ["LARGEST_BUFFER_BYTES", "LARGEST_TOTAL_BYTES"])
 def test_an_answer_too_large_to_keep_is_whole_for_those_who_read_it_and_joined_no_more(
     client: httpx.Client,
     runpod: ScriptedRunPod,
     monkeypatch: pytest.MonkeyPatch,
     idempotent: dict[str, str],
+    bound: str,
 ) -> None:
-    monkeypatch.setattr(sharing, "LARGEST_BUFFER_BYTES", 2_000)
+    monkeypatch.setattr(sharing, bound, 2_000)
     hold = threading.Event()
     frames: list[dict[str, Any]] = [HEAD | {"text": event("a")}]
     frames += [{"seq": n, "text": event("b" * 500)} for n in range(1, 20)]
@@ -347,6 +349,20 @@ def test_an_answer_too_large_to_keep_is_whole_for_those_who_read_it_and_joined_n
     assert len(runpod.jobs) == 2
 
 
+def test_an_answer_whose_beginning_alone_is_too_large_to_keep_is_whole(
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    monkeypatch: pytest.MonkeyPatch,
+    idempotent: dict[str, str],
+) -> None:
+    monkeypatch.setattr(sharing, "LARGEST_BUFFER_BYTES", 2_000)
+    beginning, rest = '{"text": "' + "b" * 5_000, '"}'
+    frames = [PLAIN | {"text": beginning, "end": False}, {"seq": 1, "text": rest, "end": True}]
+    runpod.script = [Page("IN_PROGRESS", [frame]) for frame in frames]
+    answer = client.post(CHAT, json=chat(), headers=idempotent, timeout=5)
+    assert answer.text == beginning + rest
+
+
 def test_beyond_its_bounds_the_oldest_finished_answer_is_given_up(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +371,30 @@ def test_beyond_its_bounds_the_oldest_finished_answer_is_given_up(
     for name in ("a", "b", "b", "a"):
         headers = {"idempotency-key": f"bounds-{name}"}
         assert fresh_client.post(CHAT, json=chat(), headers=headers).text == TEXT
+    assert len(runpod.jobs) == 3
+
+
+def test_beyond_its_bounds_a_running_answer_is_kept_and_the_next_one_not_shared(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "MOST_ANSWERS", 1)
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+
+    def ask_as(name: str) -> str:
+        headers = {"idempotency-key": f"places-{name}"}
+        return fresh_client.post(CHAT, json=chat(), headers=headers).text
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask_as, "a")
+        try:
+            wait_until(lambda: runpod.stream_calls == 1)
+            runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(3)]
+            assert [ask_as("b"), ask_as("b")] == [TEXT] * 2
+        finally:
+            hold.set()
+        assert first.result() == TEXT
+    assert ask_as("a") == TEXT
     assert len(runpod.jobs) == 3
 
 
