@@ -58,9 +58,11 @@ def main() -> int:
 
 
 SETTINGS = {
-    # Answers so long that a client can leave them in time, however busy the machine is.
-    "MAX_MODEL_LEN": "16384",
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+    # Answers so long that a client can leave them in time, however busy the machine is. The model
+    # itself must be long enough: beyond its last position vLLM reads memory that is not its own,
+    # and what it leaves in its cache spoils later answers.
+    "MAX_MODEL_LEN": "24576",
+    "HF_OVERRIDES": '{"max_position_embeddings": 24576}',
     # A worker that does not keep its responses knows none to get or to cancel.
     "VLLM_ENABLE_RESPONSES_API_STORE": "1",
 }

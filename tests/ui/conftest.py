@@ -3,6 +3,7 @@
 Each test needs only what it asks for, and is skipped where `make ui-check` has not made that.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,8 @@ def stack(ui_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
         # The same question has the same answer.
         patch.setenv("OVERRIDE_GENERATION_CONFIG", '{"temperature": 0}')
         patch.setenv("MAX_MODEL_LEN", str(MAX_MODEL_LEN))
-        patch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+        longer = {"max_position_embeddings": MAX_MODEL_LEN}
+        patch.setenv("HF_OVERRIDES", json.dumps(longer))
         patch.setenv("PROXY_KEEP_ALIVE_SECONDS", "1")
         patch.setenv("PROXY_WAKE_SHIELD", "true")
         patch.setenv("PROXY_CORS_ORIGINS", f"http://127.0.0.1:{ui_port}")

@@ -107,15 +107,27 @@ export function cut(whole) {
   return [stop, whole.slice(0, whole.indexOf(stop))];
 }
 
-async function metric(name) {
-  const text = await (await fetch(`${target.vllmURL}/metrics`)).text();
+async function metric(name, options) {
+  const text = await (await fetch(`${target.vllmURL}/metrics`, options)).text();
   const found = text.matchAll(new RegExp(`^vllm:${name}{[^}]*} (\\S+)`, "gm"));
   return [...found].reduce((sum, [, value]) => sum + Number(value), 0);
 }
 
+/** Without metrics for so long, vLLM is busy: on the CPU, one request can keep its API from more. */
+const BUSY_MS = 3000;
+
+async function isBusy() {
+  try {
+    return (await metric("num_requests_running", { signal: AbortSignal.timeout(BUSY_MS) })) > 0;
+  } catch (error) {
+    if (error.name !== "TimeoutError") throw error;
+    return true;
+  }
+}
+
 /** Return once vLLM works on something, or on nothing. */
-export async function untilBusy(isBusy) {
-  while ((await metric("num_requests_running")) > 0 !== isBusy) await sleep(50);
+export async function untilBusy(wanted) {
+  while ((await isBusy()) !== wanted) await sleep(50);
 }
 
 /** A request for LONG tokens that is left stops vLLM before they are made. */

@@ -59,6 +59,8 @@ RESPONSE_FORMAT: dict[str, Any] = {
 }
 
 WAIT_SECONDS = 60.0
+BUSY_SECONDS = 3.0
+"""Without metrics for so long, vLLM is busy: on the CPU, one request can keep its API from more."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,18 @@ class Target:
     def _wait_until(self, *, is_busy: bool) -> None:
         """Until vLLM works on something, or on nothing."""
         deadline = time.monotonic() + WAIT_SECONDS
-        while (self._metric("num_requests_running") > 0) != is_busy:
+        while self._is_busy() != is_busy:
             assert time.monotonic() < deadline, "vLLM does not start, or does not come to rest"
             time.sleep(0.05)
 
-    def _metric(self, name: str) -> float:
-        with urlopen(f"{self.vllm_url}/metrics", timeout=WAIT_SECONDS) as answer:
+    def _is_busy(self) -> bool:
+        try:
+            return self._metric("num_requests_running", timeout=BUSY_SECONDS) > 0
+        except TimeoutError:
+            return True
+
+    def _metric(self, name: str, *, timeout: float = WAIT_SECONDS) -> float:
+        with urlopen(f"{self.vllm_url}/metrics", timeout=timeout) as answer:
             text = answer.read().decode()
         return sum(map(float, re.findall(rf"^vllm:{name}{{[^}}]*}} (\S+)", text, re.MULTILINE)))
 
