@@ -58,7 +58,9 @@ def _empty_completion_chunk(model: str) -> bytes:
 
 def _empty_chunk(kind: str, model: str, content: dict[str, Any]) -> bytes:
     chunk = {
-        "id": "keep-alive",
+        # Clients that put a stream together take its id from the first chunk that has one, and
+        # openai-go drops those with another.
+        "id": "",
         "object": kind,
         "created": int(time.time()),
         "model": model,

@@ -185,10 +185,9 @@ def test_empty_chunks_come_in_place_of_comments(
     runpod.script = [Page("IN_QUEUE", hold=hold), Page("COMPLETED", FRAMES)]
     threading.Timer(1.5, hold.set).start()
     if route == "chat":
-        told = [
-            c.choices[0].delta.content for c in sdk.chat.completions.create(**chat(stream=True))
-        ]
-        assert told[:2] == [None, None]
+        chunks = list(sdk.chat.completions.create(**chat(stream=True)))
+        assert [chunk.choices[0].delta.content for chunk in chunks[:2]] == [None, None]
+        assert [chunk.id for chunk in chunks[:2]] == ["", ""]
     else:
         stream = sdk.completions.create(model="m", prompt="hi", stream=True)
         assert [next(stream).choices[0].text for _ in range(2)] == ["", ""]
