@@ -5,7 +5,7 @@ when their timeout passes, often in the middle of a cold start. Both get the ans
 way, from its beginning. Streams without the header are not looked at, and cost nothing.
 
 What SDKs tell: `x-stainless-retry-count`, 0 for a first attempt; and their timeout in seconds, as
-`x-stainless-read-timeout` (Python) or `x-stainless-timeout` (JavaScript and Go, cut to whole seconds).
+`x-stainless-read-timeout` (Python) or `x-stainless-timeout` (JavaScript and Go, in whole seconds).
 """
 
 import asyncio
