@@ -93,6 +93,9 @@ def reader_for(output: Any, *, wants_stream: bool, ends: tuple[bytes, ...]) -> R
 class FrameReader:
     """Protocol 1: drops what comes twice, holds back what comes after a hole.
 
+    A stream's event that is too large for one frame is held back until it is whole: what the proxy
+    itself says, a sign of life or an error, must not land inside it.
+
     When a second run of the job begins, the reader starts over if nothing of the first was passed
     on; else it raises WorkerFailed, since the second run need not say the same.
     """
@@ -104,6 +107,7 @@ class FrameReader:
         self._run: Any = None
         self._next = 0
         self._held: dict[int, dict[str, Any]] = {}
+        self._partial = b""
 
     def feed(self, outputs: list[Any]) -> bytes:
         """The bytes of all frames up to the first that is missing."""
@@ -115,7 +119,7 @@ class FrameReader:
         parts = []
         while (frame := self._held.pop(self._next, None)) is not None:
             parts.append(self._take(frame))
-        return b"".join(parts)
+        return self._whole_events(b"".join(parts))
 
     def doubt(self) -> None:
         """Nothing to do: the numbers tell what is missing."""
@@ -136,6 +140,13 @@ class FrameReader:
             raise WorkerFailed("The worker died in the middle of its answer.")
         self._run = run
         self._held.clear()
+
+    def _whole_events(self, piece: bytes) -> bytes:
+        text = self._partial + piece
+        is_stream = self.head is not None and self.head.is_event_stream
+        end = end_of_last_event(text) if is_stream and not self.ended else len(text)
+        self._partial = text[end:]
+        return text[:end]
 
     def _take(self, frame: dict[str, Any]) -> bytes:
         if self._next == 0:

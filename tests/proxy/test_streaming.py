@@ -218,6 +218,32 @@ def test_comments_come_between_the_events_of_a_slow_stream(
         assert b"".join(pieces).decode().endswith("data: [DONE]\n\n")
 
 
+def test_an_event_in_two_frames_has_no_comment_inside_it(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    beginning, rest = BODY[:20], BODY[20:]
+    runpod.script = [
+        Page("IN_PROGRESS", [HEAD | {"text": beginning}]),
+        Page("IN_PROGRESS", [{"seq": 1, "text": rest, "end": True}], hold=hold),
+    ]
+    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        pieces = response.iter_bytes()
+        assert next(pieces) == b": running\n\n"
+        hold.set()
+        assert b"".join(pieces).decode().replace(": running\n\n", "") == BODY
+
+
+def test_a_job_that_breaks_off_inside_an_event_ends_with_an_error_event(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    beginning = event("a") + event("b")[:20]
+    runpod.script = [Page("IN_PROGRESS", [HEAD | {"text": beginning}]), Page("FAILED")]
+    _, text = stream(client)
+    assert text.startswith(event("a") + "data: {")
+    assert last_error(text)["code"] == "worker_failed"
+
+
 @pytest.mark.parametrize(
     ("final", "status", "code"),
     [
