@@ -31,8 +31,8 @@ from proxy.warm import Warmer
 
 log = logging.getLogger(__name__)
 
-CANCELS_AT_SHUTDOWN_SECONDS = 10
-"""How long a proxy that stops waits for RunPod to take its last cancels."""
+LAST_CALLS_SECONDS = 10
+"""How long a proxy that stops waits for RunPod to answer its last submissions, and then cancels."""
 READABLE_HEADERS = ["x-request-id", "x-runpod-job-id", "retry-after", "x-should-retry"]
 """What a page may read of an answer. Without the last, its SDK would repeat what it must not."""
 CLIENT_CLOSED_REQUEST = 499
@@ -98,8 +98,8 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
             yield
             await warmer.close()
             await here.sharing.close()
-            await backends.close()
-            await canceller.drain(CANCELS_AT_SHUTDOWN_SECONDS)
+            await backends.close(LAST_CALLS_SECONDS)
+            await canceller.drain(LAST_CALLS_SECONDS)
         journal.close()
 
     return lifespan

@@ -1,5 +1,6 @@
 """From the configuration to what serves it: endpoints, relays, and the table of models."""
 
+import asyncio
 import logging
 from dataclasses import replace
 
@@ -85,11 +86,12 @@ class Backends:
         for backend in self._made.values():
             (backend.jobs if isinstance(backend, QueueBackend) else backend).drain(seconds)
 
-    async def close(self) -> None:
-        """Look after no endpoint any more."""
+    async def close(self, seconds: float) -> None:
+        """Look after no endpoint any more; jobs still being submitted are awaited this long."""
         for backend in self._made.values():
             if backend.watch is not None:
                 await backend.watch.close()
+        await asyncio.gather(*(backend.jobs.settle(seconds) for backend in self._queues()))
 
     def _queues(self) -> list[QueueBackend]:
         return [b for b in self._made.values() if isinstance(b, QueueBackend)]

@@ -6,7 +6,7 @@ until there is something to say, takes `?wait=` in milliseconds (1000 to 300000)
 output out once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -112,10 +112,13 @@ class Endpoint:
         self._status = Budget(limits.status)
         self._cancel = Budget(limits.cancel)
 
-    async def run(self, job: bytes) -> str:
-        """Queue a job, given as its JSON, and return its id."""
+    async def run(self, job: bytes, *, on_turn: Callable[[], None]) -> str:
+        """Queue a job, given as its JSON, and return its id.
+
+        `on_turn` is called when its turn has come: from then on there may be a job.
+        """
         try:
-            answer = await self._call(self._run, "POST", "/run", content=job)
+            answer = await self._call(self._run, "POST", "/run", content=job, on_turn=on_turn)
         except JobNotFound:
             raise UpstreamMisconfigured("RunPod knows no endpoint of this id.") from None
         match answer:
@@ -168,9 +171,11 @@ class Endpoint:
         content: bytes | None = None,
         hold_seconds: float = 0,
         urgent: bool = False,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> Mapping[str, Any]:
         operation = path[1:].partition("/")[0]
         async with budget.turn(urgent=urgent):
+            on_turn()
             try:
                 response = await self._send(method, path, content, hold_seconds)
             except UpstreamUnavailable:

@@ -32,6 +32,8 @@ LARGEST_JOB_BYTES = 10_000_000
 """What /run takes: docs.runpod.io/serverless/endpoints/operation-reference."""
 REPEATS = 2
 """How often a submission that did not reach RunPod is repeated."""
+STOP_LOOK_SECONDS = 0.5
+"""How soon a request whose job is being submitted sees that the grace time is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,12 @@ class Bounds:
 class _Submission:
     is_calling: bool = False
     """A call of /run is under way, so there may be a job already."""
+    is_left: bool = False
+    """Nobody waits for the job any more."""
+
+    def begin(self) -> None:
+        """The call of /run goes out now."""
+        self.is_calling = True
 
 
 class Jobs:
@@ -81,18 +89,19 @@ class Jobs:
         self._metrics = metrics
         self._price_per_second = price_per_second
         self._breaker = Breaker()
-        self._submitting = 0
+        self._submissions: set[asyncio.Task[Job]] = set()
         self._live: set[Job] = set()
 
     @property
     def live(self) -> int:
         """How many jobs are in flight."""
-        return len(self._live) + self._submitting
+        return len(self._live) + len(self._submissions)
 
     @property
     def waiting(self) -> int:
         """How many of them wait for a worker."""
-        return self._submitting + sum(job.status is JobStatus.IN_QUEUE for job in self._live)
+        waiting = sum(job.status is JobStatus.IN_QUEUE for job in self._live)
+        return len(self._submissions) + waiting
 
     async def submit(self, job_input: Mapping[str, Any], terms: Terms) -> Job:
         """Queue a job.
@@ -106,24 +115,27 @@ class Jobs:
             UpstreamUnavailable, UpstreamMisconfigured, WorkerFailed: see Endpoint.run; at once,
                 if the last submissions failed as well.
         """
-        if time.monotonic() >= self.stops_at:
-            raise Stopping("The proxy is shutting down. Please send the request again.")
         self._bounds.check(live=self.live, waiting=self.waiting)
         self._breaker.check()
         job = msgspec.json.encode({"input": job_input, "policy": terms.policy})
         if len(job) > LARGEST_JOB_BYTES:
             raise RequestTooLarge("The request is larger than a job of RunPod may be.")
         state = _Submission()
-        submission = asyncio.ensure_future(self._run(job, terms, state))
-        self._submitting += 1
+        submission = asyncio.create_task(self._run(job, terms, state))
+        self._submissions.add(submission)
         submission.add_done_callback(self._submitted)
         try:
-            return await asyncio.shield(submission)
-        except asyncio.CancelledError:
+            while not submission.done():
+                if time.monotonic() >= self.stops_at:
+                    raise Stopping("The proxy is shutting down. Please send the request again.")
+                await asyncio.wait({submission}, timeout=STOP_LOOK_SECONDS)
+        except (asyncio.CancelledError, Stopping):
+            state.is_left = True
             submission.add_done_callback(_close_late)
             if not state.is_calling:
                 submission.cancel()
             raise
+        return submission.result()
 
     def release(self, job: Job, *, is_running: bool) -> None:
         """Nobody waits for this job any more; unless it has ended it is cancelled."""
@@ -141,13 +153,19 @@ class Jobs:
         """Let jobs go on for this long; those that have not ended then raise Stopping."""
         self.stops_at = time.monotonic() + seconds
 
+    async def settle(self, seconds: float) -> None:
+        """Wait, at most this long, until each submission under way has led to a job or not."""
+        if self._submissions:
+            await asyncio.wait(self._submissions, timeout=seconds)
+
     async def _run(self, job: bytes, terms: Terms, state: _Submission) -> Job:
         give_up = time.monotonic() + terms.queue
         for attempt in itertools.count():
-            state.is_calling = True
             try:
-                job_id = await self.endpoint.run(job)
+                job_id = await self.endpoint.run(job, on_turn=state.begin)
             except (NotSent, UpstreamBusy) as exc:  # neither can have started a job
+                if state.is_left:
+                    raise
                 seconds = exc.retry_after_seconds or pause(attempt)
                 is_last = attempt >= REPEATS and isinstance(exc, NotSent)
                 if is_last or time.monotonic() + seconds > give_up:
@@ -164,13 +182,13 @@ class Jobs:
                 return Job(job_id, self, terms)
         raise AssertionError("unreachable")
 
-    def _submitted(self, submission: asyncio.Future[Job]) -> None:
+    def _submitted(self, submission: asyncio.Task[Job]) -> None:
         """Count it as live from the moment on that it is no longer being submitted."""
-        self._submitting -= 1
+        self._submissions.discard(submission)
         if not submission.cancelled() and submission.exception() is None:
             self._live.add(submission.result())
 
 
-def _close_late(submission: asyncio.Future[Job]) -> None:
+def _close_late(submission: asyncio.Task[Job]) -> None:
     if not submission.cancelled() and submission.exception() is None:
         submission.result().close()

@@ -80,7 +80,9 @@ class ScriptedRunPod:
         raw = await request.body()
         body = json.loads(raw)
         if self.run_answers:
-            return self.run_answers.pop(0)
+            answer = self.run_answers.pop(0)
+            await asyncio.sleep(self.run_delay_seconds)
+            return answer
         self.raw_jobs.append(raw)
         self.jobs.append(body)
         self.endpoints.append(request.path_params["endpoint"])

@@ -77,6 +77,29 @@ def test_a_client_that_leaves_before_its_job_is_taken_has_none(
     assert runpod.jobs == []
 
 
+@pytest.mark.slow
+def test_a_client_that_leaves_before_its_turn_has_come_has_no_job(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.run_answers = [Response(status_code=429, headers={"retry-after": "2"})]
+    for _ in range(2):  # the first one is refused, the second one has to wait for that
+        leave(fresh_client, after_bytes=False, wants_stream=False)
+    assert runpod.run_answers == []
+    time.sleep(3)  # nothing is to happen, so there is nothing to wait for
+    assert runpod.jobs == []
+
+
+@pytest.mark.slow
+def test_a_submission_that_is_refused_when_its_client_has_left_is_not_repeated(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.run_answers = [Response(status_code=429, headers={"retry-after": "1"})]
+    runpod.run_delay_seconds = 1
+    leave(fresh_client, after_bytes=False, wants_stream=False)
+    time.sleep(3)  # nothing is to happen, so there is nothing to wait for
+    assert runpod.jobs == []
+
+
 def test_a_cancel_of_a_job_not_seen_running_is_sent_twice(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:

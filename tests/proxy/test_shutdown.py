@@ -3,14 +3,20 @@
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
+from starlette.responses import Response
 
 from tests.proxy.conftest import chat
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_cancellation import leave
+from tests.proxy.test_requests import error_of
 from tests.proxy.test_streaming import BODY, CHAT, FRAMES, last_error
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +61,34 @@ def test_a_stream_that_does_not_end_gets_an_error_and_its_job_is_cancelled(
     assert last_error(text)["code"] == "shutting_down"
     assert proxy.process.wait(timeout=30) == 0
     assert runpod.cancelled == [runpod.job_id]
+
+
+@pytest.mark.parametrize("proxy", [0], indirect=True)
+def test_a_job_whose_submission_runpod_has_not_answered_yet_is_cancelled(
+    proxy: Proxy, runpod: ScriptedRunPod
+) -> None:
+    runpod.run_delay_seconds = 2
+    leave(proxy.client, after_bytes=False, wants_stream=False)
+    proxy.client.close()
+    proxy.process.send_signal(signal.SIGTERM)
+    assert proxy.process.wait(timeout=30) == 0
+    assert runpod.job_id in runpod.cancelled
+
+
+@pytest.mark.parametrize("refusals", [0, 1])
+@pytest.mark.parametrize("proxy", [0], indirect=True)
+def test_a_request_that_is_still_being_submitted_when_the_grace_time_ends_is_told(
+    proxy: Proxy, runpod: ScriptedRunPod, refusals: int
+) -> None:
+    refusal = Response(status_code=429, headers={"retry-after": "60"})
+    runpod.run_answers = [refusal] * refusals
+    runpod.run_delay_seconds = 0 if refusals else 5
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(proxy.client.post, CHAT, json=chat(), timeout=httpx.Timeout(30))
+        wait_until(lambda: runpod.jobs != [] or (refusals > 0 and runpod.run_answers == []))
+        proxy.process.send_signal(signal.SIGTERM)
+        assert answer.result().status_code == 503
+    assert error_of(answer.result())["code"] == "shutting_down"
 
 
 @pytest.mark.parametrize("proxy", [20], indirect=True)
