@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from proxy.endpoint import JobState, JobStatus
+from proxy.endpoint import JobState, JobStatus, StreamPage
 from proxy.errors import (
     ColdStartTimeout,
     DeadlinePassed,
@@ -28,6 +28,9 @@ SHORTEST_EXECUTION_MS = 5_000
 TTL_MARGIN_SECONDS = 60
 RETRY_AFTER_COLD_START_SECONDS = 30
 LONGEST_PAUSE_SECONDS = 5.0
+LATE_SECONDS = 0.5
+"""How much longer than asked for a poll may take before its reader is told that nothing came."""
+RESULT_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Job:
         self._taken: float | None = None
         self._has_output = False
         self._is_closed = False
+        self._polling: asyncio.Task[StreamPage] | None = None
 
     @property
     def worker_seconds(self) -> float:
@@ -90,11 +94,10 @@ class Job:
         failure: UpstreamUnavailable | None = None
         while True:
             wait_seconds = min(self._terms.poll, self._seconds_left(failure))
-            asked = time.monotonic()
+            if self._polling is None:
+                asked = time.monotonic()
             try:
-                page = await self._jobs.endpoint.stream(
-                    self.id, wait_seconds=wait_seconds, urgent=not self._has_output
-                )
+                page = await self._poll(wait_seconds)
             except JobNotFound:
                 self.has_ended = True
                 raise WorkerFailed("RunPod has forgotten the job before it was done.") from None
@@ -102,7 +105,11 @@ class Job:
                 failures, failure = failures + 1, exc
                 self.has_lost_a_poll |= not isinstance(exc, NotSent | UpstreamBusy)
                 yield []
-                await asyncio.sleep(exc.retry_after_seconds or pause(failures))
+                # A longer pause that RunPod asks for is kept by the budget of all calls.
+                await asyncio.sleep(min(pause(failures), wait_seconds))
+                continue
+            if page is None:
+                yield []
                 continue
             failures, failure = 0, None
             self._note(page.status, page.outputs)
@@ -120,22 +127,47 @@ class Job:
 
     async def result(self) -> JobState:
         """What RunPod says of the ended job, with its aggregate output."""
-        for attempt in range(4):
+        for attempt in range(RESULT_TRIES):
+            is_last = attempt == RESULT_TRIES - 1
             try:
-                return await self._jobs.endpoint.status(self.id)
+                state = await self._jobs.endpoint.status(self.id)
             except JobNotFound:
                 raise WorkerFailed("RunPod has forgotten the job's result.") from None
-            except UpstreamUnavailable as exc:
-                if attempt == 3:
+            except UpstreamUnavailable:
+                if is_last:
                     raise
-                await asyncio.sleep(exc.retry_after_seconds or pause(attempt))
+            else:
+                if state.status.is_terminal or is_last:  # it can lag behind what /stream said
+                    return state
+            await asyncio.sleep(pause(attempt))
         raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Give the job up: it is cancelled unless it has ended. Closing twice does nothing."""
         if not self._is_closed:
             self._is_closed = True
+            if self._polling is not None:
+                self._polling.cancel()
+                self._polling.add_done_callback(lambda poll: poll.cancelled() or poll.exception())
             self._jobs.release(self, is_running=self._has_output)
+
+    async def _poll(self, wait_seconds: float) -> StreamPage | None:
+        """What the poll under way hands out, or a new one; None if that takes too long.
+
+        It may have to wait for its turn, or RunPod be slow. It goes on then: what it hands out
+        would not be given again.
+        """
+        if self._polling is None:
+            self._polling = asyncio.create_task(
+                self._jobs.endpoint.stream(
+                    self.id, wait_seconds=wait_seconds, urgent=not self._has_output
+                )
+            )
+        await asyncio.wait({self._polling}, timeout=wait_seconds + LATE_SECONDS)
+        if not self._polling.done():
+            return None
+        poll, self._polling = self._polling, None
+        return poll.result()
 
     def _note(self, status: JobStatus, outputs: list[Any]) -> None:
         now = time.monotonic()

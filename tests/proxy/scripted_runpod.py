@@ -60,6 +60,8 @@ class ScriptedRunPod:
         """Forget everything: one server serves many tests."""
         self.script: Sequence[Page | Fault] = []
         self.final: dict[str, Any] | None = None
+        self.states: list[dict[str, Any]] = []
+        """What /status says at first, one for each call."""
         self.run_answers: list[Response] = []
         self.run_delay_seconds = 0.0
         self.cancel_answers: list[Response] = []
@@ -115,6 +117,8 @@ class ScriptedRunPod:
         return _json({"status": step.status, "stream": [{"output": out} for out in outputs]})
 
     async def _status(self, request: Request) -> Response:
+        if self.states:
+            return _json(self.states.pop(0))
         if self.final is not None:
             return _json(self.final)
         outputs: list[Any] = []

@@ -1,6 +1,7 @@
 """A stream through the proxy: comments while it is awaited, events as they come, one honest end."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -335,6 +336,29 @@ def test_a_missed_deadline_is_an_error_and_cancels_the_job(
     wait_until(lambda: runpod.job_id in runpod.cancelled)
 
 
+@pytest.mark.slow
+def test_comments_come_while_runpod_wants_no_calls(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    refusal = Fault(429, {"retry-after": "5"})
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), refusal, Page("COMPLETED", FRAMES[1:])]
+    text = fresh_client.post(CHAT, json=chat(stream=True)).text
+    assert text.count(": running\n\n") >= 3
+    assert text.replace(": running\n\n", "") == BODY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"idle_timeout_seconds": 1}], indirect=True)
+def test_a_deadline_does_not_wait_until_runpod_wants_calls_again(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Fault(429, {"retry-after": "60"})]
+    began = time.monotonic()
+    _, text = stream(fresh_client)
+    assert last_error(text)["code"] == "upstream_unavailable"
+    assert time.monotonic() - began < 30
+
+
 @pytest.mark.parametrize("settings", [{"idle_timeout_seconds": 1}], indirect=True)
 def test_a_worker_that_falls_silent_ends_the_stream_and_its_job(
     client: httpx.Client, runpod: ScriptedRunPod
@@ -357,6 +381,15 @@ def test_a_status_that_goes_backwards_does_not_bring_a_job_back(
     assert stream(client) == (200, BODY)
     assert runpod.stream_calls == 3
     assert runpod.cancelled == []
+
+
+def test_a_status_that_lags_behind_the_stream_is_asked_for_again(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("COMPLETED")]
+    runpod.states = [{"status": "IN_PROGRESS"}]
+    runpod.final = {"status": "COMPLETED", "output": FRAMES}
+    assert stream(client) == (200, BODY)
 
 
 def test_pieces_of_worker_vllm_arrive_as_whole_events(
