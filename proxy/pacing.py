@@ -5,7 +5,8 @@ RunPod limits each operation of an endpoint twice: so many calls in ten seconds,
 endpoint share one budget for each operation. As long as there is room a call goes out at once;
 then turns are given evenly, first come first served, so that every stream gets as many polls as
 the next one, and each poll brings more chunks. Urgent calls (a stream that has shown nothing yet)
-go first. A 429 slows all of them down for a while; no request fails by it.
+go first, but get no more than every other turn, since hundreds of them may wait for a worker. A 429
+slows all of them down for a while; no request fails by it.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ BURST = 0.05
 """The share of it that may go out without any spacing after a quiet time."""
 SLOWER, FASTER = 1.5, 0.8
 """What a 429 does to the interval between calls, and every window without one after it."""
+SLOWEST = 10.0
+"""So many times the usual interval at most: it must shrink again in reasonable time."""
 PAUSE_SECONDS = 1.0
 """How long all calls pause after a 429 that does not say."""
 
@@ -51,6 +54,7 @@ class Budget:
         self._in_flight = 0
         self._urgent: deque[asyncio.Future[None]] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._last_was_urgent = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -77,7 +81,7 @@ class Budget:
         pause = PAUSE_SECONDS if retry_after_seconds is None else retry_after_seconds
         self._due = max(self._due, now + pause + self._burst_seconds)
         if now - self._slowed > PAUSE_SECONDS:  # one step for a volley of refusals
-            self._interval *= SLOWER
+            self._interval = min(self._interval * SLOWER, self._base_interval * SLOWEST)
             self._slowed = now
 
     async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
@@ -97,7 +101,7 @@ class Budget:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while queue := self._urgent or self._waiting:
+        while queue := self._next_queue():
             if queue[0].done():  # its caller has left
                 queue.popleft()
                 continue
@@ -107,7 +111,13 @@ class Budget:
                 self._timer = asyncio.get_running_loop().call_later(seconds, self._admit)
                 return
             self._spend()
+            self._last_was_urgent = queue is self._urgent
             queue.popleft().set_result(None)
+
+    def _next_queue(self) -> deque[asyncio.Future[None]]:
+        if self._last_was_urgent:
+            return self._waiting or self._urgent
+        return self._urgent or self._waiting
 
     def _seconds_until_free(self) -> float:
         if self._in_flight >= self._at_once:

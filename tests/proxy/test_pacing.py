@@ -104,6 +104,42 @@ def test_an_urgent_call_goes_before_those_who_wait() -> None:
     assert len(order) == 101
 
 
+def test_a_crowd_of_urgent_calls_leaves_turns_to_the_others() -> None:
+    async def poll_urgently(budget: Budget, log: Log, caller: int) -> None:
+        for _ in range(30):
+            await log.call(budget, caller, 1.0, urgent=True)
+
+    async def run() -> Log:
+        budget, log = Budget(LIMIT), Log()
+        async with asyncio.TaskGroup() as group:
+            for caller in range(100):
+                group.create_task(poll_urgently(budget, log, caller))
+            for caller in range(100, 105):
+                group.create_task(poll_for(budget, log, caller, seconds=60, each=0.05))
+        return log
+
+    polls = run_virtually(run()).callers
+    assert min(polls[caller] for caller in range(100, 105)) > 60
+
+
+def test_an_hour_of_refusals_is_forgotten_in_minutes() -> None:
+    async def poll_refused(budget: Budget, log: Log) -> None:
+        while (now := asyncio.get_running_loop().time()) < 4000:
+            await log.call(budget, 0, 0.05)
+            if now < 3600:
+                budget.slow_down(None)
+
+    async def run() -> list[float]:
+        budget, log = Budget(LIMIT), Log()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(30):
+                group.create_task(poll_refused(budget, log))
+        return log.times
+
+    times = run_virtually(run())
+    assert sum(3800 <= time < 3810 for time in times) > 0.85 * LIMIT.calls
+
+
 def test_a_refusal_pauses_everybody_and_slows_them_down_until_it_is_forgotten() -> None:
     async def run() -> list[float]:
         budget, log = Budget(LIMIT), Log()
