@@ -54,11 +54,11 @@ class Journal:
 
     def add(self, endpoint: str, job_id: str) -> None:
         """Note a job that RunPod has taken."""
-        self._database.execute("INSERT OR IGNORE INTO jobs VALUES (?, ?)", (job_id, endpoint))
+        self._write("INSERT OR IGNORE INTO jobs VALUES (?, ?)", (job_id, endpoint))
 
     def remove(self, job_id: str) -> None:
         """Forget a job that has ended."""
-        self._database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+        self._write("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def close(self) -> None:
         """Leave nothing behind if nothing is in flight; else leave it to the next proxy."""
@@ -68,6 +68,13 @@ class Journal:
             self._path.unlink(missing_ok=True)
         if self._lock is not None:
             os.close(self._lock)
+
+    def _write(self, statement: str, values: tuple[str, ...]) -> None:
+        # A full disk must not cost a request its answer: it has a job that somebody must follow.
+        try:
+            self._database.execute(statement, values)
+        except sqlite3.Error as exc:
+            log.error("the journal of jobs in flight cannot be written: %s", exc)
 
 
 def _read(path: Path) -> list[Orphan]:

@@ -8,6 +8,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from proxy.app import create_app
@@ -15,7 +16,7 @@ from proxy.journal import Journal, Orphan
 from tests.proxy.conftest import chat, settings_for
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
-from tests.proxy.test_streaming import CHAT, FRAMES
+from tests.proxy.test_streaming import BODY, CHAT, FRAMES, stream
 from tests.servers import serve
 from tests.waiting import wait_until
 
@@ -93,3 +94,20 @@ def test_a_proxy_that_was_killed_cancels_its_jobs_when_it_comes_back(
         wait_until(lambda: runpod.cancelled == [runpod.job_id])
     finally:
         second.close()
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_no_answer(
+    scripted_runpod: tuple[ScriptedRunPod, str], runpod: ScriptedRunPod, tmp_path: Path
+) -> None:
+    runpod.script = [Page("COMPLETED", FRAMES)]
+    proxy = Proxy(scripted_runpod[1], state_dir=tmp_path)
+    try:
+        # From now on no file of its own may be written beyond its first page.
+        psutil.Process(proxy.process.pid).rlimit(psutil.RLIMIT_FSIZE, (4096, 4096))
+        assert stream(proxy.client) == (200, BODY)
+        proxy.client.close()
+        proxy.process.terminate()
+        assert proxy.process.wait(timeout=30) == 0
+    finally:
+        proxy.close()
