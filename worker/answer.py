@@ -121,6 +121,11 @@ class Answer:
         self._ended = False
 
     @property
+    def route(self) -> str:
+        """What was asked of vLLM, perhaps with a query."""
+        return self._request.route
+
+    @property
     def is_event_stream(self) -> bool:
         """Is this a stream of events that went well?"""
         return self.status < 400 and self.content_type.startswith(EVENT_STREAM)

@@ -11,13 +11,16 @@ So no frame has that key, and where a job must fail, the value is JSON text alre
 import base64
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from worker.answer import Answer
 from worker.chunks import ends_event
 from worker.errors import WorkerError
 from worker.job_input import JSON
 from worker.server import ServedModel
+
+MESSAGES: Final = "/v1/messages"
+"""Anthropic's route: its clients read events by their name, and pass over those that have none."""
 
 Output = dict[str, Any] | list[Any] | str
 
@@ -46,7 +49,7 @@ class FramedOutputs:
         self._run = run
         self._models = models
         self._seq = 0
-        self._streams = False
+        self._stream: Answer | None = None
         self._ends_event = True
 
     def add(self, answer: Answer, piece: bytes) -> list[Output]:
@@ -57,16 +60,16 @@ class FramedOutputs:
             self._ends_event = ends_event(piece)
         if answer.is_complete:
             frame["end"] = True
-        self._streams = answer.is_event_stream
+        self._stream = answer if answer.is_event_stream else None
         return [frame]
 
     def fail(self, error: WorkerError) -> list[Output]:
         """An answer of its own, or an error event, or, inside a plain body, a failed job."""
-        begun, body = self._seq > 0, error.body()
-        if begun and not self._streams:
+        body = error.body()
+        if self._seq > 0 and self._stream is None:
             return [{"error": body}]
         frame = self._next_frame(error.status, JSON)
-        frame["text"] = _error_event(body, after_event=self._ends_event) if begun else body
+        frame["text"] = _error_event(self._stream, body, self._ends_event) if self._stream else body
         frame["end"] = True
         return [frame]
 
@@ -85,13 +88,13 @@ class BareOutputs:
 
     def __init__(self) -> None:
         self._body = bytearray()
-        self._streams = False
+        self._stream: Answer | None = None
         self._ends_event = True
 
     def add(self, answer: Answer, piece: bytes) -> list[Output]:
         """The piece as text if it is a stream's, else the whole body when it is complete."""
         if answer.is_event_stream:
-            self._streams = True
+            self._stream = answer
             self._ends_event = ends_event(piece)
             return [piece.decode(errors="replace")] if piece else []
         self._body += piece
@@ -103,8 +106,8 @@ class BareOutputs:
 
     def fail(self, error: WorkerError) -> list[Output]:
         """An error event inside a stream, else a failed job."""
-        if self._streams:
-            return [_error_event(error.body(), after_event=self._ends_event)]
+        if self._stream is not None:
+            return [_error_event(self._stream, error.body(), self._ends_event)]
         return [{"error": error.body()}]
 
 
@@ -115,8 +118,10 @@ def _data(piece: bytes) -> dict[str, Any]:
         return {"base64": base64.b64encode(piece).decode()}
 
 
-def _error_event(body: str, *, after_event: bool) -> str:
+def _error_event(stream: Answer, body: str, after_event: bool) -> str:
     gap = "" if after_event else "\n\n"
+    if stream.route.partition("?")[0] == MESSAGES:
+        return f'{gap}event: error\ndata: {{"type":"error",{body[1:]}\n\n'
     return f"{gap}data: {body}\n\n"
 
 

@@ -23,6 +23,7 @@ class AnswerSoFar:
     content_type: str = "text/event-stream"
     is_event_stream: bool = True
     is_complete: bool = False
+    route: str = "/v1/chat/completions"
 
 
 def answer(**facts: Any) -> Answer:
@@ -55,6 +56,18 @@ def test_an_error_event_begins_on_a_line_of_its_own() -> None:
         assert isinstance(text, str)
         assert text.startswith("\n\ndata: {")
         assert text.endswith("}}\n\n")
+
+
+def test_an_error_event_has_a_name_where_anthropics_clients_read_it() -> None:
+    for outputs in (FramedOutputs("a"), BareOutputs()):
+        outputs.add(answer(route="/v1/messages?beta=true"), b"event: ping\ndata: {}\n\n")
+        [last] = outputs.fail(EngineFailed())
+        text = last["text"] if isinstance(last, dict) else last
+        assert isinstance(text, str)
+        name, _, data = text.removesuffix("\n\n").partition("\ndata: ")
+        assert name == "event: error"
+        assert json.loads(data)["type"] == "error"
+        assert json.loads(data)["error"]["code"] == "engine_failed"
 
 
 def test_an_error_event_after_a_whole_event_adds_no_lines() -> None:
