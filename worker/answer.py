@@ -158,7 +158,7 @@ class Answer:
     def expire(self) -> None:
         """Make its time be up now."""
         self._deadline = 0.0
-        if self._timeout is not None:
+        if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(0.0)
 
     def close(self) -> None:

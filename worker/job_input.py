@@ -11,7 +11,6 @@ The body itself is vLLM's to judge and passes untouched.
 """
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping
@@ -106,7 +105,7 @@ def _content(job_input: dict[str, Any]) -> tuple[bytes | None, str]:
         raise InvalidInput("The content type is not one.", "content_type")
     try:
         return base64.b64decode(encoded, validate=True), content_type
-    except binascii.Error:
+    except ValueError:
         raise InvalidInput("The body is not base64.", "body_base64") from None
 
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import inspect
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -249,6 +250,26 @@ async def test_answers_that_are_given_up_end_with_an_error(
     assert '"code":"worker_stopping"' in (await stream)[-1]["text"]
     body_of(await stream)
     assert [(await silent)[0]["status"], late[0]["status"]] == [503, 503]
+
+
+async def test_giving_up_just_as_an_answers_time_is_up_is_no_error(url: str) -> None:
+    client = VLLMClient(url, request_timeout_seconds=0.2)
+    answer = asyncio.create_task(
+        outputs_of(create_handler(client, []), chat(script={"hang": True}))
+    )
+    given_up = asyncio.Event()
+
+    def give_up() -> None:
+        client.give_up()
+        given_up.set()
+
+    await asyncio.sleep(0.1)
+    asyncio.get_running_loop().call_later(0.2, give_up)
+    time.sleep(0.5)  # noqa: ASYNC251 -- so that both moments are seen in the same turn of the loop
+    async with asyncio.timeout(5):
+        await given_up.wait()
+    assert (await answer)[0]["status"] == 503
+    await client.close()
 
 
 async def test_a_slow_network_slows_vllm_down(url: str, engine: Engine) -> None:

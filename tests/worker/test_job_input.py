@@ -136,6 +136,7 @@ def test_a_route_that_is_not_a_plain_path_on_vllm_is_refused(route: str) -> None
         ({"route": "/x", "method": "TRACE"}, "method"),
         ({"route": "/x", "method": 1}, "method"),
         ({"route": "/x", "body_base64": "?"}, "body_base64"),
+        ({"route": "/x", "body_base64": "é"}, "body_base64"),
         ({"route": "/x", "body_base64": "AAAA", "content_type": "a\r\nb: c"}, "content_type"),
         ({"prompt": "x", "stream": "yes"}, "stream"),
         ({"prompt": "x", "sampling_params": []}, "sampling_params"),
