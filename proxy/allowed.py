@@ -47,6 +47,7 @@ _DIALECTS = {
     "/v1/responses": RESPONSES,
     "/v1/responses/{id}": RESPONSES,
     "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": MESSAGES,
 }
 PROMPTS: dict[str, tuple[str, ...]] = {
     "/v1/chat/completions": ("messages",),

@@ -48,6 +48,10 @@ _TASKS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
 _FIRST_MESSAGE: Final = re.compile(r"<chat_history>\s*USER:\s*([^\n<]+)")
 
 
+class _Message(msgspec.Struct):
+    content: msgspec.Raw = msgspec.Raw(b"null")
+
+
 class Shield:
     """Chooses who answers a call; it is up only if `is_up`."""
 
@@ -78,9 +82,10 @@ def task_answer(call: Call) -> str | None:
 
 def _prompt(content: JSONContent) -> str:
     """The text of the last message, which is where UIs put what they want."""
-    last = msgspec.json.decode(content.fields["messages"], type=list[msgspec.Raw])[-1]
-    text = msgspec.json.decode(last).get("content")
-    return text.strip() if isinstance(text, str) else ""
+    last = msgspec.json.decode(content.fields["messages"], type=list[_Message])[-1]
+    if bytes(memoryview(last.content)[:1]) != b'"':
+        return ""
+    return msgspec.json.decode(last.content, type=str).strip()
 
 
 def _title(prompt: str) -> str:

@@ -96,5 +96,5 @@ async def _as_events(answer: Answer, first: bytes, dialect: Dialect) -> bytes:
     """An answer that is no event stream, and came too late to be sent as what it is."""
     body = first + await rest_of(answer)
     if answer.head is not None and answer.head.status < 400:
-        return b"data: " + body.replace(b"\n", b" ") + b"\n\ndata: [DONE]\n\n"
+        return b"data: " + b" ".join(body.splitlines()) + b"\n\ndata: [DONE]\n\n"
     return dialect.error(VLLMError(answer.head.status if answer.head else 502, body))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 
 from proxy.allowed import route_of
 from proxy.answer import Answer, rest_of
@@ -34,7 +34,9 @@ def create_router(patterns: Iterable[str]) -> APIRouter:
     for pattern in patterns:
         method, _, path = pattern.partition(" ")
 
-        async def endpoint(request: Request, path: str = path) -> Response:
+        async def endpoint(request: Request, method: str = method, path: str = path) -> Response:
+            if request.method != method:  # HEAD, which Starlette adds to GET
+                raise HTTPException(405, headers={"Allow": method})
             return await _serve(request, path)
 
         router.add_route(path, endpoint, methods=[method])

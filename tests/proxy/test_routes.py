@@ -124,6 +124,14 @@ def test_a_path_outside_the_list_never_becomes_a_job(
     assert runpod.jobs == []
 
 
+def test_a_stored_responses_head_alone_is_no_job(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    response = client.head("/v1/responses/resp_1")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET")
+    assert runpod.jobs == []
+
+
 def raw_request(url: str, method: str, path: str) -> httpx.Response:
     """A request whose path no client library has tidied up."""
     connection = http.client.HTTPConnection(httpx.URL(url).netloc.decode(), timeout=30)
@@ -188,6 +196,10 @@ def test_anthropics_client_gets_anthropics_errors(
     assert "'other' does not exist" in body["error"]["message"]
     with pytest.raises(anthropic.AuthenticationError):
         claude.with_options(api_key="wrong").messages.create(**ASKED)
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        claude.messages.count_tokens(model="other", messages=ASKED["messages"])
+    body = caught.value.body
+    assert body["type"] == "error"
     assert runpod.jobs == []
 
 

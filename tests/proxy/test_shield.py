@@ -48,6 +48,16 @@ def test_a_uis_own_request_is_answered_without_a_job_while_the_gpu_sleeps(
 
 
 @UP
+@pytest.mark.parametrize("content", ['"hi", "x": 1e999', "[1e999]", "null"])
+def test_a_message_that_is_no_plain_text_is_none_of_a_uis_own(
+    client: httpx.Client, runpod: ScriptedRunPod, content: str
+) -> None:
+    runpod.script = [Page("COMPLETED", [FRAME])]
+    body = f'{{"model": "m", "messages": [{{"role": "user", "content": {content}}}]}}'
+    assert client.post(CHAT, content=body).status_code == 200
+
+
+@UP
 def test_it_is_answered_as_a_stream_too(fresh_client: httpx.Client, runpod: ScriptedRunPod) -> None:
     base = f"{fresh_client.base_url}/v1"
     with openai.OpenAI(base_url=base, api_key=KEY, max_retries=0) as sdk:

@@ -148,6 +148,21 @@ def test_an_error_of_vllm_after_the_hold_is_an_event(
     assert last_error(text)["message"] == "too long"
 
 
+def test_a_plain_answer_after_the_hold_is_one_event(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    body = '{\r\n"object": "list",\n"data": []}'
+    frame = {"seq": 0, "status": 200, "content_type": "application/json", "text": body, "end": True}
+    runpod.script = [Page("IN_QUEUE", [frame], hold=hold)]
+    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        hold.set()
+        lines = response.read().decode().splitlines()
+    (answer, end) = [line for line in lines if line and not line.startswith(":")]
+    assert msgspec.json.decode(answer.removeprefix("data: ")) == {"object": "list", "data": []}
+    assert end == "data: [DONE]"
+
+
 @pytest.fixture
 def sdk(proxy_url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{proxy_url}/v1", api_key=KEY, max_retries=0) as sdk:
