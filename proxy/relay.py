@@ -11,8 +11,8 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -33,11 +33,11 @@ from proxy.jobs import Bounds
 from proxy.watch import Watch
 from proxy.wire import JSON, Head
 
+T = TypeVar("T")
+
 WORKER_ID: Final = "x-runpod-worker-id"
 """Only a worker's own answers carry it."""
 NO_WORKER: Final = ("timed out waiting for worker", "no workers available")
-LONGEST_TRY_SECONDS: Final = 150.0
-"""RunPod gives a call without a worker up after two minutes; one that hangs longer is lost."""
 
 
 class Relay:
@@ -132,8 +132,9 @@ class RelayedAnswer:
     async def open(self) -> bytes:
         """See Answer."""
         self._relay.admit(self)
-        response = self._response = await self._worker_response()
-        if self._relay.watch is not None:
+        response = await self._worker_response()
+        is_workers_own = WORKER_ID in response.headers or response.is_success
+        if self._relay.watch is not None and is_workers_own:
             self._relay.watch.note_answer()
         self._chunks = response.aiter_bytes()
         self._moved = self._answered = time.monotonic()
@@ -156,18 +157,15 @@ class RelayedAnswer:
         if self._reading is not None:
             self._reading.cancel()
         if self._response is not None and self._closing is None:
-            self._relay.on_worker_seconds(time.monotonic() - self._answered)
+            if self.head is not None:
+                self._relay.on_worker_seconds(time.monotonic() - self._answered)
             self._closing = asyncio.create_task(self._response.aclose())
 
     async def _worker_response(self) -> httpx.Response:
         """Ask until a worker answers."""
         for attempt in itertools.count():
             try:
-                async with asyncio.timeout(min(self._seconds_left(), LONGEST_TRY_SECONDS)):
-                    response = await self._relay.send(self._request)
-                    failure = await self._failure(response)
-            except TimeoutError:
-                continue  # `_seconds_left` raises what belongs to the deadline, if it was one
+                response, failure = await self._in_time(self._try())
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
                 failure = UpstreamUnavailable("The model's server could not be reached.")
             except httpx.HTTPError as exc:
@@ -180,6 +178,23 @@ class RelayedAnswer:
             self._relay.watch.touch()
             await asyncio.sleep(min(pause(attempt), self._seconds_left()))
         raise AssertionError("unreachable")
+
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """What this work comes to, unless a deadline passes first. It is never done twice.
+
+        A call that hangs may have a worker that is long at a plain answer, whose head comes last.
+        """
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=min(self._terms.poll, self._seconds_left()))
+            return task.result()
+        finally:
+            task.cancel()
+
+    async def _try(self) -> tuple[httpx.Response, ProxyError | None]:
+        response = self._response = await self._relay.send(self._request)
+        return response, await self._failure(response)
 
     async def _failure(self, response: httpx.Response) -> ProxyError | None:
         """What the platform says in a worker's place; None for an answer of the server's own."""

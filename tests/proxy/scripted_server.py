@@ -24,6 +24,8 @@ class Reply:
     headers: dict[str, str] = field(default_factory=lambda: dict(WORKER))
     content_type: str = "application/json"
     hold: threading.Event | None = None
+    head_hold: threading.Event | None = None
+    """Not even the status is sent before this is set."""
     breaks: bool = False
     """Cut the connection after the pieces."""
 
@@ -53,6 +55,8 @@ class ScriptedServer:
                 "body": await request.body(),
             }
         )
+        if reply.head_hold:
+            await wait_for(reply.head_hold, seconds=30)
         if reply.content_type != "text/event-stream" and not reply.breaks and not reply.hold:
             body = b"".join(reply.pieces)
             return Response(body, reply.status, reply.headers, reply.content_type)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,14 @@ def test_a_cold_start_is_waited_out(
     assert len(server.requests) == 4
 
 
+def test_an_answer_that_is_no_workers_does_not_make_the_endpoint_ready(
+    client: httpx.Client, server: ScriptedServer
+) -> None:
+    server.replies = [Reply(404, [b"{}"], headers={})]
+    assert client.post(CHAT, json=chat()).status_code == 404
+    assert client.get("/v1/models/m").json()["state"] != "ready"
+
+
 @pytest.mark.parametrize("reply", NOBODY)
 def test_a_worker_that_does_not_come_in_time_is_a_cold_start_timeout(
     start: Start, server: ScriptedServer, reply: Reply
@@ -230,6 +239,21 @@ def test_a_client_that_leaves_closes_the_connection_to_the_worker(
         next(got.iter_bytes())
     assert len(server.requests) == 1
     wait_until(lambda: server.open == 0)
+
+
+def test_an_answer_that_is_long_in_coming_is_not_asked_for_again(
+    client: httpx.Client, server: ScriptedServer
+) -> None:
+    done = threading.Event()
+    server.replies = [Reply(200, OK.pieces, head_hold=done)]
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(client.post, CHAT, json=chat())
+        wait_until(lambda: len(server.requests) > 0)
+        with suppress(FutureTimeout):
+            answer.result(timeout=3)  # longer than a poll: nothing but a deadline ends the call
+        done.set()
+        assert answer.result().status_code == 200
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("bound", ["max_requests", "max_waiting"])

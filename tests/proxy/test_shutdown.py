@@ -13,10 +13,20 @@ from starlette.responses import Response
 from tests.proxy.conftest import chat
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.scripted_server import Reply, ScriptedServer
 from tests.proxy.test_cancellation import leave
 from tests.proxy.test_requests import error_of
 from tests.proxy.test_streaming import BODY, CHAT, FRAMES, last_error
+from tests.servers import serve
 from tests.waiting import wait_until
+
+BALANCED = """
+[endpoints.lb]
+kind = "load-balancing"
+url = "{url}"
+[models.m]
+endpoint = "lb"
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +99,25 @@ def test_a_request_that_is_still_being_submitted_when_the_grace_time_ends_is_tol
         proxy.process.send_signal(signal.SIGTERM)
         assert answer.result().status_code == 503
     assert error_of(answer.result())["code"] == "shutting_down"
+
+
+def test_a_load_balancing_call_that_is_long_in_coming_ends_with_the_grace_time(
+    scripted_runpod: tuple[ScriptedRunPod, str], tmp_path: Path
+) -> None:
+    server = ScriptedServer()
+    server.replies = [Reply(head_hold=threading.Event())]
+    config = tmp_path / "proxy.toml"
+    with serve(server.app) as url, ThreadPoolExecutor() as pool:
+        config.write_text(BALANCED.format(url=url))
+        proxy = Proxy(scripted_runpod[1], drain_seconds=1, state_dir=tmp_path, config=config)
+        try:
+            answer = pool.submit(proxy.client.post, CHAT, json=chat(), timeout=60)
+            wait_until(lambda: len(server.requests) == 1)
+            proxy.process.send_signal(signal.SIGTERM)
+            assert error_of(answer.result(timeout=20))["code"] == "shutting_down"
+            assert proxy.process.wait(timeout=30) == 0
+        finally:
+            proxy.close()
 
 
 @pytest.mark.parametrize("proxy", [20], indirect=True)
