@@ -54,6 +54,8 @@ class Model:
             return self.backend.ask(call, self.served_as, terms)
         second = self.fallback
         is_broken = self.state is State.UNHEALTHY
+        if is_broken and self.backend.watch is not None:
+            self.backend.watch.touch()  # nobody else may want to know when it is well again
         return FallbackAnswer(
             None if is_broken else self.backend.ask(call, self.served_as, terms),
             lambda: second.ask(call, second.terms),

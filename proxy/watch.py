@@ -32,6 +32,10 @@ FAILED_STARTS = 2
 """So many starts that came to nothing are a crash loop."""
 STARTLESS_SECONDS = 45.0
 """Jobs that wait so long without any worker being started wait in vain."""
+FORGIVEN_SECONDS = 300.0
+"""So long after the last job that waited, nobody knows any more whether workers would crash."""
+OLD_SECONDS = 60.0
+"""What was seen so long ago says nothing of today."""
 
 
 class State(StrEnum):
@@ -70,7 +74,7 @@ class Health:
 
 
 REASONS = {
-    State.UNKNOWN: "RunPod has not told yet how the endpoint is",
+    State.UNKNOWN: "RunPod has not told lately how the endpoint is",
     State.COLD: "no worker is up; a request starts one",
     State.WARMING: "a worker is starting",
     State.READY: "workers are up",
@@ -85,7 +89,7 @@ class Watch:
     """Looks at one endpoint. `ask` calls its /health."""
 
     def __init__(self, name: str, ask: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
-        self.state = State.UNKNOWN
+        self._state = State.UNKNOWN
         self._name = name
         self._ask = ask
         self._reason = REASONS[State.UNKNOWN]
@@ -94,13 +98,22 @@ class Watch:
         self._was_starting = False
         self._failed_starts = 0
         self._waiting_since: float | None = None
-        self._looked = -math.inf
+        self._noted = self._had_queue = self._told = self._looked = -math.inf
         self._has_looked = asyncio.Event()
+
+    @property
+    def state(self) -> State:
+        """The state as it was last seen; unknown if that is too long ago."""
+        return State.UNKNOWN if self._is_old else self._state
 
     @property
     def reason(self) -> str:
         """The state in a few words."""
-        return self._reason
+        return REASONS[State.UNKNOWN] if self._is_old else self._reason
+
+    @property
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._told > OLD_SECONDS
 
     @property
     def why_nobody_answers(self) -> str:
@@ -110,7 +123,7 @@ class Watch:
                 return "the endpoint may be starting, or out of GPUs"
             case State.READY:
                 return "all workers are busy"
-        return self._reason
+        return self.reason
 
     def touch(self) -> None:
         """Somebody wants to know: look, now if it is time, and again for a while."""
@@ -141,7 +154,7 @@ class Watch:
 
     def note(self, health: Health, now: float) -> None:
         """Take one look's counters, seen at `now` (seconds, monotonic)."""
-        before = self.state
+        before = self._state
         self._note_history(health, now)
         if health.up:
             self._set(State.READY)
@@ -155,12 +168,17 @@ class Watch:
             self._set(State.UNHEALTHY, NO_WORKERS)
         else:
             self._set(State.COLD)
-        if self.state is not before:
-            log.info("endpoint %s is %s: %s", self._name, self.state, self._reason)
+        if self._state is not before:
+            log.info("endpoint %s is %s: %s", self._name, self._state, self._reason)
 
     def _note_history(self, health: Health, now: float) -> None:
+        if now - self._noted > OLD_SECONDS:  # nobody has seen what was in between
+            self._was_starting, self._waiting_since = False, None
+        self._noted = now
+        if health.in_queue:
+            self._had_queue = now
         is_starting = health.initializing > 0
-        if health.up:
+        if health.up or now - self._had_queue > FORGIVEN_SECONDS:
             self._failed_starts = 0
         elif self._was_starting and not is_starting and health.in_queue:
             self._failed_starts += 1
@@ -172,7 +190,8 @@ class Watch:
             self._waiting_since = now
 
     def _set(self, state: State, reason: str | None = None) -> None:
-        self.state, self._reason = state, reason or REASONS[state]
+        self._state, self._reason = state, reason or REASONS[state]
+        self._told = time.monotonic()
 
     async def _look(self) -> None:
         while time.monotonic() < self._wanted_until:

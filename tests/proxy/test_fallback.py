@@ -1,6 +1,7 @@
 """A model that fails before its first byte, or is too slow, is answered by its fallback."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -180,6 +181,24 @@ def test_an_endpoint_known_to_be_broken_is_not_even_asked(
     wait_until(lambda: state() == "unhealthy", seconds=20)
     assert client.post(CHAT, json=chat()).json() == {"from": "the cloud"}
     assert runpod.jobs == []
+
+
+def test_an_endpoint_that_is_well_again_is_asked_again_though_nobody_lists_it(
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    cloud: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.watch.WANTED_SECONDS", 1.0)
+    monkeypatch.setattr("proxy.watch.LOOK_SECONDS", 0.1)
+    runpod.workers, runpod.script = {"unhealthy": 2}, [Page("COMPLETED", [PLAIN])]
+    wait_until(lambda: client.get("/v1/models/m").json()["state"] == "unhealthy", seconds=20)
+    looks = 0
+    while looks < runpod.health_calls:  # until nobody looks any more
+        looks = runpod.health_calls
+        time.sleep(1.5)
+    runpod.workers = {}
+    wait_until(lambda: client.post(CHAT, json=chat()).text == "1", seconds=20)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The state of an endpoint, from what RunPod's /health says once or again and again."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.watch import CRASHING, NO_WORKERS, STARTLESS_SECONDS, Health, State, Watch
+from proxy.watch import (
+    CRASHING,
+    FORGIVEN_SECONDS,
+    NO_WORKERS,
+    OLD_SECONDS,
+    REASONS,
+    STARTLESS_SECONDS,
+    Health,
+    State,
+    Watch,
+)
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
@@ -60,6 +71,38 @@ async def test_workers_that_start_in_vain_again_and_again_are_a_crash_loop() -> 
     assert seen(starting, gone, starting, gone, starting).state is State.UNHEALTHY
     healed = seen(starting, gone, starting, gone, ({"ready": 1}, 0), gone)
     assert healed.state is State.COLD
+
+
+async def test_a_crash_loop_is_forgotten_in_time_when_nobody_asks_for_workers() -> None:
+    starting: Look = ({"initializing": 1}, 1)
+    gone: Look = ({}, 1)
+    idle: Look = ({}, 0)
+    loop = starting, gone, starting, gone
+    assert seen(*loop, idle).state is State.UNHEALTHY
+    quiet = [idle] * (int(FORGIVEN_SECONDS / 5) + 1)
+    assert seen(*loop, *quiet).state is State.COLD
+    still_asked = [gone] * (int(FORGIVEN_SECONDS / 5) + 1)
+    assert seen(*loop, *still_asked).state is State.UNHEALTHY
+
+
+async def test_looks_that_are_far_apart_are_not_taken_for_one_long_wait() -> None:
+    waiting: Look = ({}, 1)
+    starting: Look = ({"initializing": 1}, 1)
+    assert seen(waiting, waiting, apart=3600).state is State.COLD
+    assert seen(starting, waiting, starting, waiting, apart=3600).state is State.COLD
+
+
+async def test_a_state_that_was_seen_long_ago_is_not_told_as_todays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch = seen(({"ready": 1}, 0))
+    assert watch.state is State.READY
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + OLD_SECONDS + 1)
+    assert watch.state is State.UNKNOWN
+    assert watch.reason == REASONS[State.UNKNOWN]
+    watch.note_answer()
+    assert watch.state is State.READY
 
 
 async def test_a_worker_that_stops_because_there_is_no_job_has_not_crashed() -> None:
