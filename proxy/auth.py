@@ -1,6 +1,5 @@
 """Who may call: the client's API key, compared in constant time."""
 
-import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
-from proxy.config import KeyConfig, secret
+from proxy.config import KeyConfig, digest
 from proxy.errors import InvalidAPIKey
 from proxy.keep_alive import Mode
 
@@ -41,10 +40,9 @@ class Keys:
 
     def __init__(self, keys: Iterable[SecretStr], configured: Mapping[str, KeyConfig]) -> None:
         self._keys = [
-            (_digest(key.get_secret_value()), Key(f"key-{number}"))
-            for number, key in enumerate(keys, start=1)
+            (digest(key), Key(f"key-{number}")) for number, key in enumerate(keys, start=1)
         ]
-        self._keys += [(_configured_digest(c), _key(name, c)) for name, c in configured.items()]
+        self._keys += [(c.digest, _key(name, c)) for name, c in configured.items()]
 
     def check(self, connection: HTTPConnection) -> Key:
         """The key that the request carries; raises InvalidAPIKey unless it is one of ours.
@@ -61,9 +59,9 @@ class Keys:
                 "You didn't provide an API key. Provide it in an Authorization header using "
                 "Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
             )
-        digest = _digest(key)
+        given = digest(SecretStr(key))
         # All digests are compared, so the time taken does not tell which one matched.
-        found = [known for own, known in self._keys if hmac.compare_digest(digest, own)]
+        found = [known for own, known in self._keys if hmac.compare_digest(given, own)]
         if not found:
             raise InvalidAPIKey("Incorrect API key provided.")
         return found[0]
@@ -79,16 +77,6 @@ def _key(name: str, config: KeyConfig) -> Key:
     )
 
 
-def _configured_digest(config: KeyConfig) -> bytes:
-    if config.sha256:
-        return bytes.fromhex(config.sha256)
-    return _digest(secret(config.env).get_secret_value())
-
-
 def _bearer(header: str) -> str:
     scheme, _, key = header.partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

@@ -4,12 +4,15 @@
 terms. What a table leaves out is taken from the settings.
 """
 
+import hashlib
+import operator
 import os
-import re
 import tomllib
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from cronsim import CronSim, CronSimError
 from pydantic import (
@@ -42,7 +45,7 @@ def _cron(value: str) -> str:
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class EndpointConfig(_Table):
@@ -122,6 +125,11 @@ class KeyConfig(_Table):
     keep_alive_mode: Mode | None = None
     keep_alive_seconds: float | None = Field(default=None, ge=1, le=LONGEST_POLL_SECONDS)
 
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the key, wherever that comes from."""
+        return bytes.fromhex(self.sha256) if self.sha256 else digest(secret(self.env))
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if bool(self.env) == bool(self.sha256):
@@ -143,24 +151,29 @@ class Config(_Table):
         names: set[str] = set()
         for name, model in self.models.items():
             if model.endpoint not in self.endpoints:
-                raise _At(f"models.{name}.endpoint", f"there is no endpoint '{model.endpoint}'")
+                reason = f"there is no endpoint '{model.endpoint}'"
+                raise _At(reason, "models", name, "endpoint")
             if isinstance(model.fallback, str) and model.fallback not in self.models:
-                raise _At(f"models.{name}.fallback", f"there is no model '{model.fallback}'")
+                raise _At(f"there is no model '{model.fallback}'", "models", name, "fallback")
+            if model.fallback == name:
+                raise _At("a model cannot be its own fallback", "models", name, "fallback")
+            if model.fallback is None and model.fallback_after_seconds is not None:
+                raise _At("there is no fallback", "models", name, "fallback_after_seconds")
             for told in (name, *model.aliases, *model.loras):
                 if told in names:
-                    raise _At(f"models.{name}", f"the name '{told}' stands twice")
+                    raise _At(f"the name '{told}' stands twice", "models", name)
                 names.add(told)
         for name, key in self.keys.items():
             for allowed in key.models or ():
                 if allowed not in self.models:
-                    raise _At(f"keys.{name}.models", f"there is no model '{allowed}'")
+                    raise _At(f"there is no model '{allowed}'", "keys", name, "models")
         return self
 
 
 class _At(ValueError):
     """A reason, and the place in the file that it is about."""
 
-    def __init__(self, place: str, reason: str) -> None:
+    def __init__(self, reason: str, *place: str) -> None:
         super().__init__(reason)
         self.place = place
 
@@ -177,19 +190,26 @@ def load(settings: Settings) -> Config:
     try:
         text = path.read_text()
         config = Config.model_validate(tomllib.loads(text))
+        if config.open_endpoint is not None:
+            raise _At("Extra inputs are not permitted", "open_endpoint")
         _check_environment(config, settings)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(f"{path}: {exc}") from None
     except ValidationError as exc:
         raise ConfigError("\n".join(_explained(path, text, exc))) from None
     except _At as exc:
-        raise ConfigError(_sentence(path, text, exc.place.split("."), str(exc))) from None
+        raise ConfigError(_sentence(path, text, exc.place, str(exc))) from None
     return config
 
 
 def secret(name: str) -> SecretStr:
-    """The key that an environment variable holds."""
-    return SecretStr(os.environ.get(name, ""))
+    """The key that an environment variable holds, without the line's end that files have."""
+    return SecretStr(os.environ.get(name, "").strip())
+
+
+def digest(key: SecretStr) -> bytes:
+    """The SHA-256 by which a key is known."""
+    return hashlib.sha256(key.get_secret_value().encode()).digest()
 
 
 def _of_environment(settings: Settings) -> Config:
@@ -203,54 +223,71 @@ def _of_environment(settings: Settings) -> Config:
 
 
 def _check_environment(config: Config, settings: Settings) -> None:
-    """Are the keys there that the file only names?"""
+    """Are the keys there that the file only names, and is each of them one holder's alone?"""
     if not settings.api_keys and not config.keys and not settings.allow_anonymous:
-        raise _At("keys", NO_KEYS)
+        raise _At(NO_KEYS, "keys")
     for number in range(1, len(settings.api_keys) + 1):
-        if f"key-{number}" in config.keys:  # see Keys: two holders must not be taken for one
-            raise _At(f"keys.key-{number}", "a key of PROXY_API_KEYS has this name")
-    named = {f"endpoints.{name}.api_key_env": e.api_key_env for name, e in config.endpoints.items()}
-    named |= {f"keys.{name}.env": key.env for name, key in config.keys.items() if key.env}
+        if (name := f"key-{number}") in config.keys:  # two holders must not be taken for one
+            raise _At("a key of PROXY_API_KEYS has this name", "keys", name)
+    named = {
+        ("endpoints", name, "api_key_env"): e.api_key_env for name, e in config.endpoints.items()
+    }
+    named |= {("keys", name, "env"): key.env for name, key in config.keys.items() if key.env}
     for name, model in config.models.items():
         if isinstance(model.fallback, FallbackURL) and model.fallback.api_key_env:
-            named[f"models.{name}.fallback"] = model.fallback.api_key_env
+            named["models", name, "fallback"] = model.fallback.api_key_env
     for place, variable in named.items():
         is_set = variable == "RUNPOD_API_KEY" and settings.runpod_api_key is not None
-        if not is_set and not os.environ.get(variable):
-            raise _At(place, f"the environment variable {variable} is not set")
+        if not is_set and not secret(variable).get_secret_value():
+            raise _At(f"the environment variable {variable} is not set", *place)
+    _check_holders(config, settings)
+
+
+def _check_holders(config: Config, settings: Settings) -> None:
+    """The first of two would take the other's place, and what it may do with it."""
+    holders = {digest(key): "one of PROXY_API_KEYS" for key in settings.api_keys}
+    for name, key in config.keys.items():
+        if (holder := holders.setdefault(key.digest, f"that of {name}")) != f"that of {name}":
+            raise _At(f"the key is the same as {holder}", "keys", name)
 
 
 def _explained(path: Path, text: str, exc: ValidationError) -> list[str]:
     sentences = []
     for error in exc.errors(include_url=False, include_input=False):
-        place = [str(part) for part in error["loc"]]
+        place = tuple(str(part) for part in error["loc"])
         cause = error.get("ctx", {}).get("error")
         if isinstance(cause, _At):
-            place = _parts(cause.place)
+            place = cause.place
         sentences.append(_sentence(path, text, place, error["msg"].removeprefix("Value error, ")))
     return sentences
 
 
-def _sentence(path: Path, text: str, place: list[str], reason: str) -> str:
+def _sentence(path: Path, text: str, place: Sequence[str], reason: str) -> str:
     return f"{path}, line {_line(text, place)}: {'.'.join(place)}: {reason}"
 
 
-def _parts(place: str) -> list[str]:
-    """`models.NAME.field` in its three parts, whatever dots the name holds."""
-    table, _, rest = place.partition(".")
-    name, _, field = rest.rpartition(".")
-    return [part for part in (table, name, field) if part]
-
-
-def _line(text: str, place: list[str]) -> int:
-    """The line of a table's header, or of a field below it; 1 if it is nowhere."""
-    table, name, field = [*place, "", "", ""][:3]
-    inside, found = False, 1
+def _line(text: str, place: Sequence[str]) -> int:
+    """The first of the lines that come closest to a place; 1 if none does."""
+    found, closest, table = 1, 0, list[str]()
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[([^\]]+)\]", line):
-            parts = header[1].replace('"', "").replace("'", "")
-            inside = parts == f"{table}.{name}" or parts.startswith(f"{table}.{name}.")
-            found = number if inside and found == 1 else found
-        elif inside and field and re.match(rf'\s*"?{re.escape(field)}"?\s*=', line):
-            return number
+        if line.lstrip().startswith("["):
+            here = table = _keys(line)
+        else:
+            here = table + _keys(line.partition("=")[0] + "= 0")
+        close = sum(takewhile(bool, map(operator.eq, here, place)))
+        if close > closest:
+            found, closest = number, close
     return found
+
+
+def _keys(line: str) -> list[str]:
+    """The dotted name in a line of TOML; none if there is no name in it."""
+    try:
+        inner: Any = tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return []
+    keys = []
+    while isinstance(inner, dict) and inner:
+        ((key, inner),) = inner.items()
+        keys.append(key)
+    return keys

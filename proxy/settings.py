@@ -23,6 +23,8 @@ from proxy.pacing import Limit
 from proxy.rewriting import ReasoningFields
 
 _LIMIT = re.compile(r"(\d+)/(\d+)")
+_ORIGIN = re.compile(r"\*|null|(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[^\sA-Z/?#@]+")
+"""An `Origin` header as browsers send it: in lower case, and without the scheme's own port."""
 
 NO_KEYS = (
     "set PROXY_API_KEYS to the keys clients may use, or PROXY_ALLOW_ANONYMOUS=true "
@@ -55,7 +57,11 @@ class Settings(BaseSettings):
     """What the environment says. The names of RunPod's own variables have no prefix."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PROXY_", env_ignore_empty=True, frozen=True, populate_by_name=True
+        env_prefix="PROXY_",
+        env_ignore_empty=True,
+        frozen=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
     )
 
     config: Path | None = None
@@ -167,6 +173,22 @@ class Settings(BaseSettings):
             if PATTERN.fullmatch(route) is None:
                 raise ValueError(f"'{route}' is not a method and a path, as in POST /v1/embeddings")
         return routes
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if _ORIGIN.fullmatch(origin) is None:
+                raise ValueError(
+                    f"'{origin}' is no origin as browsers send it: scheme, host and port alone, in "
+                    "lower case, as in https://chat.example.com or http://127.0.0.1:3000"
+                )
+        return origins
+
+    @field_validator("runpod_api_key", mode="before")
+    @classmethod
+    def _without_line_end(cls, value: object) -> object:
+        return value.strip() or None if isinstance(value, str) else value
 
     @field_validator("runpod_api_key", "runpod_endpoint_id")
     @classmethod

@@ -298,6 +298,34 @@ def test_a_keys_keep_alives_go_before_the_models(
         ("[endpoints.a]\napi_key_env = 'NOT_SET'\n", "line 2: endpoints.a.api_key_env: the env"),
         ("[endpoints.a]\n[keys.k]\nmodels = []\n", "line 2: keys.k: give either env or sha256"),
         ("[endpoints.a]\n[keys.k]\nenv = 'UI_KEY'\nmodels = ['x']\n", "line 4: keys.k.models"),
+        ("[endpoints.a]\n\n[model.m]\nendpoint = 'a'\n", "line 3: model: Extra inputs"),
+        ("[endpoints.a]\n\n[models]\nm = { endpoint = 'b' }\n", "line 4: models.m.endpoint"),
+        (
+            "[endpoints.a]\n[models.'q.5']\nendpoint = 'a'\n[models.q]\nendpoint = 'b'\n",
+            "line 5: models.q.endpoint",
+        ),
+        ("[endpoints.a]\nprice_per_second = inf\n", "line 2: endpoints.a.price_per_second"),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\ntotal_timeout_seconds = inf\n",
+            "line 4: models.m.total_timeout_seconds",
+        ),
+        ("open_endpoint = 'a'\n[endpoints.a]\n", "line 1: open_endpoint: Extra inputs"),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\nfallback = 'm'\n",
+            "line 4: models.m.fallback: a model cannot be its own fallback",
+        ),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\nfallback_after_seconds = 2\n",
+            "line 4: models.m.fallback_after_seconds: there is no fallback",
+        ),
+        (
+            "[endpoints.a]\n[keys.k]\nenv = 'UI_KEY'\n[keys.l]\nenv = 'UI_KEY'\n",
+            "line 4: keys.l: the key is the same as that of k",
+        ),
+        (
+            f"[endpoints.a]\n[keys.k]\nsha256 = '{hashlib.sha256(KEY.encode()).hexdigest()}'\n",
+            "line 2: keys.k: the key is the same as one of PROXY_API_KEYS",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(

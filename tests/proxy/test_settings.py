@@ -49,12 +49,45 @@ def test_secrets_do_not_show_when_settings_are_printed(environment: pytest.Monke
         ("PROXY_STREAM_LIMIT", "2000"),
         ("PROXY_STREAM_LIMIT", "2000/0"),
         ("PROXY_QUEUE_TIMEOUT_SECONDS", "0"),
+        ("PROXY_QUEUE_TIMEOUT_SECONDS", "inf"),
+        ("PROXY_DRAIN_SECONDS", "inf"),
+        ("PROXY_FIRST_BYTE_HOLD_SECONDS", "nan"),
+        ("PROXY_CORS_ORIGINS", "https://chat.example.com/"),
+        ("PROXY_CORS_ORIGINS", "https://chat.example.com/app"),
+        ("PROXY_CORS_ORIGINS", "https://Chat.example.com"),
+        ("PROXY_CORS_ORIGINS", "https://chat.example.com:443"),
+        ("PROXY_CORS_ORIGINS", "chat.example.com"),
     ],
 )
 def test_a_wrong_value_is_refused(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
     environment.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_an_origin_that_no_browser_sends_is_told_with_what_is_wrong(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("PROXY_CORS_ORIGINS", "https://a.example,https://b.example/")
+    with pytest.raises(ValidationError, match=r"'https://b\.example/' is no origin"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    "origins", ["*", "null", "http://127.0.0.1:3000", "http://[::1]:3000", "chrome-extension://abc"]
+)
+def test_an_origin_as_browsers_send_it_is_taken(
+    environment: pytest.MonkeyPatch, origins: str
+) -> None:
+    environment.setenv("PROXY_CORS_ORIGINS", origins)
+    assert Settings().cors_origins == (origins,)
+
+
+def test_the_end_of_a_line_does_not_belong_to_a_key(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("RUNPOD_API_KEY", "rp-1\n")
+    key = Settings().runpod_api_key
+    assert key is not None
+    assert key.get_secret_value() == "rp-1"
 
 
 @pytest.mark.slow
