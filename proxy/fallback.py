@@ -57,7 +57,7 @@ class FallbackAnswer:
             try:
                 async with asyncio.timeout(self._after_seconds):
                     piece = await self._first.open()
-                if not _is_broken(self._first.head):
+                if self._first.head is None or not _is_broken(self._first.head.status):
                     return piece
                 log.warning("asking the fallback: the model's server answered an error")
             except TimeoutError:
@@ -65,7 +65,7 @@ class FallbackAnswer:
             except (InvalidRequest, Stopping):
                 raise
             except ProxyError as exc:
-                if isinstance(exc, VLLMError) and exc.status < 500:
+                if isinstance(exc, VLLMError) and not _is_broken(exc.status):
                     raise
                 log.warning("asking the fallback: %s", exc)
             self._first.close()
@@ -84,5 +84,5 @@ class FallbackAnswer:
             self._chosen.close()
 
 
-def _is_broken(head: Head | None) -> bool:
-    return head is not None and head.status >= 500
+def _is_broken(status: int) -> bool:
+    return status >= 500 or status == 429

@@ -87,6 +87,8 @@ def test_a_model_that_answers_is_not_replaced(
         ([], [Page("FAILED")], {"status": "FAILED", "error": "job timed out after 1 retries"}),
         ([], [Page("COMPLETED")], {"status": "COMPLETED"}),
         ([], [Page("COMPLETED", [PLAIN | {"status": 503}])], None),
+        ([], [Page("COMPLETED", [PLAIN | {"status": 429}])], None),
+        ([], [Page("FAILED")], {"status": "FAILED", "error": str({"message": "", "code": 429})}),
         ([], [Page("IN_QUEUE")], None),
         ([], [Page("IN_PROGRESS")], None),
     ],
