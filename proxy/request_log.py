@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from urllib.parse import quote
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,7 +55,7 @@ class RequestLog:
                 "%s %s %s %d %.3fs job=%s",
                 request_id,
                 scope["method"],
-                scope["path"],
+                quote(scope["path"]),  # unpacked, it could hold a line of its own
                 status,
                 time.monotonic() - began,
                 getattr(state.get("answer"), "job_id", None) or "-",

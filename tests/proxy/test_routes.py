@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import logging
 from typing import Any
 
 import anthropic
@@ -13,6 +14,7 @@ from proxy.allowed import ROUTES
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
+from tests.waiting import wait_until
 
 BODY = '{"object": "list",  "data": [1e-7, "🌍"]}'
 FRAME = {"seq": 0, "status": 200, "content_type": "application/json", "text": BODY, "end": True}
@@ -259,3 +261,21 @@ def test_a_stream_without_numbers_or_done_ends_with_its_own_last_event(
     runpod.script = [Page("IN_PROGRESS", [piece]) for piece in pieces] + [Page("COMPLETED")]
     body = ASKED | {"stream": True, "input": "hi"}
     assert client.post(path, json=body).text == text
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_every_route_of_anthropics_api_has_its_form_of_errors(
+    client: httpx.Client, path: str
+) -> None:
+    refused = client.post(path, json=ASKED | {"model": "other"})
+    assert (refused.status_code, refused.json()["type"]) == (404, "error")
+
+
+def test_no_path_can_write_a_line_of_its_own_into_the_log(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "proxy.access"):
+        client.get("/v1/models/a%0A2026 INFO proxy.access: forged%1B[2J%E2%80%A8")
+        wait_until(lambda: "/v1/models/a" in caplog.text)
+    (said,) = [r.getMessage() for r in caplog.records if "/v1/models/a" in r.getMessage()]
+    assert said.isprintable()
