@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import replace
 
 import httpx
@@ -74,12 +75,14 @@ class Backends:
                 self._canceller.cancel(endpoint, orphan.job_id, is_running=True)
 
     def note_jobs(self) -> None:
-        """Write down how many jobs are in flight."""
+        """Write down how many jobs are in flight, those of an endpoint's former tables as well."""
+        waiting, live = Counter[str](), Counter[str]()
         for backend in self._queues():
-            jobs = backend.jobs
-            self._metrics.note_jobs(
-                jobs.endpoint.name, waiting=jobs.waiting, running=jobs.live - jobs.waiting
-            )
+            name = backend.jobs.endpoint.name
+            waiting[name] += backend.jobs.waiting
+            live[name] += backend.jobs.live
+        for name in live:
+            self._metrics.note_jobs(name, waiting=waiting[name], running=live[name] - waiting[name])
 
     def drain(self, seconds: float) -> None:
         """Let all calls go on for this long; those that have not ended then raise Stopping."""

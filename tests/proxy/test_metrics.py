@@ -1,10 +1,15 @@
 """The numbers at /metrics say what happened."""
 
+import signal
+import threading
+from pathlib import Path
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.proxy.conftest import chat
+from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_streaming import CHAT, FRAMES
 from tests.waiting import wait_until
@@ -77,3 +82,26 @@ def test_jobs_in_flight_and_cancelled_ones_are_counted(
         assert value(fresh_client, "proxy_jobs", **waiting) == 1
     wait_until(lambda: value(fresh_client, "proxy_jobs_cancelled_total", endpoint="ep") == 1)
     assert value(fresh_client, "proxy_jobs", **waiting) == 0
+
+
+@pytest.mark.slow
+def test_jobs_in_flight_are_counted_across_changes_of_the_file(
+    scripted_runpod: tuple[ScriptedRunPod, str], runpod: ScriptedRunPod, tmp_path: Path
+) -> None:
+    config = tmp_path / "proxy.toml"
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", hold=threading.Event())]
+    running = {"endpoint": "ep", "phase": "running"}
+    text = "[endpoints.ep]\nprice_per_second = {}\n[models.{}]\nendpoint = 'ep'\n"
+    config.write_text(text.format(1, "m"))
+    proxy = Proxy(scripted_runpod[1], state_dir=tmp_path, config=config)
+    try:
+        with proxy.client.stream("POST", CHAT, json=chat(stream=True)) as response:
+            pieces = response.iter_bytes()
+            next(pieces)
+            wait_until(lambda: value(proxy.client, "proxy_jobs", **running) == 1)
+            config.write_text(text.format(2, "n"))
+            proxy.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: proxy.client.get("/v1/models/n").status_code == 200)
+            assert value(proxy.client, "proxy_jobs", **running) == 1
+    finally:
+        proxy.close()
