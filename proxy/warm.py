@@ -6,6 +6,7 @@ that without generating anything, and ours tells by the way what it serves.
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Iterable
 from datetime import datetime
@@ -57,7 +58,8 @@ class Warmer:
 
     async def _by_the_clock(self, model: Model, schedule: str) -> None:
         for moment in CronSim(schedule, datetime.now()):
-            await asyncio.sleep(max(0.0, (moment - datetime.now()).total_seconds()))
+            # Points in time: their difference is right also where local time leaves out an hour.
+            await asyncio.sleep(max(0.0, moment.timestamp() - time.time()))
             self.wake(model)
 
 

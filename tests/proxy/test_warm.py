@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 
 from proxy.app import create_app
 from tests.proxy.conftest import KEY, settings_for
+from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
 from tests.servers import serve
@@ -39,7 +41,12 @@ env = "OPS_KEY"
 may_warm = true
 models = ["m"]
 """
-NEVER = "0 0 30 2 *"
+CONFIG_OF_ONE = """
+[endpoints.one]
+[models.m]
+endpoint = "one"
+warm_schedule = "{schedule}"
+"""
 
 
 @pytest.fixture
@@ -124,6 +131,37 @@ def test_a_schedule_wakes_its_own_model_by_the_clock(
 ) -> None:
     wait_until(lambda: len(runpod.jobs) > 1, seconds=20)
     assert set(runpod.endpoints) == {"two"}
+
+
+@pytest.mark.slow
+def test_a_schedule_follows_the_clock_when_it_is_changed_to_summer_time(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    runpod: ScriptedRunPod,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runpod.script = [Page("COMPLETED", [FRAME])]
+    # Local time is UTC until `change`, when an hour is left out, and back again half a year later.
+    change = datetime.now(UTC) + timedelta(seconds=20)
+    back = change + timedelta(days=180)
+    monkeypatch.setenv("TZ", f"STD0DST-1,{_day_and_time(change)},{_day_and_time(back)}")
+    moment = change + timedelta(hours=1, seconds=3)
+    config = tmp_path / "proxy.toml"
+    schedule = f"{moment.second} {moment.minute} {moment.hour} * * *"
+    config.write_text(CONFIG_OF_ONE.format(schedule=schedule))
+    proxy = Proxy(scripted_runpod[1], state_dir=tmp_path, config=config)
+    try:
+        assert datetime.now(UTC) < change, "the machine is too slow for this test"
+        assert runpod.jobs == []
+        wait_until(lambda: len(runpod.jobs) == 1, seconds=60)
+        assert datetime.now(UTC) >= change
+    finally:
+        proxy.close()
+
+
+def _day_and_time(when: datetime) -> str:
+    """As TZ has it (POSIX): the day of the year counted from 0, and the time of day."""
+    return f"{when.timetuple().tm_yday - 1}/{when:%H:%M:%S}"
 
 
 def test_a_proxy_that_stops_cancels_what_it_was_waking(
