@@ -17,7 +17,7 @@ class Key:
     """What the holder of a key may do, and how its client is to be treated."""
 
     name: str
-    """Of this key alone: for the log, and to know a request of the same holder again."""
+    """Of this key alone: to know a request of the same holder again."""
     models: frozenset[str] | None = None
     """The models it may use; None for all."""
     may_warm: bool = True

@@ -112,7 +112,7 @@ class ModelConfig(_Table):
 
 
 class KeyConfig(_Table):
-    """A key that clients may use; its table's name is what the log calls it."""
+    """A key that clients may use."""
 
     env: str = ""
     """The environment variable that holds it."""
