@@ -264,7 +264,7 @@ def test_a_keys_keep_alives_go_before_the_models(
     hold = threading.Event()
     with configured(KEYS) as client:
         runpod.script = [Page("IN_QUEUE", hold=hold)]
-        for key, beginning in (("sk-ui", b'data: {"id":"keep-alive"'), ("sk-ops", b": queued")):
+        for key, beginning in (("sk-ui", b'data: {"id":""'), ("sk-ops", b": queued")):
             headers = {"authorization": f"Bearer {key}"}
             body = chat(model="small", stream=True)
             with client.stream("POST", CHAT, json=body, headers=headers) as response:
