@@ -162,7 +162,7 @@ class Queue:
         for job in reversed(jobs):
             if job.status is Status.IN_PROGRESS:
                 self._detach(job)
-                self._enqueue(job, is_first=True)
+                self._enqueue(job, is_back=True)
 
     def add_chunk(self, worker_id: str, job_id: str, output: Any) -> None:
         """One yield of the handler; ignored when the job is not (or no longer) on this worker."""
@@ -277,16 +277,21 @@ class Queue:
 
     # How jobs move
 
-    def _enqueue(self, job: Job, *, is_first: bool = False) -> None:
+    def _enqueue(self, job: Job, *, is_back: bool = False) -> None:
         job.status = Status.IN_QUEUE
         job.worker_id = None
         job.output = job.error = ABSENT
+        later = self._submitted_since(job) if is_back else []
         self.waiting[job.id] = job
-        if is_first:
-            self.waiting.move_to_end(job.id, last=False)
+        for job_id in later:
+            self.waiting.move_to_end(job_id)
         self._set_timer(job)
         self.arrivals.ring()
         self.activity.ring()
+
+    def _submitted_since(self, job: Job) -> list[str]:
+        """The waiting jobs that one which comes back goes before; older ones may have come back."""
+        return [one.id for one in self.waiting.values() if one.created_at >= job.created_at]
 
     def _start(self, job: Job, worker: Worker) -> None:
         now = self.clock.now()
@@ -330,7 +335,7 @@ class Queue:
         self._detach(job, stop=True)
         job.retries += 1
         self.retried += 1
-        self._enqueue(job, is_first=True)
+        self._enqueue(job, is_back=True)
 
     def _time_out(self, job: Job) -> None:
         self._end(job, Status.TIMED_OUT, stop=True)

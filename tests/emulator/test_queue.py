@@ -333,6 +333,22 @@ def test_a_job_absent_from_the_pings_is_handed_out_again_after_its_lease(
     assert job.retries == 1
 
 
+@pytest.mark.parametrize("how", ["its process ended", "its leases ended"])
+def test_jobs_of_a_lost_worker_keep_their_order(
+    queue: Queue, worker: Worker, clock: FakeClock, how: str
+) -> None:
+    jobs = []
+    for number in range(4):
+        jobs.append(queue.submit({"n": number}))
+        clock.advance(1)
+    queue.take(worker, limit=3)
+    if how == "its process ended":
+        queue.lose_worker("w1")
+    else:
+        clock.advance(queue.settings.lease_seconds)
+    assert queue.take(queue.greet("w2"), limit=4) == jobs
+
+
 def test_pings_and_chunks_renew_the_lease(queue: Queue, worker: Worker, clock: FakeClock) -> None:
     job = started(queue, worker)
     for _ in range(3):
