@@ -7,7 +7,7 @@ nothing of jobs: a lost chunk is a `job-stream` answered 200 without having been
 
 import asyncio
 import random
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +15,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from emulator.operations import E, Operation
 from emulator.settings import Fault, OperationName
+
+BODILESS: Final = (204, 304)
+"""HTTP has no room for a body in answers with these statuses."""
 
 
 class Faults:
@@ -75,7 +78,8 @@ def faulty(name: OperationName, operation: Operation[E]) -> Operation[E]:
                 return Dropped()
             if fault.status is not None:
                 headers = {"content-type": "application/json", **fault.headers}
-                return Response(fault.body, fault.status, headers)
+                body = None if fault.status in BODILESS else fault.body
+                return Response(body, fault.status, headers)
         answer = await operation(request, endpoint)
         return Dropped(answer) if any(fault.drop == "answer" for fault in struck) else answer
 

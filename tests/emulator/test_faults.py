@@ -66,6 +66,14 @@ def test_a_call_can_be_refused_without_effect(client: Client) -> None:
     assert client.health()["jobs"]["inQueue"] == 0
 
 
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_call_can_be_refused_without_a_body(client: Client, status: int) -> None:
+    client.inject(operation="job-take", status=status)
+    client.run({"a": 1})
+    assert client.get("/job-take/w1").status_code == status
+    assert client.take("w1")
+
+
 def test_a_chunk_can_be_lost_although_it_was_accepted(client: Client) -> None:
     client.inject(operation="job-stream", skip=1, status=200)
     client.run({"a": 1})
