@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 
 from emulator.app import create_app
 from emulator.server import Server
-from emulator.settings import EmulatorSettings, read_toml
+from emulator.settings import EmulatorSettings, Scenario, read_toml
 
 DEFAULT_ENDPOINT = "local"
 
@@ -56,15 +55,24 @@ def parser() -> argparse.ArgumentParser:
 def merged(flags: argparse.Namespace) -> dict[str, Any]:
     """The file's contents with the flags on top, unchecked."""
     given = {name: value for name, value in vars(flags).items() if value is not None}
-    contents = read_toml(flags.config) if flags.config else {}
+    contents = _read(flags.config) if flags.config else {}
     contents |= {name: given[name] for name in _EMULATOR_FLAGS if name in given}
     endpoints = contents.setdefault("endpoints", [])
     changes = {name: given[name] for name in _ENDPOINT_FLAGS if name in given}
     if flags.endpoint or changes or not endpoints:
         _endpoint(endpoints, flags.endpoint).update(changes)
     if flags.scenario:
-        contents.setdefault("faults", []).extend(read_toml(flags.scenario).get("faults", []))
+        scenario = Scenario.model_validate(_read(flags.scenario))
+        contents["faults"] = [*contents.get("faults", []), *scenario.faults]
     return contents
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The file's contents; exits with 2 when they cannot be had."""
+    try:
+        return read_toml(file)
+    except (OSError, ValueError) as error:  # the latter for what is not TOML, or not UTF-8
+        parser().error(f"{file}: {error}")
 
 
 def _endpoint(endpoints: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
@@ -88,8 +96,6 @@ def main() -> None:
         settings = EmulatorSettings.model_validate(merged(flags))
     except ValidationError as error:
         parser().error(_in_words(error))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        parser().error(f"{flags.config}: {error}")
     with contextlib.suppress(KeyboardInterrupt):
         Server(create_app(settings), access_log=flags.access_log).run()
 

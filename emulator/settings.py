@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -194,6 +194,12 @@ class EndpointSettings(BaseModel):
         """The worker's command, split like a shell does."""
         return shlex.split(self.worker)
 
+    @field_validator("worker")
+    @classmethod
+    def _a_shell_could_split_it(cls, worker: str) -> str:
+        shlex.split(worker)
+        return worker
+
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> Self:
         if self.min_workers > self.max_workers:
@@ -241,6 +247,14 @@ class EmulatorSettings(BaseModel):
         if len(set(ids)) != len(ids):
             raise ValueError("two endpoints have the same id")
         return self
+
+
+class Scenario(BaseModel):
+    """Faults in a file of their own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    faults: tuple[Fault, ...]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

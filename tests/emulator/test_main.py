@@ -94,9 +94,24 @@ def test_an_emulator_that_is_told_to_stop_stops_its_workers(
     assert "Traceback" not in log
 
 
-def test_settings_that_make_no_sense_end_it_with_a_message() -> None:
-    wrong = [sys.executable, "-m", "emulator", "--min-workers", "3"]
-    ended = subprocess.run(wrong, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--min-workers", "3"], "min_workers is above max_workers"),
+        (
+            ["--worker", "sh -c 'unbalanced"],
+            "endpoints.0.worker: Value error, No closing quotation",
+        ),
+        (["--config", "none.toml"], "none.toml: [Errno 2]"),
+        (["--scenario", "none.toml"], "none.toml: [Errno 2]"),
+        (["--scenario", "README.md"], "README.md: "),
+        (["--scenario", "pyproject.toml"], ": Extra inputs are not permitted"),
+    ],
+)
+def test_settings_that_make_no_sense_end_it_with_a_message(flags: list[str], message: str) -> None:
+    wrong = [sys.executable, "-m", "emulator", *flags]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(wrong, cwd=root, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert b"min_workers is above max_workers" in ended.stderr
-    assert b"Traceback" not in ended.stderr
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -104,6 +104,7 @@ def test_the_key_does_not_show_when_settings_are_printed() -> None:
         {"endpoints": [{"id": "a", "min_workers": 2, "max_workers": 1}]},
         {"endpoints": [{"id": "a", "idle_timeout": 1}]},
         {"endpoints": [{"id": "a", "take_hold_seconds": 90}]},
+        {"endpoints": [{"id": "a", "worker": "sh -c 'unbalanced"}]},
         {"endpoints": [{**BALANCING, "scaler": "queue_delay"}]},
         {"endpoints": [{**BALANCING, "env": {"PORT": "1"}, "max_workers": 2}]},
         {"endpoints": [{**BALANCING, "env": {"PORT_HEALTH": "1"}, "max_workers": 2}]},
