@@ -159,7 +159,8 @@ class Scaler:
         wanted = self._wanted_workers()
         up = len(self._up_slots())
         if not self._is_throttled:
-            for _ in range(wanted - up):
+            # A stopping worker still has its memory and its ports: it counts among those allowed.
+            for _ in range(min(wanted - up, self._settings.max_workers - len(self._slots))):
                 self._start_worker(site)
         for slot in self._idle_slots()[: max(0, up - wanted)]:
             if self._idle_seconds(slot) >= self._settings.idle_timeout_seconds:

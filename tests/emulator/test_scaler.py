@@ -121,6 +121,22 @@ def test_there_are_never_more_workers_than_allowed(
         assert client.result(waiting)["status"] == "COMPLETED"
 
 
+def test_a_worker_that_takes_long_to_stop_is_one_of_those_allowed(
+    tmp_path: Path, log: pytest.LogCaptureFixture, family: Family
+) -> None:
+    stopping, gate = tmp_path / "stopping", tmp_path / "gate"
+    leave = f"touch {stopping}; until test -e {gate}; do sleep 0.05; done; kill $!; exit"
+    slow = f"sh -c 'trap \"{leave}\" TERM; {LIGHT} & wait'"
+    with one_endpoint(worker=slow, idle_timeout_seconds=0.2, stop_grace_seconds=30) as client:
+        client.result(client.run({"n": 1}))
+        eventually(stopping.exists)
+        waiting = client.run({"n": 2})
+        assert client.stream(waiting, 1000)["status"] == "IN_QUEUE"
+        assert len(family.workers()) == 1
+        gate.touch()
+        assert client.result(waiting)["output"] == {"n": 2}
+
+
 def test_jobs_of_low_priority_start_no_worker(
     log: pytest.LogCaptureFixture, family: Family
 ) -> None:
