@@ -60,6 +60,12 @@ class Scaler:
             slot.cut_off()
         return [slot.worker_id for slot in running]
 
+    def hurry(self) -> None:
+        """Give workers that are stopping no more time."""
+        for slot in self._slots:
+            if slot.state is State.STOPPING:
+                slot.cut_off()
+
     def throttle(self, is_throttled: bool) -> None:
         """While throttled no worker starts, as when RunPod has no GPU to give."""
         self._is_throttled = is_throttled

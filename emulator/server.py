@@ -1,13 +1,16 @@
 """Server: uvicorn that lets the workers finish before it stops to answer them."""
 
+import asyncio
 import logging
 import socket
+from types import FrameType
 from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
 
 from emulator.app import close
+from emulator.endpoint import Endpoint
 from emulator.settings import EmulatorSettings
 
 log = logging.getLogger("emulator")
@@ -37,9 +40,23 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._app = app
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; told so again, have the workers killed and clean up all the same."""
+        if self.should_exit and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._hurry)
+        else:
+            super().handle_exit(sig, frame)
+
+    def _hurry(self) -> None:
+        endpoints: dict[str, Endpoint] = self._app.state.endpoints
+        for endpoint in endpoints.values():
+            endpoint.scaler.hurry()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and say where."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             settings: EmulatorSettings = self._app.state.settings

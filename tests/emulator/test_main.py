@@ -20,10 +20,19 @@ pytestmark = pytest.mark.slow
 class Running:
     """An emulator in a process of its own."""
 
-    def __init__(self, worker: str, log: Path) -> None:
+    def __init__(self, worker: str, log: Path, *more: str) -> None:
         port = free_port()
         self.log = log
-        flags = ["--port", str(port), "--api-key", API_KEY, "--endpoint", "ep", "--max-workers=1"]
+        flags = [
+            *more,
+            "--port",
+            str(port),
+            "--api-key",
+            API_KEY,
+            "--endpoint",
+            "ep",
+            "--max-workers=1",
+        ]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "emulator", *flags, "--worker", worker],
@@ -39,9 +48,9 @@ class Running:
 
 
 @contextmanager
-def running(worker: str, log: Path) -> Iterator[Running]:
+def running(worker: str, log: Path, *more: str) -> Iterator[Running]:
     """An emulator with this worker, killed at the end if it still runs."""
-    started = Running(worker, log)
+    started = Running(worker, log, *more)
     try:
         yield started
     finally:
@@ -91,6 +100,23 @@ def test_an_emulator_that_is_told_to_stop_stops_its_workers(
     assert "started (pid" in log
     assert "ready after" in log
     assert "stopped (SIGTERM)" in log
+    assert "Traceback" not in log
+
+
+def test_a_second_ctrl_c_does_not_wait_for_running_jobs(tmp_path: Path) -> None:
+    config, begun = tmp_path / "patient.toml", tmp_path / "begun"
+    config.write_text('endpoints = [{ id = "ep", stop_grace_seconds = 600 }]')
+    with running(SCRIPTED, tmp_path / "log", "--config", str(config)) as emulator:
+        emulator.client.run({"steps": [["touch", str(begun)], ["wait", str(tmp_path / "never")]]})
+        eventually(begun.exists)
+        family = emulator.family()
+        emulator.process.send_signal(signal.SIGINT)
+        eventually(lambda: "stopping: the emulator stops" in emulator.log.read_text())
+        emulator.process.send_signal(signal.SIGINT)
+        assert emulator.process.wait(60) == 0
+        assert gone(family)
+        log = emulator.log.read_text()
+    assert "stopped (SIGKILL)" in log
     assert "Traceback" not in log
 
 
