@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 
 import httpx
@@ -41,6 +42,9 @@ class Health(StrEnum):
     INITIALIZING = "initializing"
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
+
+
+SAID: Final = {200: Health.HEALTHY, 204: Health.INITIALIZING}
 
 
 @dataclass(eq=False, slots=True)
@@ -99,8 +103,13 @@ class Balancer:
         """Those of them that are being started again and have no door yet."""
         self._is_closed = False
         self._numbers = map(str, itertools.count(1))
-        patient = httpx.Timeout(None)
-        self.http = httpx.AsyncClient(trust_env=False, timeout=patient, limits=FRESH_CONNECTIONS)
+        self.http = httpx.AsyncClient(
+            trust_env=False,
+            timeout=None,  # noqa: S113  # a worker may take its time, up to limits of our own
+            limits=FRESH_CONNECTIONS,
+            # What a worker sets is for its client, and would else come with our own calls.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        )
         """The client that reaches workers."""
 
     def start(self) -> None:
@@ -297,11 +306,12 @@ class Balancer:
 
     async def _ask(self, door: Door) -> Health:
         try:
-            answer = await self.http.get(door.health_url, timeout=PING_TIMEOUT_SECONDS)
+            # The status says all: what follows it may never end.
+            request = self.http.stream("GET", door.health_url, timeout=PING_TIMEOUT_SECONDS)
+            async with request as answer:
+                return SAID.get(answer.status_code, Health.UNHEALTHY)
         except httpx.HTTPError:
             return Health.SILENT if door.health is Health.SILENT else Health.UNHEALTHY
-        said = {200: Health.HEALTHY, 204: Health.INITIALIZING}
-        return said.get(answer.status_code, Health.UNHEALTHY)
 
     def _note(self, door: Door, health: Health) -> None:
         door.health = health

@@ -66,10 +66,11 @@ class Webhooks:
 
     async def _is_heard(self, url: str, body: bytes) -> bool:
         try:
-            answer = await self._http.post(url, content=body, headers=_headers())
+            # The status says all: what follows it may never end.
+            async with self._http.stream("POST", url, content=body, headers=_headers()) as answer:
+                return answer.is_success
         except (httpx.HTTPError, httpx.InvalidURL):
             return False
-        return answer.is_success
 
 
 def _headers() -> dict[str, Any]:

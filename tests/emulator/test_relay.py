@@ -4,15 +4,18 @@ Most tests serve the worker themselves, next to the emulator; those about starti
 have the emulator start it.
 """
 
+import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.emulator.handlers.web import application
 from tests.emulator.running import API_KEY, WEB, Client, Json, eventually, one_endpoint
@@ -42,6 +45,16 @@ def served(**balancing: Any) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     with served() as client:
+        yield client
+
+
+@contextmanager
+def whose_worker_is(app: ASGIApp) -> Iterator[Client]:
+    """An endpoint whose only worker is this application, served by the test and healthy."""
+    port = free_port()
+    wanted = settings(env={"PORT": str(port)})
+    with serve(app, port=port), one_endpoint(**wanted) as client:
+        eventually(lambda: client.workers("ready") == 1, seconds=5)
         yield client
 
 
@@ -126,6 +139,34 @@ def test_endpoints_can_be_reached_by_host(client: Client) -> None:
     for host in ("ep.localhost:8400", "ep.api.runpod.ai"):
         answer = client.http.get(f"{base}/v2/any?x=1", headers={"host": host}).json()
         assert (answer["path"], answer["query"]) == ("/v2/any", "x=1")
+
+
+def test_the_cookie_of_a_workers_answer_does_not_come_with_later_looks_at_its_health() -> None:
+    looks: list[bytes | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        looks.append(dict(scope["headers"]).get(b"cookie"))
+        await Response(headers={"set-cookie": "whose=mine"})(scope, receive, send)
+
+    with whose_worker_is(app) as client:
+        assert client.relayed("/").headers["set-cookie"] == "whose=mine"
+        seen = len(looks)
+        eventually(lambda: len(looks) > seen + 1)
+    assert set(looks) == {None}
+
+
+def test_a_look_at_the_health_does_not_wait_for_the_end_of_its_answer() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def for_ever() -> AsyncIterator[bytes]:
+            while True:
+                yield b"well, "
+                await asyncio.sleep(0.01)
+
+        answer = StreamingResponse(for_ever()) if scope["path"] == "/ping" else Response()
+        await answer(scope, receive, send)
+
+    with whose_worker_is(app) as client:
+        assert client.relayed("/").status_code == 200
 
 
 # Who may call, and what

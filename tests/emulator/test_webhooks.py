@@ -1,6 +1,8 @@
 """What a client's own server is told when its job has ended."""
 
+import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +19,8 @@ class Receiver:
 
     def __init__(self, *statuses: int) -> None:
         self.calls: list[tuple[dict[str, str], bytes]] = []
+        self.is_endless = False
+        """Whether answers go on and on until the emulator leaves."""
         self._statuses = list(statuses)
         receiver = self
 
@@ -27,6 +31,10 @@ class Receiver:
             def log_message(self, *_: Any) -> None:
                 pass
 
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionError):
+                    super().handle()
+
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/hook?of=mine"
 
@@ -35,8 +43,12 @@ class Receiver:
         headers = {name.lower(): value for name, value in call.headers.items()}
         self.calls.append((headers | {":path": call.path}, body))
         call.send_response(self._statuses.pop(0) if self._statuses else 200)
-        call.send_header("content-length", "0")
+        if not self.is_endless:
+            call.send_header("content-length", "0")
         call.end_headers()
+        while self.is_endless:
+            call.wfile.write(b"x")
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -119,6 +131,14 @@ def test_a_webhook_is_tried_three_times_and_the_job_stays_completed(
         eventually(lambda: "nobody took the webhook" in caplog.text)
     assert len(server.calls) == 3
     assert client.status(job_id)["status"] == "COMPLETED"
+
+
+def test_an_answer_that_never_ends_does_not_hold_up_the_next_try(client: Client) -> None:
+    with receiver(500, 500) as server:
+        server.is_endless = True
+        finish(client, server.url)
+        eventually(lambda: len(server.calls) == 3)
+        server.is_endless = False
 
 
 @pytest.mark.parametrize("webhook", ["http://127.0.0.1:9/", "nonsense", "http://[", 7, {"a": 1}])
