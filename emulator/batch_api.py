@@ -14,7 +14,7 @@ from emulator.batches import Batch
 from emulator.endpoint import QueueEndpoint
 from emulator.errors import BadRequest
 from emulator.faults import faulty
-from emulator.http import Json, guarded, parse_object, read_body
+from emulator.http import Json, guarded, parse_object, read_body, whole_number
 from emulator.latency import distant
 from emulator.operations import Operation
 from emulator.submission import Submission, parse
@@ -62,7 +62,7 @@ async def add(request: Request, endpoint: QueueEndpoint) -> Response:
 async def show_requests(request: Request, endpoint: QueueEndpoint) -> Response:
     """A page of the batch's requests, with their results."""
     requests = list(_batch(request, endpoint).requests.values())
-    offset, limit = _number(request, "offset", 0), _number(request, "limit", PAGE_SIZE)
+    offset, limit = whole_number(request, "offset", 0), whole_number(request, "limit", PAGE_SIZE)
     page = requests[offset : offset + limit]
     return Json(
         {
@@ -128,10 +128,3 @@ def _submissions(bodies: Any, endpoint: QueueEndpoint) -> list[Submission]:
     if not isinstance(bodies, list) or not all(isinstance(body, dict) for body in bodies):
         raise BadRequest("json is invalid; a list of objects is expected")
     return [parse(body, endpoint.queue.default_policy()) for body in bodies]
-
-
-def _number(request: Request, name: str, default: int) -> int:
-    asked = request.query_params.get(name, str(default))
-    if not asked.isdecimal():
-        raise BadRequest(f"{name} must be a number")
-    return int(asked)

@@ -12,9 +12,9 @@ from starlette.routing import Route
 
 from emulator.edge import behind_edge
 from emulator.endpoint import Endpoint, QueueEndpoint
-from emulator.errors import BadRequest, NotFound
+from emulator.errors import NotFound
 from emulator.faults import faulty
-from emulator.http import Json, guarded, hold, parse_object, read_body
+from emulator.http import Json, guarded, hold, parse_object, read_body, whole_number
 from emulator.job import Job
 from emulator.latency import distant
 from emulator.limits import limited
@@ -46,8 +46,8 @@ async def runsync(request: Request, endpoint: QueueEndpoint) -> Response:
 async def status(request: Request, endpoint: QueueEndpoint) -> Response:
     """The job as it stands; `ttl` milliseconds from now it is forgotten."""
     job = _job(request, endpoint)
-    if (milliseconds := _milliseconds(request, "ttl")) is not None:
-        endpoint.queue.keep_for(job, milliseconds / 1000)
+    if "ttl" in request.query_params:
+        endpoint.queue.keep_for(job, whole_number(request, "ttl", 0) / 1000)
     return Json(job.view())
 
 
@@ -149,15 +149,6 @@ def _submit(endpoint: QueueEndpoint, body: dict[str, Any], *, is_sync: bool) -> 
 
 def _wait_seconds(request: Request, default: float) -> float:
     """`?wait=` in milliseconds, forced into RunPod's bounds."""
-    milliseconds = _milliseconds(request, "wait")
-    if milliseconds is None:
+    if "wait" not in request.query_params:
         return default
-    return min(max(milliseconds, MIN_WAIT_MS), MAX_WAIT_MS) / 1000
-
-
-def _milliseconds(request: Request, name: str) -> int | None:
-    """A query parameter that counts milliseconds, if it is there."""
-    asked = request.query_params.get(name)
-    if asked is not None and not asked.isdecimal():
-        raise BadRequest(f"{name} must be a number of milliseconds")
-    return None if asked is None else int(asked)
+    return min(max(whole_number(request, "wait", 0), MIN_WAIT_MS), MAX_WAIT_MS) / 1000

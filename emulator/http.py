@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
@@ -21,6 +21,9 @@ from emulator.errors import (
     WrongKind,
 )
 from emulator.operations import E, Operation
+
+MAX_DIGITS: Final = 15
+"""Of a number that a client may give, as there are moments that no clock can count."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 Refuse = Callable[[Request, EmulatorError], Response]
@@ -83,6 +86,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             megabytes = max_bytes / 1024 / 1024
             raise TooLarge(f"json is invalid; max size is {megabytes:g} MB")
     return bytes(body)
+
+
+def whole_number(request: Request, name: str, default: int) -> int:
+    """A query parameter that counts something; BadRequest when it is no number, or a mad one."""
+    asked = request.query_params.get(name, str(default))
+    if not asked.isdecimal() or len(asked) > MAX_DIGITS:
+        raise BadRequest(f"{name} must be a whole number")
+    return int(asked)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, Final
 from emulator.errors import BadRequest
 from emulator.job import Policy
 
+FOR_EVER_MS: Final = 10**15
 RIDES_ALONG: Final = ("webhook", "webhookV2", "s3Config")
 
 
@@ -46,6 +47,6 @@ def _seconds(asked: dict[str, Any], name: str, default: float) -> float:
     if milliseconds is None:
         return default
     is_number = isinstance(milliseconds, int | float) and not isinstance(milliseconds, bool)
-    if not is_number or milliseconds <= 0:
+    if not is_number or not 0 < milliseconds < FOR_EVER_MS:
         raise BadRequest(f"policy.{name} must be a positive number of milliseconds")
     return float(milliseconds) / 1000

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from emulator.endpoint import QueueEndpoint
 from emulator.errors import BadRequest, TooLarge
 from emulator.faults import faulty
-from emulator.http import Json, guarded, hold, parse_object, read_body
+from emulator.http import Json, guarded, hold, parse_object, read_body, whole_number
 from emulator.job import Job
 from emulator.latency import distant
 from emulator.operations import Operation
@@ -34,10 +34,10 @@ async def job_take(request: Request, endpoint: QueueEndpoint) -> Response:
 
 async def job_take_batch(request: Request, endpoint: QueueEndpoint) -> Response:
     """Up to `batch_size` jobs as a list, or 204 when none came in time."""
-    asked = request.query_params.get("batch_size", "1")
-    if not asked.isdecimal() or int(asked) < 1:
-        raise BadRequest("batch_size must be a positive number")
-    jobs = await _take(request, endpoint, limit=int(asked))
+    limit = whole_number(request, "batch_size", 1)
+    if limit < 1:
+        raise BadRequest("batch_size must be positive")
+    jobs = await _take(request, endpoint, limit)
     return Json([job.for_worker() for job in jobs]) if jobs else Response(status_code=204)
 
 

@@ -55,6 +55,7 @@ def test_an_unknown_endpoint_is_not_found(by_hand: Client) -> None:
         b'{"input": "text"}',
         b'{"input": {"a": 1}, "policy": []}',
         b'{"input": {"a": 1}, "policy": {"ttl": "soon"}}',
+        b'{"input": {"a": 1}, "policy": {"ttl": 1%s}}' % (b"0" * 400),
         b'{"input": {"a": 1}, "policy": {"executionTimeout": -1}}',
     ],
 )
@@ -286,9 +287,10 @@ def test_status_can_shorten_a_jobs_life(by_hand: Client) -> None:
     eventually(lambda: by_hand.get(f"/status/{job_id}").status_code == 404)
 
 
-def test_a_ttl_that_is_no_number_is_refused(by_hand: Client) -> None:
+@pytest.mark.parametrize("ttl", ["soon", "-1", "1.5", "", "9" * 400, "9" * 5000])
+def test_a_ttl_that_is_no_number_is_refused(by_hand: Client, ttl: str) -> None:
     job_id = by_hand.run({"a": 1})
-    assert by_hand.get(f"/status/{job_id}", ttl="soon").status_code == 400
+    assert by_hand.get(f"/status/{job_id}", ttl=ttl).status_code == 400
 
 
 def test_metrics_name_the_ready_workers() -> None:
