@@ -237,7 +237,8 @@ class EmulatorSettings(BaseModel):
     @property
     def base_url(self) -> str:
         """Where workers reach the emulator, without a trailing slash."""
-        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
 
     @model_validator(mode="after")
     def _endpoint_ids_differ(self) -> Self:

@@ -88,6 +88,7 @@ def test_a_scenario_adds_its_faults_to_the_file(config: str, tmp_path: Path) -> 
 
 def test_the_public_url_is_what_workers_are_told() -> None:
     assert settings("--public-url", "http://10.0.0.1:80/").base_url == "http://10.0.0.1:80"
+    assert settings("--host", "::1").base_url == "http://[::1]:8400"
 
 
 def test_the_key_does_not_show_when_settings_are_printed() -> None:
