@@ -100,11 +100,13 @@ debian() {
         # shellcheck disable=SC2016  # the variable is apt's
         mirror=$(apt-get indextargets --format '$(REPO_URI)' \
             'Created-By: Packages' "Codename: $suite" 'Component: main' | head -n 1)
+        # Bash forgets `set -e` inside $(...), and half a system must not be kept for the next time.
         debootstrap --variant=minbase --include="$packages" \
-            "$suite" "$work/debian" ${mirror:+"$mirror"} >"$work/debootstrap.log"
+            "$suite" "$work/debian" ${mirror:+"$mirror"} >"$work/debootstrap.log" \
+            || fail "debootstrap failed"
         rm -rf "$work"/debian/var/cache/apt/archives/*.deb "$work"/debian/var/lib/apt/lists/*
         mkdir -p "$cache"
-        tar -C "$work/debian" -cf "$tarball.part" .
+        tar -C "$work/debian" -cf "$tarball.part" . || fail "no room for $tarball"
         mv "$tarball.part" "$tarball"
         rm -rf "$work/debian"
     fi
@@ -115,10 +117,11 @@ debian() {
 # interpreter. What pip needs to know about this machine is its environment, so that no Dockerfile
 # has to know.
 stand_in() {
-    local name=$1 interpreter=$2 container setting
+    local name=$1 interpreter=$2 tarball container setting
     local settings=("${@:3}")
+    tarball=$(debian)
     container=$(image from scratch)
-    image add -q "$container" "$(debian)" / >/dev/null
+    image add -q "$container" "$tarball" / >/dev/null
     printf '#!/bin/sh\nexec %q "$@"\n' "$interpreter" >"$work/python"
     for setting in /usr/local/bin/python /usr/local/bin/python3; do
         image copy -q --chmod 755 "$container" "$work/python" "$setting" >/dev/null
