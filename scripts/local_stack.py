@@ -140,8 +140,9 @@ def local_stack(
         processes=processes,
     )
     logs.mkdir(parents=True, exist_ok=True)
-    for log in logs.glob("*.log"):
-        log.unlink()
+    for endpoint in stack.endpoints:
+        for log in logs.glob(f"{endpoint.id}-*.log"):
+            log.unlink()
     try:
         processes.append(_emulator(stack, idle_timeout_seconds))
         processes.append(_proxy(stack))

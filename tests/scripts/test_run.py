@@ -175,6 +175,20 @@ def test_the_workers_settings_pass_through(up: Run) -> None:
     assert up.served() == ["some-model"]
 
 
+def test_logs_of_others_in_its_folder_stay(start: Start, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for name in ("others.log", "proxy.log", "local-0123456789abcd.log"):
+        (logs / name).write_text("of before\n")
+    run = start("--start-seconds 600")
+    run.wait_for("cold start")
+    assert (logs / "others.log").read_text() == "of before\n"
+    assert "of before" not in (logs / "proxy.log").read_text()
+    assert not (logs / "local-0123456789abcd.log").exists()
+    run.interrupt()
+    assert run.process.wait(30) == 0
+
+
 def test_after_sigterm_nothing_is_left(start: Start) -> None:
     run = start()
     run.wait_for("Up until Ctrl-C")
