@@ -1,10 +1,8 @@
 """The application: settings in, routes wired, nothing decided."""
 
 import logging
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -76,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
 def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-untyped-def]
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        journal = _journal(settings.state_dir.expanduser())
+        journal = Journal(settings.state_dir.expanduser())
         canceller = Canceller(on_ended=journal.remove)
         numbers, warmer = Metrics(), Warmer()
         client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
@@ -103,15 +101,6 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
         journal.close()
 
     return lifespan
-
-
-def _journal(folder: Path) -> Journal:
-    """The journal in this folder, or in a temporary one if it cannot be written."""
-    try:
-        return Journal(folder)
-    except OSError as exc:
-        log.warning("jobs in flight will not survive a crash of the proxy: %s", exc)
-        return Journal(Path(tempfile.mkdtemp()))
 
 
 async def _proxy_error(request: Request, exc: Exception) -> Response:

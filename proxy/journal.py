@@ -27,22 +27,28 @@ class Orphan:
 
 
 class Journal:
-    """The jobs of this proxy. A write takes microseconds: it reaches the system, not the disk."""
+    """The jobs of this proxy. A write takes microseconds: it reaches the system, not the disk.
+
+    Where the folder cannot be written they are in memory alone, and a proxy that is killed leaves
+    its jobs to their own limits.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder = folder
         self._path = folder / f"jobs-{uuid.uuid4().hex}.sqlite3"
-        self._lock = _locked(self._path, os.O_CREAT)
-        self._database = sqlite3.connect(self._path, isolation_level=None)
-        # A killed process loses nothing that the system has; only a dead machine would.
-        self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute("PRAGMA journal_mode = MEMORY")
-        self._database.execute(_SCHEMA)
+        self._lock: int | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = _locked(self._path, os.O_CREAT)
+            self._database = _created(self._path)
+        except (OSError, sqlite3.Error) as exc:
+            log.warning("jobs in flight will not survive a crash of the proxy: %s", exc)
+            self._database = _created(":memory:")
 
     def orphans(self) -> list[Orphan]:
         """What proxies before this one left; from now on it stands in this one's journal."""
-        folder, taken = self._path.parent, []
-        for path in folder.glob("jobs-*.sqlite3"):
+        taken = []
+        for path in self._folder.glob("jobs-*.sqlite3"):
             if (lock := _locked(path)) is None:
                 continue
             for orphan in _read(path):
@@ -64,9 +70,9 @@ class Journal:
         """Leave nothing behind if nothing is in flight; else leave it to the next proxy."""
         (count,) = self._database.execute("SELECT count(*) FROM jobs").fetchone()
         self._database.close()
-        if not count:
-            self._path.unlink(missing_ok=True)
         if self._lock is not None:
+            if not count:
+                self._path.unlink(missing_ok=True)
             os.close(self._lock)
 
     def _write(self, statement: str, values: tuple[str, ...]) -> None:
@@ -75,6 +81,15 @@ class Journal:
             self._database.execute(statement, values)
         except sqlite3.Error as exc:
             log.error("the journal of jobs in flight cannot be written: %s", exc)
+
+
+def _created(path: Path | str) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None)
+    # A killed process loses nothing that the system has; only a dead machine would.
+    database.execute("PRAGMA synchronous = OFF")
+    database.execute("PRAGMA journal_mode = MEMORY")
+    database.execute(_SCHEMA)
+    return database
 
 
 def _read(path: Path) -> list[Orphan]:
@@ -89,13 +104,13 @@ def _read(path: Path) -> list[Orphan]:
 
 
 def _locked(path: Path, flags: int = 0) -> int | None:
-    """A descriptor that holds the file's lock, or None if another process does, or it is gone.
+    """A descriptor that holds the file's lock, or None if another has it, or it cannot be opened.
 
     SQLite locks ranges of the file by fcntl, which an flock of the whole does not disturb.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
-    except FileNotFoundError:
+    except OSError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -64,7 +64,8 @@ class Server(uvicorn.Server):
 
         uvicorn's own handler would raise the signal again after a clean end; ours exits with 0.
         """
-        if (services := getattr(self._app.state, "services", None)) is not None:
+        services = getattr(self._app.state, "services", None)
+        if services is not None and not self.should_exit:  # a second signal gives no more time
             services.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True

@@ -31,6 +31,16 @@ journal.add("http://runpod/v2/ep", "job-2")
 journal.remove("job-2")
 os.kill(os.getpid(), signal.SIGKILL)
 """
+FULL_DISK = """
+import pathlib, resource, sys
+from proxy.journal import Journal
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+journal = Journal(pathlib.Path(sys.argv[1]))
+journal.add("http://runpod/v2/ep", "job-1")
+journal.remove("job-1")
+print(journal.orphans())
+journal.close()
+"""
 
 
 def test_a_journal_tells_what_one_before_it_left(tmp_path: Path) -> None:
@@ -64,6 +74,15 @@ def test_a_journal_that_cannot_be_read_is_cleared_away(
     assert journal.orphans() == []
     assert "cannot be read" in caplog.text
     journal.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_it_in_memory(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (ran.stdout, ran.returncode) == ("[]\n", 0)
+    assert "will not survive" in ran.stderr
     assert list(tmp_path.iterdir()) == []
 
 

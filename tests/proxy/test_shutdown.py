@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,21 @@ def test_a_stream_that_does_not_end_gets_an_error_and_its_job_is_cancelled(
     assert last_error(text)["code"] == "shutting_down"
     assert proxy.process.wait(timeout=30) == 0
     assert runpod.cancelled == [runpod.job_id]
+
+
+@pytest.mark.parametrize("proxy", [3], indirect=True)
+def test_a_second_signal_does_not_move_the_end_of_the_grace_time(
+    proxy: Proxy, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", hold=threading.Event())]
+    with proxy.client.stream("POST", CHAT, json=chat(stream=True), timeout=30) as response:
+        pieces = response.iter_bytes()
+        first = next(pieces)
+        proxy.process.send_signal(signal.SIGTERM)
+        time.sleep(2)  # well into the grace time
+        proxy.process.send_signal(signal.SIGTERM)
+        text = (first + b"".join(pieces)).decode()
+    assert last_error(text)["code"] == "shutting_down"
 
 
 @pytest.mark.parametrize("proxy", [0], indirect=True)
