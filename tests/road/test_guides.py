@@ -56,11 +56,12 @@ def test_python_prints_what_it_should(vllm_stack: LocalStack, block: Block) -> N
 def test_a_program_that_leaves_its_with_stops_its_job(vllm_stack: LocalStack) -> None:
     (block,) = [block for block in PYTHON if "break" in block.text]
     program = block.for_proxy_at(vllm_stack.base_url)
-    long = 'stream=True, max_tokens=1500, extra_body={"ignore_eos": True}'
+    # Text for half a minute or more, however quick the machine is.
+    long = 'stream=True, n=24, temperature=1, max_tokens=1500, extra_body={"ignore_eos": True}'
     run(sys.executable, "-c", program.replace("stream=True", long))
     jobs = Jobs(vllm_stack)
     (job,) = [job for job in jobs.all() if body_of(job).get("max_tokens") == 1500][-1:]
-    wait_until(lambda: jobs.status(job["id"]) == "CANCELLED", seconds=10)
+    wait_until(lambda: jobs.status(job["id"]) == "CANCELLED", seconds=30)
 
 
 @pytest.mark.parametrize("block", CURL, ids=str)
