@@ -15,12 +15,12 @@ from scripts.clients import set_up_client
 from scripts.environments import Environment
 from scripts.installer import ROOT
 from scripts.local_stack import LocalStack, local_stack
-from scripts.models import Model, find_models
 from scripts.processes import ProcessDied
 from scripts.progress import SetUpError
 from tests.conformance.clients import CLIENTS, Client
 from tests.conformance.report import Comparison, compare, document
 from tests.conformance.run import Target, run_checks
+from tests.long_models import long_models
 
 DOCUMENT = ROOT / "docs" / "clients.md"
 LOGS = ROOT / ".cache" / "conformance"
@@ -39,7 +39,9 @@ def main() -> int:
     clients = [client for client in CLIENTS if not names or client.name in names]
     try:
         environments = {client: set_up_client(client.environment) for client in clients}
-        with local_stack(_models(), LOGS, idle_timeout_seconds=IDLE_TIMEOUT_SECONDS) as stack:
+        with local_stack(
+            long_models(SETTINGS), LOGS, idle_timeout_seconds=IDLE_TIMEOUT_SECONDS
+        ) as stack:
             wake_workers(stack)
             compared = {
                 client.name: _compare(client, environments[client], stack) for client in clients
@@ -58,20 +60,10 @@ def main() -> int:
 
 
 SETTINGS = {
-    # Answers so long that a client can leave them in time, however busy the machine is. The model
-    # itself must be long enough: beyond its last position vLLM reads memory that is not its own,
-    # and what it leaves in its cache spoils later answers.
-    "MAX_MODEL_LEN": "24576",
-    "HF_OVERRIDES": '{"max_position_embeddings": 24576}',
     # A worker that does not keep its responses knows none to get or to cancel.
     "VLLM_ENABLE_RESPONSES_API_STORE": "1",
 }
 """Of the worker that is chatted with, beside those it has in `make run`."""
-
-
-def _models() -> list[Model]:
-    chat, *others = find_models()
-    return [replace(chat, settings={**chat.settings, **SETTINGS}), *others]
 
 
 def wake_workers(stack: LocalStack) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from proxy.app import create_app
 from scripts.local_stack import LocalStack, local_stack
-from scripts.models import find_models
 from tests.emulator.running import API_KEY, Client, emulator
+from tests.long_models import long_models
 from tests.proxy.conftest import KEY, settings_for
 from tests.servers import free_port, serve
 from tests.waiting import wait_until
@@ -105,8 +105,11 @@ def warm_road() -> Iterator[Road]:
 
 @pytest.fixture(scope="session")
 def vllm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    """What `make run` starts, warmed up: vLLM on the CPU with each of the built-in models."""
-    with local_stack(find_models(), tmp_path_factory.mktemp("logs")) as stack:
+    """What `make run` starts, warmed up: vLLM on the CPU with each of the built-in models.
+
+    It takes longer texts, so that there is time to leave them.
+    """
+    with local_stack(long_models(), tmp_path_factory.mktemp("logs")) as stack:
         chat, embed = (endpoint.model.name for endpoint in stack.endpoints)
         with (
             openai.OpenAI(base_url=stack.base_url, api_key=stack.api_key, timeout=500) as sdk,

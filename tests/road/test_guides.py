@@ -10,6 +10,7 @@ import pytest
 from scripts.local_stack import LocalStack
 from tests.guides import GUIDES, ROOT, Block, blocks
 from tests.jobs import Jobs, body_of
+from tests.long_models import TOKENS
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -56,11 +57,11 @@ def test_python_prints_what_it_should(vllm_stack: LocalStack, block: Block) -> N
 def test_a_program_that_leaves_its_with_stops_its_job(vllm_stack: LocalStack) -> None:
     (block,) = [block for block in PYTHON if "break" in block.text]
     program = block.for_proxy_at(vllm_stack.base_url)
-    # Text for half a minute or more, however quick the machine is.
-    long = 'stream=True, n=24, temperature=1, max_tokens=1500, extra_body={"ignore_eos": True}'
+    extra = 'extra_body={"ignore_eos": True}'
+    long = f"stream=True, n=4, temperature=1, max_tokens={TOKENS}, {extra}"
     run(sys.executable, "-c", program.replace("stream=True", long))
     jobs = Jobs(vllm_stack)
-    (job,) = [job for job in jobs.all() if body_of(job).get("max_tokens") == 1500][-1:]
+    (job,) = [job for job in jobs.all() if body_of(job).get("max_tokens") == TOKENS][-1:]
     wait_until(lambda: jobs.status(job["id"]) == "CANCELLED", seconds=30)
 
 

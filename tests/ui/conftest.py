@@ -3,7 +3,6 @@
 Each test needs only what it asks for, and is skipped where `make ui-check` has not made that.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,11 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from scripts import ui_tools
 from scripts.local_stack import LocalStack, local_stack
-from scripts.models import find_models
 from scripts.processes import free_port
 from scripts.progress import SetUpError
 from tests.jobs import Jobs
+from tests.long_models import long_models
 from tests.ui.open_webui import as_the_guide_says, open_webui, without_requests_of_its_own
-
-MAX_MODEL_LEN = 32_000
-"""Room for an answer that takes a minute: there must be something to stop."""
 
 PATIENCE_MILLISECONDS = 60_000
 """How long the browser waits for what is to appear, on a slow machine."""
@@ -57,15 +53,12 @@ def ui_port() -> int:
 def stack(ui_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """What `make run` starts, before its first request: each file of tests finds no worker up."""
     with pytest.MonkeyPatch.context() as patch:
-        # The same question has the same answer.
-        patch.setenv("OVERRIDE_GENERATION_CONFIG", '{"temperature": 0}')
-        patch.setenv("MAX_MODEL_LEN", str(MAX_MODEL_LEN))
-        longer = {"max_position_embeddings": MAX_MODEL_LEN}
-        patch.setenv("HF_OVERRIDES", json.dumps(longer))
         patch.setenv("PROXY_KEEP_ALIVE_SECONDS", "1")
         patch.setenv("PROXY_WAKE_SHIELD", "true")
         patch.setenv("PROXY_CORS_ORIGINS", f"http://127.0.0.1:{ui_port}")
-        with local_stack(find_models(), tmp_path_factory.mktemp("logs")) as stack:
+        # The same question has the same answer.
+        models = long_models({"OVERRIDE_GENERATION_CONFIG": '{"temperature": 0}'})
+        with local_stack(models, tmp_path_factory.mktemp("logs")) as stack:
             yield stack
 
 

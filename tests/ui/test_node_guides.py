@@ -12,6 +12,7 @@ from scripts.local_stack import LocalStack
 from scripts.ui_tools import node_packages
 from tests.guides import GUIDES, ROOT, Block, blocks
 from tests.jobs import Jobs
+from tests.long_models import TOKENS
 from tests.waiting import wait_until
 
 pytestmark = [
@@ -48,7 +49,8 @@ def test_a_program_that_leaves_its_loop_stops_its_job(
 ) -> None:
     (block,) = [block for block in NODE if "break;" in block.text]
     program = block.for_proxy_at(stack.base_url)
-    endless = program.replace("stream: true,", "stream: true, max_tokens: 20000, ignore_eos: true,")
+    long = f"stream: true, max_tokens: {TOKENS}, ignore_eos: true,"
+    endless = program.replace("stream: true,", long)
     assert endless != program
     jobs.forget()
     run_node(tmp_path, endless)

@@ -15,6 +15,7 @@ from playwright.sync_api import Error, Page, expect
 from scripts.local_stack import LocalStack
 from tests.guides import ROOT
 from tests.jobs import Jobs, body_of, metric, prompt
+from tests.long_models import TOKENS
 from tests.ui.open_webui import Chat, create_model
 from tests.waiting import wait_until
 
@@ -22,7 +23,6 @@ pytestmark = [pytest.mark.ui, pytest.mark.vllm, pytest.mark.slow, pytest.mark.ti
 
 COLD_START_SECONDS = 240
 STORY = "Tell me a very long story"
-MANY_TOKENS = 30_000
 RECORDED = ROOT / "tests" / "proxy" / "ui_tasks"
 
 
@@ -120,7 +120,7 @@ def test_an_answer_streams_in_until_the_stop_button_stops_the_gpu(
     wait_until(lambda: metric(warm_stack, "num_requests_running") == 0, seconds=60)
     made_before = metric(warm_stack, "generation_tokens_total")
     jobs.forget()
-    create_model(quiet_ui, "endless", max_tokens=MANY_TOKENS, custom_params={"ignore_eos": True})
+    create_model(quiet_ui, "endless", max_tokens=TOKENS, custom_params={"ignore_eos": True})
     chat = Chat(page, quiet_ui, "endless")
     chat.send(STORY)
     for _ in range(4):
@@ -129,11 +129,11 @@ def test_an_answer_streams_in_until_the_stop_button_stops_the_gpu(
     chat.stop_button.click()
     wait_until(lambda: metric(warm_stack, "num_requests_running") == 0, seconds=60)
     made = metric(warm_stack, "generation_tokens_total") - made_before
-    assert 0 < made < MANY_TOKENS
+    assert 0 < made < TOKENS
     # The only one: this Open WebUI was told to ask for neither title nor tags nor suggestions.
     (job,) = jobs.all()
     wait_until(lambda: jobs.all()[0]["status"] == "CANCELLED", seconds=5)
-    assert body_of(job)["max_tokens"] == MANY_TOKENS
+    assert body_of(job)["max_tokens"] == TOKENS
 
 
 def test_a_message_stopped_while_it_waits_for_a_worker_is_cancelled(
