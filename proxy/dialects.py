@@ -17,6 +17,17 @@ from proxy.errors import ProxyError, VLLMError
 
 DONE = b"data: [DONE]"
 
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""https://docs.anthropic.com/en/api/errors; its clients choose by them what to repeat."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
@@ -37,7 +48,11 @@ def _openai_error(error: ProxyError) -> bytes:
 
 
 def _anthropic(error: ProxyError) -> bytes:
-    return msgspec.json.encode({"type": "error"} | msgspec.json.decode(error.envelope))
+    inner = msgspec.json.decode(error.envelope)["error"]
+    if not isinstance(error, VLLMError):
+        other = "invalid_request_error" if error.status < 500 else "api_error"
+        inner["type"] = _ANTHROPIC_TYPES.get(error.status, other)
+    return msgspec.json.encode({"type": "error", "error": inner})
 
 
 def _anthropic_body(error: ProxyError) -> bytes:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.dialects import OPENAI, Dialect
 from proxy.errors import InternalError
 
 log = logging.getLogger("proxy.access")
@@ -48,7 +49,7 @@ class RequestLog:
         except Exception:
             log.exception("%s failed", request_id)
             if not status:
-                await _internal_error()(scope, receive, send_with_id)
+                await _internal_error(state.get("dialect", OPENAI))(scope, receive, send_with_id)
         finally:
             scope["app"].state.services.metrics.note_request(state.get("model", ""), status)
             log.info(
@@ -62,9 +63,9 @@ class RequestLog:
             )
 
 
-def _internal_error() -> Response:
+def _internal_error(dialect: Dialect) -> Response:
     error = InternalError("The proxy failed to answer. The request id names it in the proxy's log.")
-    return Response(error.body, error.status, error.headers, "application/json")
+    return Response(dialect.body(error), error.status, error.headers, "application/json")
 
 
 def _request_id(scope: Scope) -> str:

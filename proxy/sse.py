@@ -13,7 +13,7 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from proxy.answer import Answer, rest_of
-from proxy.dialects import Dialect
+from proxy.dialects import DONE, Dialect
 from proxy.errors import InternalError, ProxyError, VLLMError
 from proxy.keep_alive import KeepAlive
 from proxy.rewriting import Rewriter
@@ -96,5 +96,6 @@ async def _as_events(answer: Answer, first: bytes, dialect: Dialect) -> bytes:
     """An answer that is no event stream, and came too late to be sent as what it is."""
     body = first + await rest_of(answer)
     if answer.head is not None and answer.head.status < 400:
-        return b"data: " + b" ".join(body.splitlines()) + b"\n\ndata: [DONE]\n\n"
+        end = DONE + b"\n\n" if DONE in dialect.ends else b""
+        return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end
     return dialect.error(VLLMError(answer.head.status if answer.head else 502, body))

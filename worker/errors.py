@@ -33,9 +33,10 @@ class WorkerError(Exception):
     code: ClassVar[str | None]
     param: str | None = None
 
-    def body(self) -> str:
-        """OpenAI's error object as JSON text."""
-        facts = {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
+    def body(self, error_type: str | None = None) -> str:
+        """OpenAI's error object as JSON text; another API has another word for its type."""
+        kind = error_type or self.type
+        facts = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": facts}, separators=(",", ":"))
 
 

@@ -65,11 +65,13 @@ class FramedOutputs:
 
     def fail(self, error: WorkerError) -> list[Output]:
         """An answer of its own, or an error event, or, inside a plain body, a failed job."""
-        body = error.body()
         if self._seq > 0 and self._stream is None:
-            return [{"error": body}]
+            return [{"error": error.body()}]
         frame = self._next_frame(error.status, JSON)
-        frame["text"] = _error_event(self._stream, body, self._ends_event) if self._stream else body
+        if self._stream is None:
+            frame["text"] = error.body()
+        else:
+            frame["text"] = _error_event(self._stream, error, self._ends_event)
         frame["end"] = True
         return [frame]
 
@@ -107,7 +109,7 @@ class BareOutputs:
     def fail(self, error: WorkerError) -> list[Output]:
         """An error event inside a stream, else a failed job."""
         if self._stream is not None:
-            return [_error_event(self._stream, error.body(), self._ends_event)]
+            return [_error_event(self._stream, error, self._ends_event)]
         return [{"error": error.body()}]
 
 
@@ -118,11 +120,12 @@ def _data(piece: bytes) -> dict[str, Any]:
         return {"base64": base64.b64encode(piece).decode()}
 
 
-def _error_event(stream: Answer, body: str, after_event: bool) -> str:
+def _error_event(stream: Answer, error: WorkerError, after_event: bool) -> str:
     gap = "" if after_event else "\n\n"
     if stream.route.partition("?")[0] == MESSAGES:
+        body = error.body(error_type="api_error")
         return f'{gap}event: error\ndata: {{"type":"error",{body[1:]}\n\n'
-    return f"{gap}data: {body}\n\n"
+    return f"{gap}data: {error.body()}\n\n"
 
 
 def _parsed(body: bytes | bytearray) -> Output:

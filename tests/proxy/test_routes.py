@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from proxy.allowed import ROUTES
+from proxy.sharing import Sharing
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
@@ -194,10 +195,14 @@ def test_anthropics_client_gets_anthropics_errors(
         claude.messages.create(**ASKED | {"model": "other"})
     body: Any = caught.value.body
     assert body["type"] == "error"
-    assert body["error"]["type"] == "invalid_request_error"
+    assert caught.value.type == "not_found_error"
     assert "'other' does not exist" in body["error"]["message"]
-    with pytest.raises(anthropic.AuthenticationError):
+    with pytest.raises(anthropic.AuthenticationError) as refused:
         claude.with_options(api_key="wrong").messages.create(**ASKED)
+    assert refused.value.type == "authentication_error"
+    with pytest.raises(anthropic.BadRequestError) as wrong:
+        claude.messages.create(**ASKED | {"messages": []})
+    assert wrong.value.type == "invalid_request_error"
     with pytest.raises(anthropic.NotFoundError) as caught:
         claude.messages.count_tokens(model="other", messages=ASKED["messages"])
     body = caught.value.body
@@ -232,8 +237,32 @@ def test_anthropics_client_raises_for_a_stream_that_breaks_off(
     stream = claude.messages.create(**ASKED, stream=True)
     events = iter(stream)
     assert next(events).type == "message_start"
-    with pytest.raises(anthropic.APIStatusError, match="forgotten"):
+    with pytest.raises(anthropic.APIStatusError, match="forgotten") as broken:
         next(events)
+    assert broken.value.type == "api_error"
+
+
+def test_anthropics_client_is_told_that_no_worker_could_be_had(
+    claude: anthropic.Anthropic, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_QUEUE")]
+    with pytest.raises(anthropic.InternalServerError) as caught:
+        claude.messages.create(**ASKED, extra_headers={"x-cold-start-timeout": "0.1"})
+    assert (caught.value.status_code, caught.value.type) == (503, "overloaded_error")
+
+
+def test_what_nobody_caught_has_anthropics_form_on_its_routes(
+    claude: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Sharing, "share", breaks)
+    with pytest.raises(anthropic.InternalServerError) as caught:
+        claude.messages.create(**ASKED)
+    body: Any = caught.value.body
+    assert body["type"] == "error"
+    assert (caught.value.status_code, caught.value.type) == (500, "api_error")
 
 
 @pytest.mark.parametrize("settings", [{"keep_alive_mode": "chunk"}], indirect=True)

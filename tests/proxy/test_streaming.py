@@ -148,19 +148,23 @@ def test_an_error_of_vllm_after_the_hold_is_an_event(
     assert last_error(text)["message"] == "too long"
 
 
+@pytest.mark.parametrize(
+    ("path", "ends"), [(CHAT, ["data: [DONE]"]), ("/v1/messages", []), ("/v1/responses", [])]
+)
 def test_a_plain_answer_after_the_hold_is_one_event(
-    client: httpx.Client, runpod: ScriptedRunPod
+    client: httpx.Client, runpod: ScriptedRunPod, path: str, ends: list[str]
 ) -> None:
     hold = threading.Event()
     body = '{\r\n"object": "list",\n"data": []}'
     frame = {"seq": 0, "status": 200, "content_type": "application/json", "text": body, "end": True}
     runpod.script = [Page("IN_QUEUE", [frame], hold=hold)]
-    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+    asked = chat(stream=True, input="hi")
+    with client.stream("POST", path, json=asked) as response:
         hold.set()
         lines = response.read().decode().splitlines()
-    (answer, end) = [line for line in lines if line and not line.startswith(":")]
+    answer, *rest = [line for line in lines if line and not line.startswith(":")]
     assert msgspec.json.decode(answer.removeprefix("data: ")) == {"object": "list", "data": []}
-    assert end == "data: [DONE]"
+    assert rest == ends
 
 
 @pytest.fixture

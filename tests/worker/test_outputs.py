@@ -67,7 +67,8 @@ def test_an_error_event_has_a_name_where_anthropics_clients_read_it() -> None:
         name, _, data = text.removesuffix("\n\n").partition("\ndata: ")
         assert name == "event: error"
         assert json.loads(data)["type"] == "error"
-        assert json.loads(data)["error"]["code"] == "engine_failed"
+        said = json.loads(data)["error"]
+        assert (said["type"], said["code"]) == ("api_error", "engine_failed")
 
 
 def test_an_error_event_after_a_whole_event_adds_no_lines() -> None:
