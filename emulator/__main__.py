@@ -59,7 +59,8 @@ def merged(flags: argparse.Namespace) -> dict[str, Any]:
     contents |= {name: given[name] for name in _EMULATOR_FLAGS if name in given}
     endpoints = contents.setdefault("endpoints", [])
     changes = {name: given[name] for name in _ENDPOINT_FLAGS if name in given}
-    if flags.endpoint or changes or not endpoints:
+    are_tables = isinstance(endpoints, list) and all(isinstance(one, dict) for one in endpoints)
+    if are_tables and (flags.endpoint or changes or not endpoints):
         _endpoint(endpoints, flags.endpoint).update(changes)
     if flags.scenario:
         scenario = Scenario.model_validate(_read(flags.scenario))

@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from proxy.endpoint import Endpoint
-from proxy.errors import JobNotFound, ProxyError, UpstreamMisconfigured
+from proxy.endpoint import Endpoint, JobStatus
+from proxy.errors import JobNotFound, ProxyError, UpstreamMisconfigured, WorkerFailed
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Canceller:
     async def _try(self, endpoint: Endpoint, job_id: str) -> bool:
         """Send one /cancel, and tell whether the job has ended."""
         try:
-            return (await endpoint.cancel(job_id)).is_terminal
+            return (await _state_after_cancel(endpoint, job_id)).is_terminal
         except JobNotFound:
             return True
         except UpstreamMisconfigured as exc:
@@ -64,3 +64,10 @@ class Canceller:
         except ProxyError as exc:
             log.warning("cancel of job %s will be repeated: %s", job_id, exc)
             return False
+
+
+async def _state_after_cancel(endpoint: Endpoint, job_id: str) -> JobStatus:
+    try:
+        return await endpoint.cancel(job_id)
+    except WorkerFailed:  # refused, as it may be once the job has ended
+        return (await endpoint.status(job_id)).status

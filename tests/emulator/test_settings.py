@@ -79,6 +79,16 @@ def test_flags_win_over_the_file(config: str) -> None:
     assert found.endpoints[0].max_workers == 2
 
 
+@pytest.mark.parametrize("wrong", ["[endpoints]\nid = 'a'", "endpoints = ['a']", "endpoints = 1"])
+def test_endpoints_that_are_no_list_of_tables_are_refused_under_flags_too(
+    tmp_path: Path, wrong: str
+) -> None:
+    file = tmp_path / "emulator.toml"
+    file.write_text(wrong)
+    with pytest.raises(ValidationError, match="endpoints"):
+        settings("--config", str(file), "--worker", "x")
+
+
 def test_a_scenario_adds_its_faults_to_the_file(config: str, tmp_path: Path) -> None:
     scenario = tmp_path / "scenario.toml"
     scenario.write_text('[[faults]]\noperation = "stream"\ndrop = "answer"\n')

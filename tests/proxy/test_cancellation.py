@@ -120,6 +120,19 @@ def test_a_cancel_that_fails_is_repeated(client: httpx.Client, runpod: ScriptedR
     assert runpod.cancel_answers == []
 
 
+@pytest.mark.slow
+def test_a_cancel_that_is_refused_is_repeated_until_the_job_has_ended(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
+    runpod.cancel_answers = [Response(status_code=400) for _ in range(3)]
+    runpod.states = [{"status": "IN_PROGRESS"}, {"status": "TIMED_OUT"}]
+    leave(client, after_bytes=True)
+    wait_until(lambda: runpod.states == [])
+    time.sleep(2.5)  # nothing is to happen, so there is nothing to wait for
+    assert (len(runpod.cancel_answers), runpod.cancelled) == (1, [])
+
+
 def test_a_finished_job_is_not_cancelled(client: httpx.Client, runpod: ScriptedRunPod) -> None:
     runpod.script = [Page("IN_PROGRESS", FRAMES)]
     leave(client, after_bytes=True)
