@@ -98,6 +98,7 @@ def test_cancel_stops_the_handler(js: Js, tmp_path: Path) -> None:
 
 
 def test_health(js: Js, client: Client) -> None:
+    eventually(lambda: client.workers("idle") == 1)
     assert js("health") == client.health()
 
 

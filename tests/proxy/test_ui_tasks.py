@@ -12,6 +12,7 @@ from proxy.app import create_app
 from tests.emulator.running import API_KEY, PLAIN, Client, emulator
 from tests.proxy.conftest import KEY, settings_for
 from tests.servers import serve
+from tests.waiting import wait_until
 
 RECORDED = Path(__file__).parent / "ui_tasks"
 ANSWERS = {
@@ -60,7 +61,7 @@ def test_a_task_is_answered_without_a_job(sleeping: tuple[httpx.Client, Client],
 def test_a_message_becomes_a_job(sleeping: tuple[httpx.Client, Client], name: str) -> None:
     client, runpod = sleeping
     with client.stream("POST", "/v1/chat/completions", json=recorded(name)):
-        assert runpod.health()["jobs"]["inQueue"] == 1
+        wait_until(lambda: runpod.health()["jobs"]["inQueue"] == 1)
 
 
 def test_every_recording_is_tried() -> None:
