@@ -3,10 +3,17 @@
 import time
 from collections.abc import Callable
 
+import httpx
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
     """Return once `condition` holds; fail if that takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.01)
+
+
+def leaving_after(seconds: float) -> httpx.Timeout:
+    """Of a client that leaves when nothing has come for so long; to connect it may take longer."""
+    return httpx.Timeout(30, read=seconds)

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.emulator.running import API_KEY, Client, Json, eventually, one_endpoint, while_held
+from tests.waiting import leaving_after
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def test_the_wait_of_a_stream_is_at_least_a_second(by_hand: Client) -> None:
     """As on RunPod; a client that asks for less is held for longer than it thinks."""
     job_id = by_hand.run({"a": 1})
     with pytest.raises(httpx.ReadTimeout):
-        by_hand.http.get(f"{by_hand.url}/stream/{job_id}?wait=1", timeout=0.2)
+        by_hand.http.get(f"{by_hand.url}/stream/{job_id}?wait=1", timeout=leaving_after(0.2))
 
 
 def test_a_reader_that_has_left_takes_no_chunks_with_it(
@@ -193,7 +194,7 @@ def test_a_reader_that_has_left_takes_no_chunks_with_it(
 ) -> None:
     worker_id, job_id = running
     with pytest.raises(httpx.ReadTimeout):
-        by_hand.http.get(f"{by_hand.url}/stream/{job_id}?wait=20000", timeout=0.1)
+        by_hand.http.get(f"{by_hand.url}/stream/{job_id}?wait=20000", timeout=leaving_after(0.1))
     by_hand.chunk(worker_id, job_id, "kept")
     assert by_hand.stream(job_id)["stream"] == [{"output": "kept"}]
 

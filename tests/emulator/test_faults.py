@@ -8,6 +8,7 @@ import pytest
 from emulator.faults import Faults
 from emulator.settings import Fault
 from tests.emulator.running import Client, one_endpoint
+from tests.waiting import leaving_after
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_post_can_be_dropped_too(client: Client) -> None:
 def test_a_call_can_be_slowed_down(client: Client) -> None:
     client.inject(operation="health", delay_seconds=5)
     with pytest.raises(httpx.ReadTimeout):
-        client.http.get(f"{client.url}/health", timeout=0.2)
+        client.http.get(f"{client.url}/health", timeout=leaving_after(0.2))
     assert client.http.get(f"{client.url}/health", timeout=5).status_code == 200
 
 

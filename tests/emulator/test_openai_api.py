@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.emulator.running import Client, Json, one_endpoint
+from tests.waiting import leaving_after
 
 CHAT = "/openai/v1/chat/completions"
 PLAIN = {"model": "m", "messages": []}
@@ -136,7 +137,7 @@ def test_a_cold_start_meets_the_edge() -> None:
 
 def test_a_client_that_leaves_does_not_stop_its_job(by_hand: Client) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        by_hand.http.post(by_hand.url + CHAT, json=PLAIN, timeout=0.2)
+        by_hand.http.post(by_hand.url + CHAT, json=PLAIN, timeout=leaving_after(0.2))
     worker_id, job_id, _ = take(by_hand)
     by_hand.done(worker_id, job_id, {"output": [1]})
     assert by_hand.status(job_id)["output"] == [1]

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.emulator.handlers.web import application
 from tests.emulator.running import API_KEY, WEB, Client, Json, eventually, one_endpoint
 from tests.servers import free_port, serve
+from tests.waiting import leaving_after
 
 BY_HAND = "by-hand"
 
@@ -54,7 +55,7 @@ def whose_worker_is(app: ASGIApp) -> Iterator[Client]:
     port = free_port()
     wanted = settings(env={"PORT": str(port)})
     with serve(app, port=port), one_endpoint(**wanted) as client:
-        eventually(lambda: client.workers("ready") == 1, seconds=5)
+        eventually(lambda: client.workers("ready") == 1)
         yield client
 
 
@@ -226,7 +227,7 @@ def test_a_client_that_leaves_before_the_answer_ends_the_call(
 ) -> None:
     left = tmp_path / "left"
     with pytest.raises(httpx.ReadTimeout):
-        client.relayed(f"/hang?left={left}", "POST", json={}, timeout=0.3)
+        client.relayed(f"/hang?left={left}", "POST", json={}, timeout=leaving_after(0.3))
     eventually(left.exists)
     eventually(lambda: client.health()["jobs"]["inProgress"] == 0)
 
@@ -346,7 +347,7 @@ def test_a_full_worker_makes_requests_wait(tmp_path: Path) -> None:
 def test_a_client_that_leaves_while_it_waits_is_forgotten() -> None:
     with one_endpoint(**settings()) as client:
         with pytest.raises(httpx.ReadTimeout):
-            client.relayed("/echo", timeout=0.2)
+            client.relayed("/echo", timeout=leaving_after(0.2))
         eventually(lambda: client.health()["jobs"]["inQueue"] == 0)
 
 

@@ -6,6 +6,7 @@ import pytest
 from emulator.app import create_app
 from emulator.settings import EmulatorSettings, EndpointSettings
 from tests.emulator.running import API_KEY, Client, eventually, one_endpoint, while_held
+from tests.waiting import leaving_after
 
 SDK_POST_HEADERS = {
     "Authorization": API_KEY,
@@ -39,7 +40,7 @@ def test_a_batch_of_a_strange_size_is_refused(by_hand: Client, size: str) -> Non
 )
 def test_an_empty_poll_is_held_and_then_204(by_hand: Client, route: str) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        by_hand.http.get(by_hand.url + route, timeout=0.3)
+        by_hand.http.get(by_hand.url + route, timeout=leaving_after(0.3))
     assert by_hand.http.get(by_hand.url + route).status_code == 204
 
 
@@ -51,7 +52,7 @@ def test_a_held_take_ends_with_the_first_job(by_hand: Client) -> None:
 def test_a_job_is_not_given_to_a_poller_that_has_left() -> None:
     with one_endpoint() as client:
         with pytest.raises(httpx.ReadTimeout):
-            client.http.get(f"{client.url}/job-take/gone?gpu=x", timeout=0.1)
+            client.http.get(f"{client.url}/job-take/gone?gpu=x", timeout=leaving_after(0.1))
         job_id = client.run({"a": 1})
         assert client.get("/job-take/alive", gpu="x").json()["id"] == job_id
 

@@ -37,7 +37,7 @@ class Proxy:
             [sys.executable, "-m", "proxy"], cwd=ROOT, env=os.environ | environment
         )
         self.client = httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"})
-        wait_until(self._is_up, seconds=30)
+        wait_until(self._is_up, seconds=60)
 
     def journal(self) -> list[str]:
         """The ids of the jobs in flight."""

@@ -180,7 +180,7 @@ def test_an_endpoint_known_to_be_broken_is_not_even_asked(
     def state() -> str:
         return str(client.get("/v1/models/m").json()["state"])
 
-    wait_until(lambda: state() == "unhealthy", seconds=20)
+    wait_until(lambda: state() == "unhealthy")
     assert client.post(CHAT, json=chat()).json() == {"from": "the cloud"}
     assert runpod.jobs == []
 
@@ -194,13 +194,13 @@ def test_an_endpoint_that_is_well_again_is_asked_again_though_nobody_lists_it(
     monkeypatch.setattr("proxy.watch.WANTED_SECONDS", 1.0)
     monkeypatch.setattr("proxy.watch.LOOK_SECONDS", 0.1)
     runpod.workers, runpod.script = {"unhealthy": 2}, [Page("COMPLETED", [PLAIN])]
-    wait_until(lambda: client.get("/v1/models/m").json()["state"] == "unhealthy", seconds=20)
+    wait_until(lambda: client.get("/v1/models/m").json()["state"] == "unhealthy")
     looks = 0
     while looks < runpod.health_calls:  # until nobody looks any more
         looks = runpod.health_calls
         time.sleep(1.5)
     runpod.workers = {}
-    wait_until(lambda: client.post(CHAT, json=chat()).text == "1", seconds=20)
+    wait_until(lambda: client.post(CHAT, json=chat()).text == "1")
 
 
 @contextmanager

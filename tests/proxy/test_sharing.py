@@ -19,7 +19,7 @@ from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
 from tests.proxy.test_streaming import BODY, CHAT, FRAMES, HEAD, event, last_error
-from tests.waiting import wait_until
+from tests.waiting import leaving_after, wait_until
 
 TEXT = '{"choices": [{"index": 0, "message": {"role": "assistant", "content": "Grüße"}}]}'
 PLAIN = {"seq": 0, "status": 200, "content_type": "application/json", "text": TEXT, "end": True}
@@ -47,7 +47,7 @@ def ask(client: openai.OpenAI) -> str | None:
 def leave(client: httpx.Client, headers: dict[str, str], *, after_seconds: float = 0.5) -> None:
     """Ask for a plain answer, and close the connection before it has come."""
     with pytest.raises(httpx.ReadTimeout):
-        client.post(CHAT, json=chat(), headers=headers, timeout=after_seconds)
+        client.post(CHAT, json=chat(), headers=headers, timeout=leaving_after(after_seconds))
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def test_an_sdk_that_leaves_before_its_timeout_cancels_at_once(
     runpod.script = [Page("IN_QUEUE")]
     headers = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "600"}
     leave(client, headers)
-    wait_until(lambda: runpod.job_id in runpod.cancelled, seconds=1)
+    wait_until(lambda: runpod.job_id in runpod.cancelled, seconds=5)
 
 
 def test_two_first_requests_of_sdks_with_equal_bodies_are_two_jobs(
@@ -359,7 +359,7 @@ def test_an_answer_whose_beginning_alone_is_too_large_to_keep_is_whole(
     beginning, rest = '{"text": "' + "b" * 5_000, '"}'
     frames = [PLAIN | {"text": beginning, "end": False}, {"seq": 1, "text": rest, "end": True}]
     runpod.script = [Page("IN_PROGRESS", [frame]) for frame in frames]
-    answer = client.post(CHAT, json=chat(), headers=idempotent, timeout=5)
+    answer = client.post(CHAT, json=chat(), headers=idempotent)
     assert answer.text == beginning + rest
 
 

@@ -129,7 +129,7 @@ def test_only_a_key_with_the_right_may_wake(
 def test_a_schedule_wakes_its_own_model_by_the_clock(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
-    wait_until(lambda: len(runpod.jobs) > 1, seconds=20)
+    wait_until(lambda: len(runpod.jobs) > 1)
     assert set(runpod.endpoints) == {"two"}
 
 

@@ -172,6 +172,6 @@ def test_a_cold_start_that_takes_too_long_says_why(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, workers: dict[str, int], said: str
 ) -> None:
     runpod.workers, runpod.script = workers, [Page("IN_QUEUE")]
-    wait_until(lambda: state_of(fresh_client) in ("throttled", "unhealthy"), seconds=20)
+    wait_until(lambda: state_of(fresh_client) in ("throttled", "unhealthy"))
     refused = fresh_client.post("/v1/chat/completions", json=chat())
     assert said in error_of(refused)["message"]

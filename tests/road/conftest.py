@@ -61,7 +61,7 @@ class Road:
             jobs = self.runpod.health()["jobs"]
             return int(jobs["inQueue"]) + int(jobs["inProgress"]) == 0
 
-        wait_until(is_empty, seconds=20)
+        wait_until(is_empty)
 
 
 def endpoint_settings() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.proxy.conftest import KEY, chat
 from tests.road.conftest import Road, road
-from tests.waiting import wait_until
+from tests.waiting import leaving_after, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 HEADERS = {"authorization": f"Bearer {KEY}"}
@@ -48,8 +48,8 @@ def test_a_first_request_wakes_a_worker_and_is_kept_alive_until_it_answers(
     assert text.count(": queued\n\n") >= 2
     assert text.endswith("data: [DONE]\n\n")
     assert worker_processes(cold_road.engine_port)
-    wait_until(lambda: cold_road.workers() == 0, seconds=30)
-    wait_until(lambda: not worker_processes(cold_road.engine_port), seconds=10)
+    wait_until(lambda: cold_road.workers() == 0, seconds=60)
+    wait_until(lambda: not worker_processes(cold_road.engine_port))
 
 
 def test_the_list_of_models_starts_no_worker(cold_road: Road) -> None:
@@ -62,7 +62,12 @@ def test_the_list_of_models_starts_no_worker(cold_road: Road) -> None:
 
 def test_a_queued_job_that_is_left_never_runs(cold_road: Road) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{cold_road.url}/chat/completions", json=chat(), headers=HEADERS, timeout=1)
+        httpx.post(
+            f"{cold_road.url}/chat/completions",
+            json=chat(),
+            headers=HEADERS,
+            timeout=leaving_after(1),
+        )
     cold_road.wait_for_no_jobs()
     cold_road.post(script={"text": "only this"})
     told = cold_road.engine()

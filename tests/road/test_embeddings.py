@@ -156,7 +156,7 @@ def test_both_models_are_listed(sdk: openai.OpenAI) -> None:
 def test_a_chat_and_an_embedding_at_once_are_jobs_of_two_endpoints(
     vllm_stack: LocalStack, sdk: openai.OpenAI
 ) -> None:
-    wait_until(lambda: not any(jobs(vllm_stack, "inQueue", "inProgress")), seconds=30)
+    wait_until(lambda: not any(jobs(vllm_stack, "inQueue", "inProgress")), seconds=60)
     before = jobs(vllm_stack, "completed")
     with sdk.chat.completions.create(
         model="tiny-chat",
@@ -170,7 +170,7 @@ def test_a_chat_and_an_embedding_at_once_are_jobs_of_two_endpoints(
         last = list(chat)[-1]
     assert last.choices[0].finish_reason == "length"
     # An answer is whole before RunPod knows that its job is.
-    wait_until(lambda: not any(jobs(vllm_stack, "inQueue", "inProgress")), seconds=30)
+    wait_until(lambda: not any(jobs(vllm_stack, "inQueue", "inProgress")), seconds=60)
     assert jobs(vllm_stack, "completed") == [count + 1 for count in before]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.proxy.conftest import KEY
 from tests.road.conftest import Road
-from tests.waiting import wait_until
+from tests.waiting import leaving_after, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -51,14 +51,14 @@ def test_a_client_that_leaves_a_stream_stops_the_engine(
     )
     next(iter(stream))
     stream.close()
-    wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1, seconds=5)
+    wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1)
     assert warm_road.engine()["running"] == 0
 
 
 def test_a_client_that_leaves_a_plain_request_stops_the_engine(warm_road: Road) -> None:
     aborted = warm_road.engine()["aborted"]
     _leave_after(warm_road, 2, {"tokens": 10_000, "delay_seconds": 0.02})
-    wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1, seconds=5)
+    wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1)
 
 
 def test_a_job_that_is_left_just_after_it_was_taken_stops_all_the_same(warm_road: Road) -> None:
@@ -66,7 +66,7 @@ def test_a_job_that_is_left_just_after_it_was_taken_stops_all_the_same(warm_road
         for timeout in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4):
             pool.submit(_leave_after, warm_road, timeout, {"hang": True})
     warm_road.wait_for_no_jobs()
-    wait_until(lambda: warm_road.engine()["running"] == 0, seconds=15)
+    wait_until(lambda: warm_road.engine()["running"] == 0)
 
 
 def _leave_after(road: Road, seconds: float, script: dict[str, Any]) -> None:
@@ -74,7 +74,12 @@ def _leave_after(road: Road, seconds: float, script: dict[str, Any]) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "script": script}
     headers = {"authorization": f"Bearer {KEY}"}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{road.url}/chat/completions", json=body, headers=headers, timeout=seconds)
+        httpx.post(
+            f"{road.url}/chat/completions",
+            json=body,
+            headers=headers,
+            timeout=leaving_after(seconds),
+        )
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 500, 503])

@@ -62,7 +62,7 @@ def test_a_program_that_leaves_its_with_stops_its_job(vllm_stack: LocalStack) ->
     run(sys.executable, "-c", program.replace("stream=True", long))
     jobs = Jobs(vllm_stack)
     (job,) = [job for job in jobs.all() if body_of(job).get("max_tokens") == TOKENS][-1:]
-    wait_until(lambda: jobs.status(job["id"]) == "CANCELLED", seconds=30)
+    wait_until(lambda: jobs.status(job["id"]) == "CANCELLED", seconds=60)
 
 
 @pytest.mark.parametrize("block", CURL, ids=str)

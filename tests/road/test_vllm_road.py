@@ -296,7 +296,7 @@ CHOICES = 24
 async def test_vllm_stops_for_a_client_that_leaves(
     vllm_stack: LocalStack, wants_stream: bool
 ) -> None:
-    wait_until(lambda: running(vllm_stack) == 0, seconds=30)
+    wait_until(lambda: running(vllm_stack) == 0, seconds=60)
     before = generated(vllm_stack)
     body = ask("Hi", temperature=1, n=CHOICES, max_tokens=TOKENS, ignore_eos=True)
     headers = {"authorization": f"Bearer {vllm_stack.api_key}"}

@@ -229,7 +229,7 @@ def test_nothing_is_left_when_it_is_killed_hard(start: Start) -> None:
     run.wait_for("Up until Ctrl-C")
     assert len(run.left()) > 4
     run.process.kill()
-    wait_until(lambda: not run.left(), seconds=30)
+    wait_until(lambda: not run.left(), seconds=60)
 
 
 @pytest.mark.parametrize("name", ["proxy", "emulator"])

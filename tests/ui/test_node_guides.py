@@ -54,7 +54,7 @@ def test_a_program_that_leaves_its_loop_stops_its_job(
     assert endless != program
     jobs.forget()
     run_node(tmp_path, endless)
-    wait_until(lambda: [job["status"] for job in jobs.all()] == ["CANCELLED"], seconds=10)
+    wait_until(lambda: [job["status"] for job in jobs.all()] == ["CANCELLED"])
 
 
 def what_librechat_says(text: str, folder: Path) -> dict[str, Any]:

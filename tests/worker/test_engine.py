@@ -15,7 +15,7 @@ import pytest
 
 from tests.engine import create_engine
 from tests.servers import free_port, serve
-from tests.waiting import wait_until
+from tests.waiting import leaving_after, wait_until
 
 ENGINE = Path(__file__).parents[1] / "engine.py"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -94,7 +94,9 @@ def test_a_client_that_leaves_aborts_the_generation(url: str) -> None:
 def test_a_client_that_leaves_a_whole_answer_aborts_it(url: str) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
-            f"{url}/v1/completions", json={"prompt": "x", "script": {"hang": True}}, timeout=0.2
+            f"{url}/v1/completions",
+            json={"prompt": "x", "script": {"hang": True}},
+            timeout=leaving_after(0.2),
         )
     wait_until(lambda: totals(url)["aborted"] == 1)
 

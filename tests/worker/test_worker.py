@@ -111,17 +111,17 @@ def test_a_cancelled_job_aborts_the_generation(client: Client, worker: WorkerPro
     job = client.run(chat(stream=True, script=LONG))
     wait_for_tokens(worker)
     client.post(f"/cancel/{job}")
-    wait_until(lambda: worker.engine("requests")["requests"][-1]["state"] == "aborted", seconds=10)
+    wait_until(lambda: worker.engine("requests")["requests"][-1]["state"] == "aborted")
 
 
 def test_a_job_cancelled_during_a_post_aborts_the_generation_at_once(
     client: Client, worker: WorkerProcess
 ) -> None:
-    client.inject(operation="job-stream", skip=1, delay_seconds=5)
+    client.inject(operation="job-stream", skip=1, delay_seconds=15)
     job = client.run(chat(stream=True, script=LONG))
     wait_until(lambda: client.control("GET", "")["faults"][0]["hits"] == 1, seconds=SECONDS)
     client.post(f"/cancel/{job}")
-    wait_until(lambda: worker.engine("requests")["requests"][-1]["state"] == "aborted", seconds=4)
+    wait_until(lambda: worker.engine("requests")["requests"][-1]["state"] == "aborted", seconds=10)
     client.control("DELETE", "/faults")
 
 
