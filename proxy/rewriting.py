@@ -93,13 +93,22 @@ def asking_for_usage(call: Call) -> tuple[Call, bool]:
     content = call.content
     if call.route.path not in _USAGE_ON_REQUEST or not isinstance(content, JSONContent):
         return call, False
-    options = _parsed(content.fields.get("stream_options", b"{}"))
-    if not content.wants_stream or options.get("include_usage"):
+    if not content.wants_stream or wants_usage(content):
         return call, False
+    options = _stream_options(content)
     asked = msgspec.Raw(msgspec.json.encode(options | {"include_usage": True}))
     fields = dict(content.fields) | {"stream_options": asked}
     changed = replace(content, raw=msgspec.json.encode(fields), fields=fields)
     return replace(call, content=changed), True
+
+
+def wants_usage(content: JSONContent) -> bool:
+    """Does the client ask for a stream's usage?"""
+    return bool(_stream_options(content).get("include_usage"))
+
+
+def _stream_options(content: JSONContent) -> dict[str, Any]:
+    return _parsed(content.fields.get("stream_options", b"{}"))
 
 
 def _name_twice(part: Any) -> bool:

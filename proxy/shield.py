@@ -2,7 +2,8 @@
 
 For each message of a user, chat UIs ask the model for a title, tags, follow-up questions and more.
 Where the shield is up, such a request goes to the model's fallback while the GPU sleeps, or gets a
-short answer of the proxy's own. While the GPU is awake it is answered like any other.
+short answer of the proxy's own where there is no fallback, or that sleeps as well. While the GPU is
+awake it is answered like any other.
 """
 
 import re
@@ -18,6 +19,7 @@ from proxy.call import Call, JSONContent
 from proxy.endpoint import JobStatus
 from proxy.job import Terms
 from proxy.models import Model
+from proxy.rewriting import wants_usage
 from proxy.watch import State
 from proxy.wire import JSON, SSE, Head
 
@@ -45,6 +47,7 @@ _TASKS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
         '{"language": "English", "title": "New Chat"}',
     ),
 )
+_NONE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _FIRST_MESSAGE: Final = re.compile(r"<chat_history>\s*USER:\s*([^\n<]+)")
 
 
@@ -63,9 +66,11 @@ class Shield:
         text = task_answer(call) if self._is_up else None
         if text is None or await _is_awake(model):
             return model.ask(call, terms)
-        if model.fallback is not None:
-            return model.fallback.ask(call, model.fallback.terms)
-        return LocalAnswer(text, model.name, wants_stream=call.wants_stream)
+        if (fallback := model.fallback) is not None and await _is_awake(fallback):
+            model.metrics.note_fallback(model.name)
+            return fallback.ask(call, fallback.terms)
+        assert isinstance(call.content, JSONContent)
+        return LocalAnswer(text, model.name, call.content)
 
 
 def task_answer(call: Call) -> str | None:
@@ -112,22 +117,27 @@ class LocalAnswer:
     job_id = None
     status = JobStatus.IN_PROGRESS
 
-    def __init__(self, text: str, model: str, *, wants_stream: bool) -> None:
+    def __init__(self, text: str, model: str, asked: JSONContent) -> None:
         self.head: Head | None = None
-        self._text = text
-        self._model = model
-        self._wants_stream = wants_stream
+        self._message = {"role": "assistant", "content": text}
+        self._common = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._asked = asked
 
     async def open(self) -> bytes:
         """See Answer."""
-        self.head = Head(200, SSE if self._wants_stream else JSON)
-        common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
-        message = {"role": "assistant", "content": self._text}
-        if not self._wants_stream:
-            usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-            return self._object("chat.completion", {"message": message}, common | {"usage": usage})
-        chunk = self._object("chat.completion.chunk", {"delta": message}, common)
-        return b"data: " + chunk + b"\n\ndata: [DONE]\n\n"
+        if not self._asked.wants_stream:
+            self.head = Head(200, JSON)
+            return self._object("chat.completion", [_choice(message=self._message)], usage=_NONE)
+        self.head = Head(200, SSE)
+        kind = "chat.completion.chunk"
+        objects = [self._object(kind, [_choice(delta=self._message)])]
+        if wants_usage(self._asked):
+            objects.append(self._object(kind, [], usage=_NONE))
+        return b"".join(b"data: %s\n\n" % one for one in (*objects, b"[DONE]"))
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """See Answer: `open` has given all of it."""
@@ -137,8 +147,9 @@ class LocalAnswer:
     def close(self) -> None:
         """See Answer."""
 
-    def _object(self, kind: str, content: dict[str, Any], fields: dict[str, Any]) -> bytes:
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": "stop"}
-        return msgspec.json.encode(
-            {"object": kind, "model": self._model, "choices": [choice]} | fields
-        )
+    def _object(self, kind: str, choices: list[dict[str, Any]], **fields: Any) -> bytes:
+        return msgspec.json.encode({"object": kind} | self._common | {"choices": choices} | fields)
+
+
+def _choice(**content: Any) -> dict[str, Any]:
+    return {"index": 0, **content, "logprobs": None, "finish_reason": "stop"}

@@ -15,7 +15,9 @@ from proxy.app import create_app
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_server import WORKER, Reply, ScriptedServer
+from tests.proxy.test_metrics import value
 from tests.proxy.test_requests import error_of
+from tests.proxy.test_shield import TITLE
 from tests.proxy.test_streaming import BODY, FRAMES, event, last_error
 from tests.servers import serve
 from tests.waiting import wait_until
@@ -54,6 +56,7 @@ def cloud() -> ScriptedServer:
 
 @pytest.fixture
 def client(
+    request: pytest.FixtureRequest,
     scripted_runpod: tuple[ScriptedRunPod, str],
     runpod: ScriptedRunPod,
     cloud: ScriptedServer,
@@ -65,7 +68,8 @@ def client(
     with ExitStack() as stack:
         path = tmp_path / "proxy.toml"
         path.write_text(CONFIG.format(url=stack.enter_context(serve(cloud.app))))
-        app = create_app(settings_for(scripted_runpod[1], config=path))
+        changes = getattr(request, "param", {})
+        app = create_app(settings_for(scripted_runpod[1], config=path, **changes))
         url = stack.enter_context(serve(app))
         headers = {"authorization": f"Bearer {KEY}"}
         yield stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=30))
@@ -201,6 +205,20 @@ def test_an_endpoint_that_is_well_again_is_asked_again_though_nobody_lists_it(
         time.sleep(1.5)
     runpod.workers = {}
     wait_until(lambda: client.post(CHAT, json=chat()).text == "1")
+
+
+@pytest.mark.parametrize("client", [{"wake_shield": True}], indirect=True)
+def test_a_uis_own_request_goes_to_the_fallback_while_the_gpu_sleeps(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    own = [{"role": "user", "content": TITLE}]
+    assert client.post(CHAT, json=chat(messages=own)).json() == {"from": "the cloud"}
+    assert len(cloud.requests) == 1
+    assert value(client, "proxy_fallbacks_total", model="m") == 1
+    # The fallback of this one is an endpoint that sleeps as well.
+    answer = client.post(CHAT, json=chat(model="n", messages=own)).json()
+    assert "title" in answer["choices"][0]["message"]["content"]
+    assert runpod.jobs == []
 
 
 @contextmanager

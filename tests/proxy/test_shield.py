@@ -65,6 +65,10 @@ def test_it_is_answered_as_a_stream_too(fresh_client: httpx.Client, runpod: Scri
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert json.loads(text) == TASKS[TITLE]
     assert chunks[-1].choices[0].finish_reason == "stop"
+    with openai.OpenAI(base_url=base, api_key=KEY, max_retries=0) as sdk:
+        body = asked(TITLE, stream=True, stream_options={"include_usage": True})
+        *_, last = sdk.chat.completions.create(**body)
+    assert (last.choices, last.usage and last.usage.total_tokens) == ([], 0)
     assert runpod.jobs == []
 
 
