@@ -162,6 +162,7 @@ class Backends:
             served_as=config.served_as or name,
             backend=backend,
             terms=Terms(
+                connect=config.connect_timeout_seconds or settings.connect_timeout_seconds,
                 queue=config.queue_timeout_seconds or settings.queue_timeout_seconds,
                 first_token=(
                     config.first_token_timeout_seconds or settings.first_token_timeout_seconds

@@ -94,6 +94,7 @@ class ModelConfig(_Table):
     max_model_len: int | None = Field(default=None, gt=0)
     """For the list of models; without it, what the worker has told."""
     owned_by: str | None = None
+    connect_timeout_seconds: Seconds | None = None
     queue_timeout_seconds: Seconds | None = None
     first_token_timeout_seconds: Seconds | None = None
     idle_timeout_seconds: Seconds | None = None

@@ -16,6 +16,7 @@ import msgspec
 
 from proxy.connections import pooled_client
 from proxy.errors import (
+    ConnectTimeout,
     JobNotFound,
     NotSent,
     UpstreamBusy,
@@ -112,13 +113,20 @@ class Endpoint:
         self._status = Budget(limits.status)
         self._cancel = Budget(limits.cancel)
 
-    async def run(self, job: bytes, *, on_turn: Callable[[], None]) -> str:
+    async def run(self, job: bytes, *, connect_seconds: float, on_turn: Callable[[], None]) -> str:
         """Queue a job, given as its JSON, and return its id.
 
         `on_turn` is called when its turn has come: from then on there may be a job.
         """
         try:
-            answer = await self._call(self._run, "POST", "/run", content=job, on_turn=on_turn)
+            answer = await self._call(
+                self._run,
+                "POST",
+                "/run",
+                content=job,
+                connect_seconds=connect_seconds,
+                on_turn=on_turn,
+            )
         except JobNotFound:
             raise UpstreamMisconfigured("RunPod knows no endpoint of this id.") from None
         match answer:
@@ -170,6 +178,7 @@ class Endpoint:
         *,
         content: bytes | None = None,
         hold_seconds: float = 0,
+        connect_seconds: float | None = None,
         urgent: bool = False,
         on_turn: Callable[[], None] = lambda: None,
     ) -> Mapping[str, Any]:
@@ -177,7 +186,7 @@ class Endpoint:
         async with budget.turn(urgent=urgent):
             on_turn()
             try:
-                response = await self._send(method, path, content, hold_seconds)
+                response = await self._send(method, path, content, hold_seconds, connect_seconds)
             except UpstreamUnavailable:
                 self._metrics.note_call(self.name, operation, "error")
                 raise
@@ -189,10 +198,16 @@ class Endpoint:
             raise
 
     async def _send(
-        self, method: str, path: str, content: bytes | None, hold_seconds: float
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        hold_seconds: float,
+        connect_seconds: float | None,
     ) -> httpx.Response:
         timeout = httpx.Timeout(self._client.timeout)
         timeout.read = hold_seconds + ANSWER_MARGIN_SECONDS
+        timeout.connect = connect_seconds or timeout.connect
         try:
             return await self._client.request(
                 method, self.url + path, content=content, headers=self._headers, timeout=timeout
@@ -200,7 +215,7 @@ class Endpoint:
         except httpx.ConnectError as exc:
             raise NotSent("RunPod could not be reached.") from exc
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
-            raise NotSent("The connection to RunPod took too long.") from exc
+            raise ConnectTimeout("The connection to RunPod took too long.") from exc
         except httpx.HTTPError as exc:
             raise UpstreamUnavailable("The connection to RunPod broke.") from exc
 

@@ -20,10 +20,14 @@ ProxyError                          what the client sees
 ├── UpstreamUnavailable             503  server_error           upstream_unavailable
 │   ├── UpstreamBusy                503  server_error           upstream_unavailable, Retry-After
 │   └── NotSent                     503  server_error           upstream_unavailable
+│       └── ConnectTimeout          503  server_error           connect_timeout
 ├── TooManyConnections              503  server_error           too_many_connections, Retry-After
 ├── Stopping                        503  server_error           shutting_down
 ├── ColdStartTimeout                503  server_error           cold_start_timeout, Retry-After
 ├── DeadlinePassed                  504  server_error           timeout
+│   ├── FirstTokenTimeout           504  server_error           first_token_timeout
+│   ├── IdleTimeout                 504  server_error           idle_timeout
+│   └── TotalTimeout                504  server_error           total_timeout
 └── VLLMError                       what vLLM itself answered, untouched
 
 JobNotFound is raised by `endpoint.py` and never reaches a client: `jobs.py` turns it into
@@ -218,6 +222,12 @@ class NotSent(UpstreamUnavailable):
     """The call never reached RunPod, so repeating it cannot start a job twice."""
 
 
+class ConnectTimeout(NotSent):
+    """No connection could be had in time."""
+
+    code = "connect_timeout"
+
+
 class TooManyConnections(ProxyError):
     """So many connections are open that one more would be too many."""
 
@@ -242,10 +252,37 @@ class ColdStartTimeout(ProxyError):
 
 
 class DeadlinePassed(ProxyError):
-    """A worker took the job, but its answer, or the next piece of it, did not come in time."""
+    """The answer, or the next piece of it, did not come in time; as such, by RunPod's limits."""
 
     status = 504
     code = "timeout"
+
+
+class FirstTokenTimeout(DeadlinePassed):
+    """A worker took the job, but did not begin to answer in time."""
+
+    code = "first_token_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The worker took too long to begin.")
+
+
+class IdleTimeout(DeadlinePassed):
+    """Too long nothing has come since the last piece of the answer."""
+
+    code = "idle_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The worker fell silent.")
+
+
+class TotalTimeout(DeadlinePassed):
+    """The whole of it took too long."""
+
+    code = "total_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The request took longer than it may in total.")
 
 
 class VLLMError(ProxyError):

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from proxy.endpoint import JobState, JobStatus, StreamPage
 from proxy.errors import (
     ColdStartTimeout,
-    DeadlinePassed,
+    FirstTokenTimeout,
+    IdleTimeout,
     JobNotFound,
     NotSent,
     ProxyError,
     Stopping,
+    TotalTimeout,
     UpstreamBusy,
     UpstreamUnavailable,
     WorkerFailed,
@@ -37,6 +39,7 @@ RESULT_TRIES = 4
 class Terms:
     """How long each part of a job may take, in seconds, and what RunPod is told of it."""
 
+    connect: float
     queue: float
     first_token: float
     idle: float
@@ -188,7 +191,7 @@ class Job:
         if (stop_left := self._jobs.stops_at - now) <= 0:
             raise Stopping("The proxy is shutting down. Please send the request again.")
         if (left := self._submitted + self._terms.total - now) <= 0:
-            raise failure or DeadlinePassed("The request took longer than it may in total.")
+            raise failure or TotalTimeout()
         limit, error = self._limit()
         if (phase_left := self._moved + limit - now) <= 0:
             raise failure or error
@@ -197,14 +200,14 @@ class Job:
     def _limit(self) -> tuple[float, ProxyError]:
         """The limit of the part the job is in, and the error for passing it."""
         if self._has_output:
-            return self._terms.idle, DeadlinePassed("The worker fell silent.")
+            return self._terms.idle, IdleTimeout()
         if self.status is JobStatus.IN_QUEUE:
             return self._terms.queue, ColdStartTimeout(
                 f"No worker took the job in time: {self._jobs.watch.why_nobody_answers}. "
                 "Try again in a while.",
                 retry_after_seconds=RETRY_AFTER_COLD_START_SECONDS,
             )
-        return self._terms.first_token, DeadlinePassed("The worker took too long to begin.")
+        return self._terms.first_token, FirstTokenTimeout()
 
 
 def pause(attempt: int) -> float:

@@ -162,7 +162,9 @@ class Jobs:
         give_up = time.monotonic() + terms.queue
         for attempt in itertools.count():
             try:
-                job_id = await self.endpoint.run(job, on_turn=state.begin)
+                job_id = await self.endpoint.run(
+                    job, connect_seconds=terms.connect, on_turn=state.begin
+                )
             except (NotSent, UpstreamBusy) as exc:  # neither can have started a job
                 if state.is_left:
                     raise

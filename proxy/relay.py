@@ -20,9 +20,12 @@ from proxy.call import Call
 from proxy.endpoint import JobStatus
 from proxy.errors import (
     ColdStartTimeout,
-    DeadlinePassed,
+    ConnectTimeout,
+    FirstTokenTimeout,
+    IdleTimeout,
     ProxyError,
     Stopping,
+    TotalTimeout,
     UpstreamMisconfigured,
     UpstreamUnavailable,
     WorkerFailed,
@@ -81,7 +84,7 @@ class Relay:
             self._url + call.target,
             content=call.content.naming(served_as) if call.content else None,
             headers=headers,
-            timeout=httpx.Timeout(None, connect=self._client.timeout.connect),
+            timeout=httpx.Timeout(None, connect=terms.connect),
         )
         return RelayedAnswer(self, request, call.route.dialect.ends, terms)
 
@@ -166,8 +169,10 @@ class RelayedAnswer:
         for attempt in itertools.count():
             try:
                 response, failure = await self._in_time(self._try())
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
+            except httpx.ConnectError:
                 failure = UpstreamUnavailable("The model's server could not be reached.")
+            except (httpx.ConnectTimeout, httpx.PoolTimeout):
+                failure = ConnectTimeout("The connection to the model's server took too long.")
             except httpx.HTTPError as exc:
                 # A worker may have begun on it: no second one is asked.
                 raise UpstreamUnavailable("The connection to the model's server broke.") from exc
@@ -244,7 +249,7 @@ class RelayedAnswer:
         if (stop_left := self._relay.stops_at - now) <= 0:
             raise Stopping("The proxy is shutting down. Please send the request again.")
         if (left := self._began + self._terms.total - now) <= 0:
-            raise DeadlinePassed("The request took longer than it may in total.")
+            raise TotalTimeout
         limit, error = self._limit()
         if (phase_left := self._moved + limit - now) <= 0:
             raise error
@@ -259,5 +264,5 @@ class RelayedAnswer:
                 retry_after_seconds=RETRY_AFTER_COLD_START_SECONDS,
             )
         if self._has_output:
-            return self._terms.idle, DeadlinePassed("The worker fell silent.")
-        return self._terms.first_token, DeadlinePassed("The worker took too long to begin.")
+            return self._terms.idle, IdleTimeout()
+        return self._terms.first_token, FirstTokenTimeout()

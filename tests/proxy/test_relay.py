@@ -221,7 +221,7 @@ def test_a_worker_that_falls_silent_is_hung_up_on(
     pieces = [event("a").encode(), event("b").encode()]
     server.replies = [Reply(200, pieces, content_type=SSE, hold=threading.Event())]
     text = client.post(CHAT, json=chat(stream=True)).text
-    assert last_error(text)["code"] == "timeout"
+    assert last_error(text)["code"] == "idle_timeout"
     wait_until(lambda: server.open == 0)
 
 

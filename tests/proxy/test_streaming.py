@@ -338,8 +338,8 @@ def test_a_poll_that_fails_is_repeated(
     ("settings", "script", "status", "code"),
     [
         ({"queue_timeout_seconds": 1}, [Page("IN_QUEUE")], 503, "cold_start_timeout"),
-        ({"first_token_timeout_seconds": 1}, [Page("IN_PROGRESS")], 504, "timeout"),
-        ({"total_timeout_seconds": 1}, [Page("IN_QUEUE")], 504, "timeout"),
+        ({"first_token_timeout_seconds": 1}, [Page("IN_PROGRESS")], 504, "first_token_timeout"),
+        ({"total_timeout_seconds": 1}, [Page("IN_QUEUE")], 504, "total_timeout"),
         ({"queue_timeout_seconds": 1}, [Fault(500)], 503, "upstream_unavailable"),
     ],
     indirect=["settings"],
@@ -384,7 +384,7 @@ def test_a_worker_that_falls_silent_ends_the_stream_and_its_job(
 ) -> None:
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
     _, text = stream(client)
-    assert last_error(text)["code"] == "timeout"
+    assert last_error(text)["code"] == "idle_timeout"
     wait_until(lambda: runpod.job_id in runpod.cancelled)
 
 

@@ -1,9 +1,12 @@
 """Handing a job to RunPod: what it refuses, what is repeated, when it is no use to try."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -48,6 +51,34 @@ def test_what_runpod_answers_to_a_submission_becomes_our_own_error(
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert "secret" not in response.text
     assert "rp-test" not in response.text
+
+
+@contextmanager
+def full_port() -> Iterator[int]:
+    """A port that takes no connection any more: one that is asked for is never answered."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_connection_that_takes_too_long_has_a_deadline_of_its_model(tmp_path: Path) -> None:
+    file = tmp_path / "proxy.toml"
+    with full_port() as port:
+        file.write_text(
+            "[endpoints.ep]\n[models.m]\nendpoint = 'ep'\nconnect_timeout_seconds = 0.2"
+        )
+        settings = settings_for(
+            f"http://127.0.0.1:{port}", config=file, connect_timeout_seconds=600
+        )
+        headers = {"authorization": f"Bearer {KEY}"}
+        with serve(create_app(settings)) as url:
+            response = httpx.post(f"{url}{CHAT}", json=chat(), headers=headers, timeout=60)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "connect_timeout")
 
 
 @pytest.mark.parametrize("body", ["", "[]", "{}", '{"id": 3}', "<html>"])
