@@ -149,8 +149,8 @@ def test_an_interrupt_stops_vllm(llm: CommandLine, target: Target) -> None:
 @feature("parallel")
 def test_parallel_requests_do_not_mix(llm: CommandLine, target: Target) -> None:
     texts = [f"{TEXTS[i % 4]} {i}" for i in range(3)]
-    # The first one makes the database of its log, which several at once would fight about.
-    llm.said("-m", "chat", *GREEDY, "Hi")
+    # Several at once would fight about the database of its log.
+    asked = ("--no-log", "-m", "chat", *GREEDY)
     with ThreadPoolExecutor(len(texts)) as pool:
-        said = list(pool.map(lambda text: llm.said("-m", "chat", *GREEDY, text), texts))
+        said = list(pool.map(lambda text: llm.said(*asked, text), texts))
     assert said == [target.told(text) for text in texts]
