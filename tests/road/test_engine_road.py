@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.proxy.conftest import KEY
-from tests.road.conftest import Road
+from tests.road.conftest import Road, road
 from tests.waiting import leaving_after, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -21,21 +21,26 @@ def sdk(warm_road: Road) -> Iterator[openai.OpenAI]:
         yield sdk
 
 
-def said(sdk: openai.OpenAI, text: str) -> str:
-    """The text of a stream in which the engine is told to say something."""
+def said(sdk: openai.OpenAI, **script: Any) -> str:
+    """The text of a stream that the engine makes as the script says."""
     chunks = sdk.chat.completions.create(
         model="m",
         messages=[{"role": "user", "content": "hi"}],
         stream=True,
-        extra_body={"script": {"text": text, "delay_seconds": 0.01, "chunk_bytes": 7}},
+        extra_body={"script": script},
     )
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+def dripped(sdk: openai.OpenAI, text: str) -> str:
+    """This text as it arrives, if it comes slowly and cut anywhere."""
+    return said(sdk, text=text, delay_seconds=0.01, chunk_bytes=7)
 
 
 def test_twenty_streams_at_once_do_not_mix(sdk: openai.OpenAI, warm_road: Road) -> None:
     texts = [f"поток {i} " + f"— {i} 🌍 ẞ\u2028 " * 40 for i in range(20)]
     with ThreadPoolExecutor(20) as pool:
-        assert list(pool.map(lambda text: said(sdk, text), texts)) == texts
+        assert list(pool.map(lambda text: dripped(sdk, text), texts)) == texts
     warm_road.wait_for_no_jobs()
 
 
@@ -98,6 +103,18 @@ def test_an_answer_larger_than_a_frame_is_whole(warm_road: Road) -> None:
     assert answer.json()["choices"][0]["message"]["content"] == text
 
 
+def test_a_result_too_large_to_be_returned_is_whole() -> None:
+    """RunPod refuses it, and has the job COMPLETED without an output."""
+    script = {"tokens": 2_000, "event_bytes": 1_000}
+    with road(max_run_bytes=1_000_000) as stack, stack.sdk() as sdk:
+        answer = stack.post(script=script).json()["choices"][0]["message"]["content"]
+        assert len(answer) >= 2_000_000
+        assert said(sdk, **script) == answer
+        stack.wait_for_no_jobs()
+        jobs = stack.runpod.control("GET", "")["endpoints"]["ep"]["jobs"]
+        assert [(job["status"], job.get("output")) for job in jobs] == [("COMPLETED", None)] * 2
+
+
 def test_an_engine_that_breaks_off_ends_the_stream_with_an_error(
     sdk: openai.OpenAI, warm_road: Road
 ) -> None:
@@ -115,6 +132,6 @@ def test_the_models_are_listed_while_the_worker_is_busy(
     sdk: openai.OpenAI, warm_road: Road
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(said, sdk, "word " * 100)
+        busy = pool.submit(dripped, sdk, "word " * 100)
         assert [model.id for model in sdk.models.list()] == ["m"]
         busy.result()
