@@ -21,6 +21,7 @@ class Key:
     models: frozenset[str] | None = None
     """The models it may use; None for all."""
     may_warm: bool = True
+    first_byte_hold_seconds: float | None = None
     keep_alive_mode: Mode | None = None
     keep_alive_seconds: float | None = None
 
@@ -72,6 +73,7 @@ def _key(name: str, config: KeyConfig) -> Key:
         name,
         None if config.models is None else frozenset(config.models),
         config.may_warm,
+        config.first_byte_hold_seconds,
         config.keep_alive_mode,
         config.keep_alive_seconds,
     )

@@ -123,6 +123,7 @@ class KeyConfig(_Table):
     """The models it may use; all if left out."""
     may_warm: bool = False
     """May it wake a worker without a request (POST /v1/models/{id}/warm)?"""
+    first_byte_hold_seconds: float | None = Field(default=None, ge=0)
     keep_alive_mode: Mode | None = None
     keep_alive_seconds: float | None = Field(default=None, ge=1, le=LONGEST_POLL_SECONDS)
 

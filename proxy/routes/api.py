@@ -100,7 +100,7 @@ async def _respond(
     """A stream begins after a short hold, so that an early failure keeps its HTTP status."""
     opening = asyncio.create_task(_open(here, call, model, answer))
     try:
-        hold = model.first_byte_hold_seconds if call.wants_stream else None
+        hold = _hold_seconds(model, key) if call.wants_stream else None
         await unless_client_leaves(request, asyncio.wait({opening}, timeout=hold))
         headers = {"x-runpod-job-id": answer.job_id} if answer.job_id else {}
         is_plain = opening.done() and not (answer.head and answer.head.is_event_stream)
@@ -121,6 +121,11 @@ async def _respond(
         longest_drain_seconds=here.settings.longest_drain_seconds,
         headers=headers,
     )
+
+
+def _hold_seconds(model: Model, key: Key) -> float:
+    wanted = key.first_byte_hold_seconds
+    return model.first_byte_hold_seconds if wanted is None else wanted
 
 
 async def _open(here: Services, call: Call, model: Model, answer: Answer) -> bytes:

@@ -49,6 +49,7 @@ low_priority = true
 def second_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECOND_KEY", "rp-second")
     monkeypatch.setenv("UI_KEY", "sk-ui")
+    monkeypatch.setenv("PATIENT_KEY", "sk-patient")
 
 
 @pytest.fixture
@@ -215,6 +216,10 @@ models = ["small"]
 keep_alive_mode = "chunk"
 keep_alive_seconds = 1
 
+[keys.patient]
+env = "PATIENT_KEY"
+first_byte_hold_seconds = 60
+
 [keys.ops]
 sha256 = "{hashlib.sha256(b"sk-ops").hexdigest()}"
 may_warm = true
@@ -269,6 +274,17 @@ def test_a_keys_keep_alives_go_before_the_models(
             body = chat(model="small", stream=True)
             with client.stream("POST", CHAT, json=body, headers=headers) as response:
                 assert next(response.iter_bytes()).startswith(beginning)
+
+
+def test_a_keys_hold_goes_before_the_models(configured: Configured, runpod: ScriptedRunPod) -> None:
+    statuses = []
+    with configured(KEYS) as client:
+        runpod.script = [Page("IN_QUEUE")]
+        for key in ("sk-patient", "sk-ops"):
+            headers = {"authorization": f"Bearer {key}", "x-cold-start-timeout": "2"}
+            body = chat(model="small", stream=True)
+            statuses.append(client.post(CHAT, json=body, headers=headers).status_code)
+    assert statuses == [503, 200]
 
 
 @pytest.mark.parametrize(
