@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from emulator import batch_api, client_api, control_api, openai_api, relay, worker_api
 from emulator.balancer import Balancer
@@ -49,7 +51,9 @@ def create_app(settings: EmulatorSettings) -> Starlette:
         *worker_api.routes(),
         *control_api.routes(),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(
+        routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _nobody_there}
+    )
     app.state.settings = settings
     app.state.endpoints = endpoints
     app.state.faults = Faults(settings.faults)
@@ -67,6 +71,11 @@ async def close(app: Starlette) -> None:
     app.state.is_closing = True
     for endpoint in endpoints.values():
         await endpoint.close()
+
+
+async def _nobody_there(request: Request, exc: Exception) -> Response:
+    """For a caller that left in the middle of its body, as a worker does that is killed."""
+    return Response(status_code=400)
 
 
 def _endpoint(settings: EmulatorSettings, endpoint: EndpointSettings) -> Endpoint:

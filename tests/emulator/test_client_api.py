@@ -1,5 +1,7 @@
 """The client's face over HTTP; the test plays the worker, call by call."""
 
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,6 +45,18 @@ def test_an_unknown_endpoint_is_not_found(by_hand: Client) -> None:
 
 
 # Submitting
+
+
+def test_a_caller_that_leaves_while_it_sends_is_no_mishap(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with one_endpoint() as client:
+        url = httpx.URL(client.url)
+        with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
+            head = f"POST {url.path}/run HTTP/1.1\r\nHost: x\r\nAuthorization: {API_KEY}\r\n"
+            connection.sendall(f"{head}Content-Length: 9\r\n\r\nhalf".encode())
+            time.sleep(0.2)  # it arrives: nothing shows that from outside
+    assert "ASGI" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
