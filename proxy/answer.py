@@ -1,5 +1,6 @@
 """An answer as it comes: first its head, then its bytes, or the error that it ended in."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -120,7 +121,13 @@ class JobAnswer:
                     yield piece
                     return
                 yield piece
-        yield await self._recover(job)
+        recovery = asyncio.create_task(self._recover(job))
+        try:
+            while not (await asyncio.wait({recovery}, timeout=job.poll_seconds))[0]:
+                yield b""
+            yield recovery.result()
+        finally:
+            recovery.cancel()
 
     def _feed(self, job: Job, outputs: list[Any]) -> bytes:
         if self._reader is None:

@@ -76,6 +76,11 @@ class Job:
         self._polling: asyncio.Task[StreamPage] | None = None
 
     @property
+    def poll_seconds(self) -> float:
+        """See Terms: nobody who waits for this job hears nothing for longer."""
+        return self._terms.poll
+
+    @property
     def worker_seconds(self) -> float:
         """How long a worker has had the job so far, as seen from here."""
         return 0.0 if self._taken is None else time.monotonic() - self._taken

@@ -62,6 +62,7 @@ class ScriptedRunPod:
         self.final: dict[str, Any] | None = None
         self.states: list[dict[str, Any]] = []
         """What /status says at first, one for each call."""
+        self.status_delay_seconds = 0.0
         self.run_answers: list[Response] = []
         self.run_delay_seconds = 0.0
         self.cancel_answers: list[Response] = []
@@ -117,6 +118,7 @@ class ScriptedRunPod:
         return _json({"status": step.status, "stream": [{"output": out} for out in outputs]})
 
     async def _status(self, request: Request) -> Response:
+        await asyncio.sleep(self.status_delay_seconds)
         if self.states:
             return _json(self.states.pop(0))
         if self.final is not None:

@@ -411,6 +411,18 @@ def test_a_status_that_lags_behind_the_stream_is_asked_for_again(
     assert stream(client) == (200, BODY)
 
 
+@pytest.mark.slow
+def test_comments_come_while_lost_frames_are_recovered(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("COMPLETED", FRAMES[:1] + FRAMES[2:])]
+    runpod.final = {"status": "COMPLETED", "output": FRAMES}
+    runpod.status_delay_seconds = 4
+    text = client.post(CHAT, json=chat(stream=True)).text
+    assert text.count(": running\n\n") >= 2
+    assert text.replace(": running\n\n", "") == BODY
+
+
 def test_pieces_of_worker_vllm_arrive_as_whole_events(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
