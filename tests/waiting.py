@@ -6,7 +6,7 @@ from collections.abc import Callable
 import httpx
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
     """Return once `condition` holds; fail if that takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -9,8 +9,8 @@ from tests.emulator.running import Client, one_endpoint
 
 @pytest.fixture(scope="module")
 def workerless() -> Iterator[Client]:
-    """An endpoint that starts no workers, with short holds."""
-    with one_endpoint(take_hold_seconds=0.6, stop_hold_seconds=0.6) as client:
+    """An endpoint that starts no workers."""
+    with one_endpoint() as client:
         yield client
 
 

@@ -4,6 +4,7 @@ Any test may use `emulator()` or `one_endpoint()`; `uvicorn.Server` alone would 
 end a worker's held polls.
 """
 
+import socket
 import sys
 import threading
 import time
@@ -19,7 +20,6 @@ import httpx
 from emulator.app import create_app
 from emulator.server import Server
 from emulator.settings import EmulatorSettings
-from tests.servers import free_port
 from tests.waiting import wait_until
 
 API_KEY = "rpa_test"
@@ -28,7 +28,7 @@ SCRIPTED = f"{sys.executable} {HANDLERS / 'scripted.py'}"
 PLAIN = f"{sys.executable} {HANDLERS / 'plain.py'}"
 LIGHT = f"{sys.executable} {HANDLERS / 'light.py'}"
 WEB = f"{sys.executable} {HANDLERS / 'web.py'}"
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -95,6 +95,13 @@ class Client:
         params = {} if wait is None else {"wait": wait}
         return dict(self.get(f"/stream/{job_id}", **params).raise_for_status().json())
 
+    def news(self, job_id: str) -> Json:
+        """The first answer to /stream with chunks in it, however long they take to come."""
+        while True:
+            answer = self.stream(job_id, 20_000)
+            if answer["stream"] or answer["status"] not in ("IN_QUEUE", "IN_PROGRESS"):
+                return answer
+
     def outputs(self, job_id: str) -> list[Any]:
         """Every chunk of the job's stream, until it is terminal and empty."""
         outputs: list[Any] = []
@@ -112,6 +119,14 @@ class Client:
         """What /health says."""
         return dict(self.get("/health").raise_for_status().json())
 
+    def admitted(self, operation: str) -> int:
+        """How many calls have come that are counted, which is where `rate_limits` hold.
+
+        A call is counted before it is held.
+        """
+        calls = self.control("GET", "")["endpoints"][self.url.rpartition("/")[2]]["calls"]
+        return int(calls.get(operation, {"admitted": 0})["admitted"])
+
     def workers(self, state: str) -> int:
         """How many workers are in this state."""
         return int(self.health()["workers"][state])
@@ -120,16 +135,17 @@ class Client:
 @contextmanager
 def emulator(**endpoints: Json) -> Iterator[Callable[[str], Client]]:
     """Serve an emulator with these endpoints, by id; yields a maker of clients by endpoint id."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     settings = EmulatorSettings.model_validate(
         {
-            "port": free_port(),
+            "port": listener.getsockname()[1],
             "api_key": API_KEY,
             "endpoints": [{"id": name, **values} for name, values in endpoints.items()],
         }
     )
     app = create_app(settings)
     server = Server(app)
-    thread = threading.Thread(target=server.run, daemon=True)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     eventually(lambda: server.started)
     clients: list[Client] = []
@@ -170,4 +186,4 @@ def while_held(call: Callable[[], T], act: Callable[[], object]) -> T:
         answer = pool.submit(call)
         time.sleep(0.05)
         act()
-        return answer.result(timeout=15)
+        return answer.result(timeout=DEADLINE_SECONDS)

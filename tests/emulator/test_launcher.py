@@ -46,7 +46,7 @@ def launch() -> Iterator[Launch]:
         assert process.stdin is not None
         assert process.stderr is not None
         process.stdin.close()
-        process.wait(10)
+        process.wait(60)
         process.stderr.close()
 
 
@@ -66,16 +66,16 @@ FAMILY = "setsid sleep 300 & sleep 300 & wait"
 
 
 def test_the_exit_code_is_the_workers(launch: Launch) -> None:
-    assert launch("sh", "-c", "exit 7").wait(10) == 7
+    assert launch("sh", "-c", "exit 7").wait(60) == 7
 
 
 def test_a_worker_that_dies_of_a_signal_gives_128_plus_its_number(launch: Launch) -> None:
-    assert launch("sh", "-c", "kill -KILL $$").wait(10) == 128 + signal.SIGKILL
+    assert launch("sh", "-c", "kill -KILL $$").wait(60) == 128 + signal.SIGKILL
 
 
 def test_a_command_that_does_not_exist_is_said_so(launch: Launch) -> None:
     process = launch("/no/such/command")
-    assert process.wait(10) == 127
+    assert process.wait(60) == 127
     assert process.stderr is not None
     assert b"cannot start /no/such/command" in process.stderr.read()
 
@@ -85,7 +85,7 @@ def test_a_closed_pipe_kills_the_worker_and_all_its_children(launch: Launch) -> 
     members = family(process, 3)
     assert process.stdin is not None
     process.stdin.close()
-    process.wait(10)
+    process.wait(60)
     assert all_gone(members)
 
 
@@ -93,7 +93,7 @@ def test_what_a_worker_leaves_behind_is_killed(launch: Launch, tmp_path: Path) -
     leave = f"sh -c 'echo $$ > {tmp_path}/%d; exec sleep 300' &"
     until_both = f"until test -s {tmp_path}/1 -a -s {tmp_path}/2; do sleep 0.02; done"
     process = launch("sh", "-c", f"setsid {leave % 1} {leave % 2} {until_both}")
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     pids = [int((tmp_path / name).read_text()) for name in ("1", "2")]
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
@@ -107,7 +107,7 @@ def test_sigterm_reaches_the_worker_and_only_it(launch: Launch, tmp_path: Path) 
     eventually((tmp_path / "up").exists)
     members = family(process, 3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert told.exists()
     assert not (tmp_path / "child").exists()
     assert all_gone(members)

@@ -1,12 +1,14 @@
 """RunPod's limits, when they are kept."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from emulator.errors import TooManyRequests
 from emulator.limits import Meter
 from emulator.settings import EndpointSettings, Limit
 from tests.emulator.clock import FakeClock
-from tests.emulator.running import one_endpoint, while_held
+from tests.emulator.running import eventually, one_endpoint
 
 
 def test_calls_are_counted_over_the_last_ten_seconds() -> None:
@@ -82,12 +84,11 @@ def test_a_429_says_when_to_come_back_if_it_is_to() -> None:
 
 def test_held_streams_count_as_concurrent() -> None:
     limits = {"stream": {"calls_per_10_seconds": 100, "concurrent": 1}}
-    with one_endpoint(rate_limits=True, limits=limits, stream_hold_seconds=0.5) as client:
+    with one_endpoint(rate_limits=True, limits=limits) as client, ThreadPoolExecutor() as pool:
         job_id = client.run({"a": 1})
-        second = []
-        first = while_held(
-            lambda: client.get(f"/stream/{job_id}"),
-            lambda: second.append(client.get(f"/stream/{job_id}").status_code),
-        )
-        assert (first.status_code, second) == (200, [429])
+        held = pool.submit(client.get, f"/stream/{job_id}", wait=50_000)
+        eventually(lambda: client.admitted("stream") == 1)
+        assert client.get(f"/stream/{job_id}").status_code == 429
+        client.post(f"/cancel/{job_id}")
+        assert held.result().status_code == 200
         assert client.get(f"/stream/{job_id}").status_code == 200

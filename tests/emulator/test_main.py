@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.emulator.running import API_KEY, LIGHT, SCRIPTED, Client, eventually, while_held
+from tests.emulator.running import API_KEY, LIGHT, SCRIPTED, Client, eventually
 from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
@@ -57,7 +58,7 @@ def running(worker: str, log: Path, *more: str) -> Iterator[Running]:
         started.client.http.close()
         if started.process.poll() is None:
             started.process.kill()
-        started.process.wait(10)
+        started.process.wait(60)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -76,13 +77,18 @@ def test_a_killed_emulator_leaves_no_worker(tmp_path: Path) -> None:
 
 
 def test_calls_that_are_held_end_quietly_with_the_emulator(tmp_path: Path) -> None:
-    with running("", tmp_path / "log") as emulator:
+    config = tmp_path / "counting.toml"
+    config.write_text('endpoints = [{ id = "ep", rate_limits = true }]')
+    with (
+        running("", tmp_path / "log", "--config", str(config)) as emulator,
+        ThreadPoolExecutor() as pool,
+    ):
         job_id = emulator.client.run({"a": 1})
-        answer = while_held(
-            lambda: emulator.client.stream(job_id, 20_000), emulator.process.terminate
-        )
-        assert answer == {"status": "IN_QUEUE", "stream": []}
-        emulator.process.wait(10)
+        held = pool.submit(emulator.client.stream, job_id, 50_000)
+        eventually(lambda: emulator.client.admitted("stream") == 1)
+        emulator.process.terminate()
+        assert held.result() == {"status": "IN_QUEUE", "stream": []}
+        emulator.process.wait(60)
         assert emulator.log.read_text().count("\n") == 1, "the line that says ready"
 
 
@@ -94,7 +100,7 @@ def test_an_emulator_that_is_told_to_stop_stops_its_workers(
         emulator.client.result(emulator.client.run({"a": 1}))
         family = emulator.family()
         emulator.process.send_signal(signal_number)
-        emulator.process.wait(20)
+        emulator.process.wait(60)
         assert gone(family)
         log = emulator.log.read_text()
     assert "started (pid" in log

@@ -64,7 +64,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def test_a_job_wakes_a_worker_from_zero(family: Family) -> None:
-    with one_endpoint(worker=LIGHT) as client:
+    with one_endpoint(worker=LIGHT, idle_timeout_seconds=600) as client:
         assert family.all() == []
         job_id = client.run({"a": 1})
         assert client.result(job_id)["output"] == {"a": 1}
@@ -80,7 +80,8 @@ def test_a_starting_worker_counts_as_initializing() -> None:
 def test_the_cold_start_delay_is_part_of_the_delay_time() -> None:
     with one_endpoint(worker=LIGHT, cold_start_delay_seconds=0.7) as client:
         assert client.result(client.run({"a": 1}))["delayTime"] >= 700
-        assert client.result(client.run({"a": 1}))["delayTime"] < 700
+        # A warm worker may be slow too, but not always.
+        eventually(lambda: client.result(client.run({"a": 1}))["delayTime"] < 700)
 
 
 def test_min_workers_are_up_without_a_job_and_stay(tmp_path: Path, family: Family) -> None:
@@ -94,7 +95,7 @@ def test_min_workers_are_up_without_a_job_and_stay(tmp_path: Path, family: Famil
         eventually(lambda: client.workers("running") == 2)
         gate.touch()
         eventually(lambda: len(family.workers()) == 1)
-        assert client.workers("idle") == 1
+        eventually(lambda: client.workers("idle") == 1)
 
 
 def test_jobs_per_worker_decide_how_many_workers_there_are(tmp_path: Path, family: Family) -> None:
@@ -150,7 +151,11 @@ def test_jobs_of_low_priority_start_no_worker(
 
 def test_a_job_that_waits_too_long_brings_one_more_worker(tmp_path: Path, family: Family) -> None:
     with one_endpoint(
-        worker=LIGHT, max_workers=3, scaler="queue_delay", scaler_value=0.5
+        worker=LIGHT,
+        max_workers=3,
+        scaler="queue_delay",
+        scaler_value=0.5,
+        idle_timeout_seconds=600,
     ) as client:
         client.run({"begun": str(tmp_path / "begun"), "until": str(tmp_path / "never")})
         eventually((tmp_path / "begun").exists)
@@ -172,11 +177,17 @@ def test_while_a_worker_starts_no_further_one_is_brought() -> None:
 # Down
 
 
-def test_an_idle_endpoint_scales_to_zero_and_leaves_no_process(family: Family) -> None:
+def test_an_idle_endpoint_scales_to_zero_and_leaves_no_process(
+    tmp_path: Path, family: Family
+) -> None:
     """The SDK's worker has a second process, for its pings."""
+    gate = tmp_path / "gate"
     with one_endpoint(worker=SCRIPTED, idle_timeout_seconds=1) as client:
-        client.outputs(client.run({"steps": [["yield", 1]]}))
+        job_id = client.run({"steps": [["yield", 1], ["wait", str(gate)]]})
+        client.news(job_id)
         assert len(family.all()) >= 3, "launcher, worker, heartbeat"
+        gate.touch()
+        client.outputs(job_id)
         eventually(lambda: family.all() == [])
         eventually(lambda: set(client.health()["workers"].values()) == {0})
 
@@ -185,6 +196,7 @@ def test_a_busy_worker_is_not_idle(tmp_path: Path) -> None:
     with one_endpoint(worker=LIGHT, idle_timeout_seconds=0.2) as client:
         gate = tmp_path / "gate"
         job_id = client.run({"until": str(gate)})
+        eventually(lambda: client.status(job_id)["status"] == "IN_PROGRESS")
         assert client.stream(job_id, 1000)["status"] == "IN_PROGRESS"
         gate.touch()
         assert "retries" not in client.result(job_id)
@@ -215,21 +227,24 @@ def test_a_stopping_emulator_lets_running_jobs_finish(
         gate.touch()
 
     with ThreadPoolExecutor() as pool:
-        with one_endpoint(worker=SCRIPTED, stop_grace_seconds=20) as client:
+        # With limits, so that calls are counted.
+        with one_endpoint(worker=SCRIPTED, stop_grace_seconds=50, rate_limits=True) as client:
             job_id = client.run({"steps": [["yield", 1], ["wait", str(gate)], ["yield", 2]]})
-            assert client.stream(job_id)["stream"] == [{"output": 1}]
+            assert client.news(job_id)["stream"] == [{"output": 1}]
             call = pool.submit(client.result, job_id)
+            eventually(lambda: client.admitted("status") == 1)
             pool.submit(open_gate)
         assert call.result()["status"] == "COMPLETED"
         assert call.result()["output"] == [1, 2]
 
 
 def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace_time(
-    log: pytest.LogCaptureFixture, family: Family
+    tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
-    stubborn = "sh -c 'trap \"\" TERM; while true; do sleep 300; done'"
+    deaf = tmp_path / "deaf"
+    stubborn = f"sh -c 'trap \"\" TERM; touch {deaf}; while true; do sleep 300; done'"
     with one_endpoint(worker=stubborn, min_workers=1, stop_grace_seconds=0.3):
-        eventually(family.workers)
+        eventually(deaf.exists)
     assert said(log, "stopped .SIGKILL")
 
 
@@ -268,9 +283,9 @@ def test_a_worker_that_keeps_crashing_is_started_ever_more_rarely(
 ) -> None:
     with one_endpoint(worker="sh -c 'echo out of memory >&2; exit 3'") as client:
         client.run({"a": 1})
-        eventually(lambda: len(said(log, "died")) == 2)
-        assert client.workers("unhealthy") == 1
-    first, second = said(log, "died")
+        eventually(lambda: len(said(log, "died")) >= 2)
+        eventually(lambda: client.workers("unhealthy") == 1)
+    first, second, *_ = said(log, "died")
     assert "died (exit code 3), last lines:\nout of memory\nnext start in 1 s" in first
     assert "next start in 2 s" in second
 
