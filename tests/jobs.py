@@ -53,5 +53,5 @@ def prompt(body: dict[str, Any]) -> str:
 
 def metric(stack: LocalStack, name: str) -> float:
     """One of vLLM's own metrics."""
-    text = httpx.get(f"{stack.chat.vllm_url}/metrics", trust_env=False).text
+    text = httpx.get(f"{stack.chat.vllm_url}/metrics", timeout=60, trust_env=False).text
     return sum(map(float, re.findall(rf"^vllm:{name}\{{[^}}]*\}} (\S+)", text, re.MULTILINE)))

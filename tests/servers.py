@@ -38,6 +38,6 @@ def serve(app: Any, *, port: int = 0) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         listener.close()
         assert not thread.is_alive(), "the server did not stop"

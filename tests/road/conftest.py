@@ -40,7 +40,8 @@ class Road:
 
     def engine(self, path: str = "/_engine/requests") -> dict[str, Any]:
         """What the engine tells of itself."""
-        answer: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.engine_port}{path}").json()
+        url = f"http://127.0.0.1:{self.engine_port}{path}"
+        answer: dict[str, Any] = httpx.get(url, timeout=60).json()
         return answer
 
     def post(self, **fields: Any) -> httpx.Response:
@@ -97,8 +98,8 @@ def road(*, settings: dict[str, Any] | None = None, **endpoint: Any) -> Iterator
 
 @pytest.fixture(scope="module")
 def warm_road() -> Iterator[Road]:
-    """A stack that tests share, with one worker up."""
-    with road(min_workers=1) as stack:
+    """A stack that tests share, with one worker up; what fails early has its own status."""
+    with road(min_workers=1, settings={"first_byte_hold_seconds": 60}) as stack:
         wait_until(lambda: stack.runpod.workers("idle") == 1, seconds=60)
         yield stack
 
@@ -107,9 +108,13 @@ def warm_road() -> Iterator[Road]:
 def vllm_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """What `make run` starts, warmed up: vLLM on the CPU with each of the built-in models.
 
-    It takes longer texts, so that there is time to leave them.
+    It takes longer texts, so that there is time to leave them, and an error that comes before the
+    first byte has its own status, however long it takes to come.
     """
-    with local_stack(long_models(), tmp_path_factory.mktemp("logs")) as stack:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
+        patch.setenv("PROXY_FIRST_BYTE_HOLD_SECONDS", "60")
+        stack = running.enter_context(local_stack(long_models(), tmp_path_factory.mktemp("logs")))
+        patch.undo()
         chat, embed = (endpoint.model.name for endpoint in stack.endpoints)
         with (
             openai.OpenAI(base_url=stack.base_url, api_key=stack.api_key, timeout=500) as sdk,

@@ -31,7 +31,7 @@ def runpod() -> Iterator[Client]:
 @pytest.fixture
 def sdk(runpod: Client) -> Iterator[openai.OpenAI]:
     url = f"{runpod.relay_url}/v1"
-    with openai.OpenAI(base_url=url, api_key=API_KEY, max_retries=0, timeout=30) as sdk:
+    with openai.OpenAI(base_url=url, api_key=API_KEY, max_retries=0, timeout=90) as sdk:
         yield sdk
 
 

@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from tests.leaving import call_to_leave
 from tests.proxy.conftest import KEY
 from tests.road.conftest import Road, road
 from tests.waiting import leaving_after, wait_until
@@ -57,12 +58,14 @@ def test_a_client_that_leaves_a_stream_stops_the_engine(
     next(iter(stream))
     stream.close()
     wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1)
-    assert warm_road.engine()["running"] == 0
+    wait_until(lambda: warm_road.engine()["running"] == 0)
 
 
 def test_a_client_that_leaves_a_plain_request_stops_the_engine(warm_road: Road) -> None:
     aborted = warm_road.engine()["aborted"]
-    _leave_after(warm_road, 2, {"tokens": 10_000, "delay_seconds": 0.02})
+    body = _body({"tokens": 10_000, "delay_seconds": 0.02})
+    with call_to_leave(f"{warm_road.url}/chat/completions", key=KEY, body=body):
+        wait_until(lambda: warm_road.engine()["running"] == 1)
     wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1)
 
 
@@ -74,14 +77,17 @@ def test_a_job_that_is_left_just_after_it_was_taken_stops_all_the_same(warm_road
     wait_until(lambda: warm_road.engine()["running"] == 0)
 
 
+def _body(script: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": "hi"}], "script": script}
+
+
 def _leave_after(road: Road, seconds: float, script: dict[str, Any]) -> None:
     """Ask, and hang up; not by an SDK's own timeout, after which its job is held for a retry."""
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "script": script}
     headers = {"authorization": f"Bearer {KEY}"}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{road.url}/chat/completions",
-            json=body,
+            json=_body(script),
             headers=headers,
             timeout=leaving_after(seconds),
         )

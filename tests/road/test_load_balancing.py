@@ -79,6 +79,12 @@ def is_served(sdk: openai.OpenAI) -> bool:
         return False
 
 
+def aborted(runpod: Client) -> int:
+    """How many generations the engine has aborted, once the platform says it is well."""
+    wait_until(lambda: runpod.workers("ready") == 1)
+    return int(runpod.relayed("/_engine/requests").raise_for_status().json()["aborted"])
+
+
 def listed_state(sdk: openai.OpenAI) -> Any:
     model = sdk.models.retrieve("m")
     return getattr(model, "state", None)
@@ -103,11 +109,11 @@ def test_vllms_error_comes_with_its_own_status(sdk: openai.OpenAI) -> None:
 
 
 def test_a_client_that_leaves_aborts_the_generation(sdk: openai.OpenAI, runpod: Client) -> None:
-    before = runpod.relayed("/_engine/requests").json()["aborted"]
+    before = aborted(runpod)
     script = {"script": {"hang_after": 2}}
     with sdk.chat.completions.create(**chat(stream=True), extra_body=script) as chunks:
         next(iter(chunks))
-    wait_until(lambda: runpod.relayed("/_engine/requests").json()["aborted"] == before + 1)
+    wait_until(lambda: aborted(runpod) == before + 1)
 
 
 @pytest.mark.parametrize("after", [0, 3])

@@ -30,7 +30,12 @@ def sdk(request: pytest.FixtureRequest, engine_url: str) -> Iterator[openai.Open
     env = {"ENGINE_URL": engine_url, "STYLE": request.param}
     with emulator(ep={"worker": WORKER, "env": env, "idle_timeout_seconds": 60}) as client:
         runpod_url = client("ep").url.removesuffix("/v2/ep")
-        settings = settings_for(runpod_url, runpod_api_key=API_KEY, queue_timeout_seconds=60)
+        settings = settings_for(
+            runpod_url,
+            runpod_api_key=API_KEY,
+            queue_timeout_seconds=60,
+            first_byte_hold_seconds=60,  # an early error keeps its status
+        )
         with (
             serve(create_app(settings)) as url,
             openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as sdk,
@@ -40,7 +45,8 @@ def sdk(request: pytest.FixtureRequest, engine_url: str) -> Iterator[openai.Open
 
 def told_directly(engine_url: str) -> str:
     """What the engine itself answers to the same chat."""
-    answer = httpx.post(f"{engine_url}/v1/chat/completions", json=chat(max_tokens=40)).json()
+    url = f"{engine_url}/v1/chat/completions"
+    answer = httpx.post(url, json=chat(max_tokens=40), timeout=60).json()
     text: str = answer["choices"][0]["message"]["content"]
     assert any(ord(char) > 127 for char in text)
     return text

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def sdk(warm_road: Road) -> Iterator[openai.OpenAI]:
     url = f"{warm_road.runpod.url}/openai/v1"
-    with openai.OpenAI(base_url=url, api_key=API_KEY, max_retries=0, timeout=30) as sdk:
+    with openai.OpenAI(base_url=url, api_key=API_KEY, max_retries=0, timeout=90) as sdk:
         yield sdk
 
 

@@ -32,10 +32,10 @@ def stack(**endpoint: Any) -> Iterator[tuple[httpx.Client, Client]]:
     with ExitStack() as both:
         runpod = both.enter_context(emulator(ep=endpoint))("ep")
         base = runpod.url.removesuffix("/v2/ep")
-        app = create_app(settings_for(base, runpod_api_key=API_KEY, queue_timeout_seconds=8))
+        app = create_app(settings_for(base, runpod_api_key=API_KEY, queue_timeout_seconds=90))
         url = both.enter_context(serve(app))
         headers = {"authorization": f"Bearer {KEY}"}
-        client = httpx.Client(base_url=url, headers=headers, timeout=30)
+        client = httpx.Client(base_url=url, headers=headers, timeout=100)
         yield both.enter_context(client), runpod
 
 
@@ -43,9 +43,19 @@ def state_of(client: httpx.Client) -> str:
     return str(client.get("/v1/models/m").json()["state"])
 
 
+@contextmanager
+def job_that_waits(client: httpx.Client) -> Iterator[None]:
+    """While there is one, what it tells of the endpoint stays as it is."""
+    with client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response:
+        pieces = response.iter_bytes()  # that is kept, or the answer would be closed
+        next(pieces)
+        yield
+
+
 def refusal(client: httpx.Client) -> str:
     """What a client is told whom no worker served."""
-    response = client.post("/v1/chat/completions", json=chat())
+    patience = {"x-cold-start-timeout": "2"}
+    response = client.post("/v1/chat/completions", json=chat(), headers=patience)
     assert response.status_code == 503
     error = response.json()["error"]
     assert error["code"] == "cold_start_timeout"
@@ -56,31 +66,31 @@ def refusal(client: httpx.Client) -> str:
 def test_an_endpoint_at_rest_is_cold_and_one_that_starts_is_warming() -> None:
     with stack(worker=SLEEPS) as (client, _):
         wait_until(lambda: state_of(client) == "cold")
-        with client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response:
-            pieces = response.iter_bytes()
-            next(pieces)
+        with job_that_waits(client):
             wait_until(lambda: state_of(client) == "warming")
 
 
 @pytest.mark.usefixtures("quick_looks")
 def test_workers_that_crash_are_told_from_workers_that_start() -> None:
-    with stack(worker=CRASHES) as (client, _):
-        assert "crash" in refusal(client)
-        assert state_of(client) == "unhealthy"
+    with stack(worker=CRASHES) as (client, _), job_that_waits(client):
+        wait_until(lambda: state_of(client) == "unhealthy")
+        # While one starts it may yet be a good one, until some have not been.
+        wait_until(lambda: "crash" in refusal(client))
 
 
 @pytest.mark.usefixtures("quick_looks")
 def test_an_endpoint_without_workers_is_told_from_a_cold_one() -> None:
     with stack(worker=SLEEPS, max_workers=0) as (client, _):
         wait_until(lambda: state_of(client) == "cold")
-        assert "maximum may be 0" in refusal(client)
-        assert state_of(client) == "unhealthy"
+        with job_that_waits(client):
+            wait_until(lambda: state_of(client) == "unhealthy")
+            assert "maximum may be 0" in refusal(client)
 
 
 @pytest.mark.usefixtures("quick_looks")
 def test_a_throttled_endpoint_is_told_from_a_cold_one() -> None:
     with stack(worker=SLEEPS) as (client, runpod):
-        base = runpod.url.removesuffix("/v2/ep")
-        runpod.http.post(f"{base}/_emulator/ep/throttle").raise_for_status()
-        assert "no free GPU" in refusal(client)
-        assert state_of(client) == "throttled"
+        runpod.control("POST", "/ep/throttle")
+        with job_that_waits(client):
+            wait_until(lambda: state_of(client) == "throttled")
+            assert "no free GPU" in refusal(client)

@@ -30,6 +30,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def sdk(vllm_stack: LocalStack) -> Iterator[openai.OpenAI]:
+    wait_until(lambda: running(vllm_stack) == 0)  # what an earlier test has left
     with openai.OpenAI(
         base_url=vllm_stack.base_url, api_key=vllm_stack.api_key, max_retries=0, timeout=120
     ) as sdk:
@@ -334,7 +335,7 @@ def test_runpods_own_client_gets_an_answer(vllm_stack: LocalStack) -> None:
     fields = {"prompt": "Hello", "sampling_params": {"max_tokens": 5, "temperature": 0}}
     output = endpoint.run_sync({"input": fields}, timeout=60)
     assert output[0]["choices"][0]["text"]
-    assert endpoint.health()["jobs"]["completed"] > 0
+    assert endpoint.health(timeout=60)["jobs"]["completed"] > 0
 
 
 def test_a_first_try_by_curl_gets_an_answer(vllm_stack: LocalStack) -> None:
@@ -363,5 +364,6 @@ def jobs(stack: LocalStack) -> dict[str, int]:
     health: dict[str, dict[str, int]] = httpx.get(
         f"{stack.runpod_url}/{stack.chat.id}/health",
         headers={"authorization": stack.runpod_api_key},
+        timeout=60,
     ).json()
     return health["jobs"]
