@@ -18,7 +18,7 @@ from tests.road.conftest import endpoint_settings
 from tests.servers import free_port
 from tests.waiting import wait_until
 
-STOP_SECONDS = 30
+STOP_SECONDS = 60
 
 
 @contextmanager

@@ -101,7 +101,8 @@ class Stack:
 
     def _engine_is_running(self) -> bool:
         try:
-            told = httpx.get(f"http://127.0.0.1:{self.engine_port}/_engine/requests").json()
+            url = f"http://127.0.0.1:{self.engine_port}/_engine/requests"
+            told = httpx.get(url, timeout=60).json()
         except httpx.TransportError:
             return False  # no worker, no engine
         return int(told["running"]) > 0
@@ -146,19 +147,32 @@ async def storm(stack: Stack, *, seed: int, requests: int, at_once: int = 24) ->
                 clients = [
                     group.create_task(_client(client, plans, report)) for _ in range(at_once)
                 ]
-                group.create_task(_killer(stack, dice.random(), clients))
+                group.create_task(_killer(stack, dice.random(), clients, report))
         finally:
             stack.calm()
     return report
 
 
-async def _killer(stack: Stack, luck: float, clients: list[asyncio.Task[None]]) -> None:
-    """Kill the workers every now and then, as long as there are clients."""
+async def _killer(
+    stack: Stack, luck: float, clients: list[asyncio.Task[None]], report: Report
+) -> None:
+    """Kill the workers every now and then, as long as there are clients.
+
+    Not before twice as many requests have ended as a kill can end, or on a slow machine hardly any
+    would end otherwise.
+    """
     dice = random.Random(luck)
-    while not all(client.done() for client in clients):
+    while not _are_done(clients):
+        ended = report.ends.total()
         await asyncio.wait(clients, timeout=dice.uniform(8, 20))
-        if not all(client.done() for client in clients):
+        while report.ends.total() < ended + 2 * len(clients) and not _are_done(clients):
+            await asyncio.wait(clients, timeout=0.1)
+        if not _are_done(clients):
             await asyncio.to_thread(stack.crash_workers)
+
+
+def _are_done(clients: list[asyncio.Task[None]]) -> bool:
+    return all(client.done() for client in clients)
 
 
 async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Report) -> None:
