@@ -69,7 +69,7 @@ def test_a_missing_or_wrong_key_is_refused_without_a_job(
     proxy_url: str, runpod: ScriptedRunPod, header: str | None, path: str
 ) -> None:
     headers = {} if header is None else {"authorization": header}
-    response = httpx.post(proxy_url + path, json=chat(), headers=headers)
+    response = httpx.post(proxy_url + path, json=chat(), headers=headers, timeout=30)
     assert response.status_code == 401
     assert error_of(response)["code"] == "invalid_api_key"
     assert runpod.jobs == []
@@ -77,7 +77,7 @@ def test_a_missing_or_wrong_key_is_refused_without_a_job(
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m"])
 def test_the_list_of_models_needs_a_key(proxy_url: str, path: str) -> None:
-    assert httpx.get(proxy_url + path).status_code == 401
+    assert httpx.get(proxy_url + path, timeout=30).status_code == 401
 
 
 def test_an_unknown_model_is_refused_without_a_job(
@@ -175,9 +175,9 @@ def test_without_names_the_endpoint_stands_for_its_model_until_it_is_known(
 
 @pytest.mark.parametrize("settings", [{"api_keys": "", "allow_anonymous": True}])
 def test_a_proxy_may_be_open_to_everybody(proxy_url: str) -> None:
-    assert httpx.get(proxy_url + "/v1/models").status_code == 200
+    assert httpx.get(proxy_url + "/v1/models", timeout=30).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])
 def test_health_needs_no_key(proxy_url: str, path: str) -> None:
-    assert httpx.get(proxy_url + path).status_code == 200
+    assert httpx.get(proxy_url + path, timeout=30).status_code == 200

@@ -16,8 +16,9 @@ from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 HEAD = {"seq": 0, "status": 200, "content_type": "text/event-stream"}
-BOTH = pytest.mark.parametrize("settings", [{"reasoning_fields": "both"}], indirect=True)
-COUNTED = pytest.mark.parametrize("settings", [{"count_tokens": True}], indirect=True)
+PATIENT = {"first_byte_hold_seconds": 30}  # no comment comes before the answer
+BOTH = pytest.mark.parametrize("settings", [PATIENT | {"reasoning_fields": "both"}], indirect=True)
+COUNTED = pytest.mark.parametrize("settings", [PATIENT | {"count_tokens": True}], indirect=True)
 
 
 def event(**fields: Any) -> str:
