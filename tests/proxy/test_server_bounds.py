@@ -1,7 +1,8 @@
 """What a connection may cost: slow, huge and broken requests over raw sockets, and many of them.
 
-The proxy is a process of its own with short deadlines. No test measures how long one takes: a
-client that is too slow waits until it is closed, and one that is in time does not wait at all.
+The proxies are processes of their own, one with short deadlines and one with the usual ones. No
+test measures how long one takes: a client that is too slow waits until it is closed, and one that
+is in time does not wait at all.
 """
 
 import socket
@@ -22,7 +23,7 @@ import pytest
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.process import ROOT, Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
-from tests.proxy.test_streaming import BODY, CHAT, FRAMES
+from tests.proxy.test_streaming import CHAT, FRAMES
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -38,23 +39,37 @@ JSON = msgspec.json.encode(chat())
 def proxy(
     scripted_runpod: tuple[ScriptedRunPod, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Proxy]:
+    """A proxy that waits for a request as long as usual."""
+    state_dir = tmp_path_factory.mktemp("state")
+    proxy = Proxy(scripted_runpod[1], state_dir=state_dir, max_header_bytes=MAX_HEADER_BYTES)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="module")
+def hasty(
+    scripted_runpod: tuple[ScriptedRunPod, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    """A proxy that a client on a slow machine may easily be too late for."""
     proxy = Proxy(
         scripted_runpod[1],
         state_dir=tmp_path_factory.mktemp("state"),
         header_timeout_seconds=DEADLINE_SECONDS,
         body_timeout_seconds=DEADLINE_SECONDS,
-        max_header_bytes=MAX_HEADER_BYTES,
     )
     yield proxy
     proxy.close()
 
 
+Connect = Callable[[Proxy], socket.socket]
+
+
 @pytest.fixture
-def connect(proxy: Proxy) -> Iterator[Callable[[], socket.socket]]:
-    """Makes connections to the proxy."""
+def connect() -> Iterator[Connect]:
+    """Makes connections to a proxy."""
     with ExitStack() as stack:
 
-        def connect() -> socket.socket:
+        def connect(proxy: Proxy) -> socket.socket:
             port = httpx.URL(proxy.url).port
             connection = socket.create_connection(("127.0.0.1", port or 80), PATIENCE_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -64,8 +79,26 @@ def connect(proxy: Proxy) -> Iterator[Callable[[], socket.socket]]:
 
 
 @pytest.fixture
-def wire(connect: Callable[[], socket.socket]) -> socket.socket:
-    return connect()
+def wire(connect: Connect, proxy: Proxy) -> socket.socket:
+    """A connection to the proxy that is not in a hurry."""
+    return connect(proxy)
+
+
+@pytest.fixture
+def use(connect: Connect) -> Connect:
+    """Makes connections that are served already: no deadline runs before the next request."""
+
+    def use(proxy: Proxy) -> socket.socket:
+        used: list[socket.socket] = []
+
+        def is_served_in_time() -> bool:
+            used.append(connect(proxy))
+            return is_used(used[-1])
+
+        wait_until(is_served_in_time)
+        return used[-1]
+
+    return use
 
 
 def head(*, length: int, extra: bytes = b"") -> bytes:
@@ -76,9 +109,16 @@ def head(*, length: int, extra: bytes = b"") -> bytes:
 def all_of(wire: socket.socket) -> bytes:
     """Everything until the proxy closes the connection."""
     received = b""
-    while data := wire.recv(65536):
-        received += data
+    with suppress(ConnectionError):  # closed while something of ours was still on its way
+        while data := wire.recv(65536):
+            received += data
     return received
+
+
+def send(wire: socket.socket, data: bytes) -> None:
+    """Send it, or as much of it as the proxy takes."""
+    with suppress(ConnectionError):
+        wire.sendall(data)
 
 
 def parsed(received: bytes) -> tuple[int, bytes]:
@@ -99,8 +139,11 @@ def refusal(received: bytes) -> tuple[int, dict[str, Any]]:
 
 
 def is_served(proxy: Proxy) -> bool:
-    with httpx.Client(base_url=proxy.url, headers={"authorization": f"Bearer {KEY}"}) as client:
-        return client.get("/v1/models").status_code == 200
+    headers = {"authorization": f"Bearer {KEY}"}
+    try:
+        return httpx.get(f"{proxy.url}/v1/models", headers=headers, timeout=30).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def drip(wire: socket.socket, data: bytes) -> int:
@@ -119,12 +162,23 @@ def drip(wire: socket.socket, data: bytes) -> int:
     return len(data)
 
 
-def use(wire: socket.socket) -> None:
-    """One request and its answer, after which the connection stays open."""
-    wire.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+def is_used(wire: socket.socket) -> bool:
+    """One request and its answer, after which the connection stays open; or was it closed?"""
+    return (
+        read_until(wire, b'{"status":"ok"}', sent=b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n") != b""
+    )
+
+
+def read_until(wire: socket.socket, end: bytes, *, sent: bytes) -> bytes:
+    """What is answered to that, up to its end; nothing if the connection is closed before."""
     received = b""
-    while not received.endswith(b'{"status":"ok"}'):
-        received += wire.recv(65536)
+    with suppress(ConnectionError):
+        wire.sendall(sent)
+        while data := wire.recv(65536):
+            received += data
+            if received.endswith(end):
+                return received
+    return b""
 
 
 def test_a_request_is_served_however_it_is_cut(wire: socket.socket, runpod: ScriptedRunPod) -> None:
@@ -136,38 +190,48 @@ def test_a_request_is_served_however_it_is_cut(wire: socket.socket, runpod: Scri
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET /health HTTP/1.1\r\nx-a: "])
-def test_a_client_that_sends_no_whole_head_is_closed(wire: socket.socket, sent: bytes) -> None:
-    wire.sendall(sent)
+def test_a_client_that_sends_no_whole_head_is_closed(
+    connect: Connect, hasty: Proxy, sent: bytes
+) -> None:
+    wire = connect(hasty)
+    send(wire, sent)
     assert all_of(wire) == b""
 
 
-def test_a_head_that_drips_in_is_closed(wire: socket.socket) -> None:
-    request_head = b"GET /health HTTP/1.1\r\n" + b"x-a: b\r\n" * 30
-    assert drip(wire, request_head) < len(request_head)
+def test_a_head_that_drips_in_is_closed(connect: Connect, hasty: Proxy) -> None:
+    request_head = b"GET /health HTTP/1.1\r\n" + b"x-a: b\r\n" * 100
+    assert drip(connect(hasty), request_head) < len(request_head)
 
 
-def test_a_head_that_does_not_come_on_an_old_connection_is_closed(wire: socket.socket) -> None:
-    use(wire)
+def test_a_head_that_does_not_come_on_an_old_connection_is_closed(
+    use: Connect, hasty: Proxy
+) -> None:
+    wire = use(hasty)
     wire.sendall(b"GET /health HTTP/1.1\r\n")
     assert all_of(wire) == b""
 
 
 def test_a_body_that_drips_in_is_a_request_timeout(
-    wire: socket.socket, runpod: ScriptedRunPod
+    use: Connect, hasty: Proxy, runpod: ScriptedRunPod
 ) -> None:
-    wire.sendall(head(length=len(JSON) + 1))
-    assert drip(wire, JSON) < len(JSON)
+    wire, body = use(hasty), JSON + b" " * 500
+    wire.sendall(head(length=len(body) + 1))
+    assert drip(wire, body) < len(body)
     status, error = refusal(all_of(wire))
     assert (status, error["code"]) == (408, "request_timeout")
     assert error["type"] == "invalid_request_error"
     assert runpod.jobs == []
 
 
-def test_a_body_that_never_comes_after_an_answer_is_not_awaited(wire: socket.socket) -> None:
-    wire.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n" % CHAT.encode())
-    received = all_of(wire)
-    assert received.count(b"HTTP/1.1") == 1
-    assert received.startswith(b"HTTP/1.1 401")
+def test_a_body_that_never_comes_after_an_answer_is_not_awaited(use: Connect, hasty: Proxy) -> None:
+    def is_answered_before_the_body_is_late() -> bool:
+        wire = use(hasty)
+        wire.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n" % CHAT.encode())
+        received = all_of(wire)
+        assert received.count(b"HTTP/1.1") == 1
+        return received.startswith(b"HTTP/1.1 401")
+
+    wait_until(is_answered_before_the_body_is_late)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +246,16 @@ def test_a_body_that_never_comes_after_an_answer_is_not_awaited(wire: socket.soc
     ids=["one header, unfinished", "one header", "many headers", "a long path", "8 MB of headers"],
 )
 def test_headers_over_the_limit_are_refused(wire: socket.socket, request_head: bytes) -> None:
-    wire.sendall(request_head)
+    send(wire, request_head)
     status, error = refusal(all_of(wire))
     assert (status, error["code"]) == (431, "headers_too_large")
     assert error["type"] == "invalid_request_error"
 
 
-def test_headers_over_the_limit_are_refused_on_an_old_connection(wire: socket.socket) -> None:
-    use(wire)
+def test_headers_over_the_limit_are_refused_on_an_old_connection(
+    use: Connect, proxy: Proxy
+) -> None:
+    wire = use(proxy)
     wire.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-a: b\r\n" * 2000)
     assert refusal(all_of(wire))[0] == 431
 
@@ -206,11 +272,11 @@ def test_headers_below_the_limit_are_served_and_the_body_does_not_count(
 
 @pytest.mark.parametrize("trailer", [b"x-a: b\r\n" * 200_000, b"x-a: " + b"a" * 1_600_000])
 def test_endless_trailers_are_refused(
-    wire: socket.socket, proxy: Proxy, runpod: ScriptedRunPod, trailer: bytes
+    wire: socket.socket, runpod: ScriptedRunPod, trailer: bytes
 ) -> None:
     lines = b"POST %s HTTP/1.1\r\nhost: x\r\n" % CHAT.encode()
     wire.sendall(lines + AUTHORIZED + b"transfer-encoding: chunked\r\n\r\n")
-    wire.sendall(b"%x\r\n%s\r\n0\r\n" % (len(JSON), JSON) + trailer)
+    send(wire, b"%x\r\n%s\r\n0\r\n" % (len(JSON), JSON) + trailer)
     assert refusal(all_of(wire))[0] == 431
     assert runpod.jobs == []
 
@@ -240,30 +306,30 @@ def test_garbage_behind_a_request_never_gets_into_its_answer(
     received = wire.recv(65536)
     wire.sendall(b"garbage\r\n\r\n")
     assert (received + all_of(wire)).count(b"HTTP/1.1") == 1
-    wait_until(lambda: runpod.cancelled == [runpod.job_id])
+    wait_until(lambda: set(runpod.cancelled) == {runpod.job_id})
 
 
 def test_no_deadline_of_a_request_ends_a_stream_or_an_idle_connection(
-    proxy: Proxy, runpod: ScriptedRunPod
+    use: Connect, hasty: Proxy, runpod: ScriptedRunPod
 ) -> None:
     hold = threading.Event()
-    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("COMPLETED", FRAMES[1:], hold=hold)]
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", FRAMES[1:], hold=hold)]
     threading.Timer(3 * DEADLINE_SECONDS, hold.set).start()
-    with proxy.client.stream("POST", CHAT, json=chat(stream=True), timeout=30) as response:
-        text = b"".join(response.iter_bytes())
-        assert text.replace(b": running\n\n", b"").decode() == BODY
-        stream = response.extensions["network_stream"].get_extra_info("client_addr")
+    wire, body = use(hasty), msgspec.json.encode(chat(stream=True))
+    received = read_until(wire, b"\r\n0\r\n\r\n", sent=head(length=len(body)) + body)
+    assert received.startswith(b"HTTP/1.1 200")
+    assert b"[DONE]" in received
     time.sleep(2 * DEADLINE_SECONDS)
-    response = proxy.client.get("/health")
-    assert response.extensions["network_stream"].get_extra_info("client_addr") == stream
+    assert is_used(wire)
 
 
 def test_requests_sent_ahead_are_answered_in_turn(
-    wire: socket.socket, runpod: ScriptedRunPod
+    use: Connect, hasty: Proxy, runpod: ScriptedRunPod
 ) -> None:
     hold = threading.Event()
-    runpod.script = [Page("COMPLETED", [{"ok": True}], hold=hold)]
+    runpod.script = [Page("IN_PROGRESS", [{"ok": True}], hold=hold)]
     threading.Timer(2 * DEADLINE_SECONDS, hold.set).start()
+    wire = use(hasty)
     wire.sendall(head(length=len(JSON)) + JSON + head(length=len(JSON)) + JSON[:10])
     received = all_of(wire)
     assert received.startswith(b"HTTP/1.1 200")
@@ -271,21 +337,25 @@ def test_requests_sent_ahead_are_answered_in_turn(
 
 
 def test_a_swarm_of_slow_clients_keeps_nobody_from_being_served(
-    proxy: Proxy, connect: Callable[[], socket.socket]
+    connect: Connect, use: Connect, hasty: Proxy
 ) -> None:
-    process = psutil.Process(proxy.process.pid)
+    wait_until(lambda: is_served(hasty))
+    process = psutil.Process(hasty.process.pid)
     before, memory = process.num_fds(), process.memory_info().rss
-    swarm = [connect() for _ in range(200)]
-    for index, slow in enumerate(swarm):
-        # Half of them stay in the head, half in the body.
-        slow.sendall(b"GET /" if index % 2 else head(length=1_000_000) + b"{")
-    assert is_served(proxy)
-    ends = [all_of(slow) for slow in swarm]
-    assert set(ends[1::2]) == {b""}
-    assert {refusal(end)[0] for end in ends[::2]} == {408}
-    wait_until(lambda: process.num_fds() <= before, seconds=PATIENCE_SECONDS)
+    # Half of them stay in the head, half in the body.
+    in_head = [connect(hasty) for _ in range(100)]
+    in_body = [use(hasty) for _ in range(100)]
+    for slow in in_head:
+        send(slow, b"GET /")
+    for slow in in_body:
+        slow.sendall(head(length=1_000_000) + b"{")
+    wait_until(lambda: is_served(hasty))
+    assert {all_of(slow) for slow in in_head} == {b""}
+    assert {refusal(all_of(slow))[0] for slow in in_body} == {408}
+    # Its own connections to RunPod come and go.
+    wait_until(lambda: process.num_fds() <= before + 10, seconds=PATIENCE_SECONDS)
     assert process.memory_info().rss - memory < 30 * 2**20
-    assert is_served(proxy)
+    wait_until(lambda: is_served(hasty))
 
 
 @pytest.fixture
@@ -295,15 +365,16 @@ def small_proxy(scripted_runpod: tuple[ScriptedRunPod, str], tmp_path: Path) -> 
     proxy.close()
 
 
-def test_connections_over_the_limit_are_refused_until_others_leave(small_proxy: Proxy) -> None:
-    address = ("127.0.0.1", httpx.URL(small_proxy.url).port or 80)
+def test_connections_over_the_limit_are_refused_until_others_leave(
+    small_proxy: Proxy, connect: Connect, use: Connect
+) -> None:
     with ExitStack() as stack:  # the proxy's own client, and two more
         for _ in range(2):
-            use(stack.enter_context(socket.create_connection(address)))
-        with socket.create_connection(address) as wire:
+            stack.enter_context(use(small_proxy))
+        with connect(small_proxy) as wire:
             status, error = refusal(all_of(wire))
         assert (status, error["code"]) == (503, "too_many_connections")
-        response = httpx.get(f"{small_proxy.url}/health")
+        response = httpx.get(f"{small_proxy.url}/health", timeout=30)
         assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     wait_until(lambda: is_served(small_proxy))
 
