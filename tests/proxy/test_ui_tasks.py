@@ -40,9 +40,10 @@ def sleeping() -> Iterator[tuple[httpx.Client, Client]]:
         runpod = client_of("ep")
         url = runpod.url.removesuffix("/v2/ep")
         changes = {"runpod_api_key": API_KEY, "models": "tiny-chat", "wake_shield": True}
+        headers = {"authorization": f"Bearer {KEY}"}
         with (
             serve(create_app(settings_for(url, **changes))) as proxy_url,
-            httpx.Client(base_url=proxy_url, headers={"authorization": f"Bearer {KEY}"}) as client,
+            httpx.Client(base_url=proxy_url, headers=headers, timeout=30) as client,
         ):
             yield client, runpod
 
@@ -62,6 +63,7 @@ def test_a_message_becomes_a_job(sleeping: tuple[httpx.Client, Client], name: st
     client, runpod = sleeping
     with client.stream("POST", "/v1/chat/completions", json=recorded(name)):
         wait_until(lambda: runpod.health()["jobs"]["inQueue"] == 1)
+    wait_until(lambda: runpod.health()["jobs"]["inQueue"] == 0)
 
 
 def test_every_recording_is_tried() -> None:

@@ -72,7 +72,7 @@ def test_waking_answers_at_once_and_asks_for_no_text(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
     hold = threading.Event()
-    runpod.script = [Page("COMPLETED", [FRAME], hold=hold)]
+    runpod.script = [Page("IN_PROGRESS", [FRAME], hold=hold)]
     response = client.post("/v1/models/m/warm")
     assert response.status_code == 202
     assert response.json()["id"] == "m"
@@ -86,7 +86,7 @@ def test_waking_answers_at_once_and_asks_for_no_text(
 
 def test_an_endpoint_is_woken_once_at_a_time(client: httpx.Client, runpod: ScriptedRunPod) -> None:
     hold = threading.Event()
-    runpod.script = [Page("COMPLETED", [FRAME], hold=hold)]
+    runpod.script = [Page("IN_PROGRESS", [FRAME], hold=hold)]
     for _ in range(5):
         assert client.post("/v1/models/m/warm").status_code == 202
     wait_until(lambda: len(runpod.jobs) == 1)
@@ -134,6 +134,7 @@ def test_a_schedule_wakes_its_own_model_by_the_clock(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_schedule_follows_the_clock_when_it_is_changed_to_summer_time(
     scripted_runpod: tuple[ScriptedRunPod, str],
     runpod: ScriptedRunPod,
@@ -141,17 +142,24 @@ def test_a_schedule_follows_the_clock_when_it_is_changed_to_summer_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runpod.script = [Page("COMPLETED", [FRAME])]
-    # Local time is UTC until `change`, when an hour is left out, and back again half a year later.
-    change = datetime.now(UTC) + timedelta(seconds=20)
-    back = change + timedelta(days=180)
-    monkeypatch.setenv("TZ", f"STD0DST-1,{_day_and_time(change)},{_day_and_time(back)}")
-    moment = change + timedelta(hours=1, seconds=3)
-    config = tmp_path / "proxy.toml"
-    schedule = f"{moment.second} {moment.minute} {moment.hour} * * *"
-    config.write_text(CONFIG_OF_ONE.format(schedule=schedule))
-    proxy = Proxy(scripted_runpod[1], state_dir=tmp_path, config=config)
+    for seconds in (20, 40):  # that the proxy has to come up in
+        # Local time is UTC until `change`, when an hour is left out, and back again half a year
+        # later.
+        change = datetime.now(UTC) + timedelta(seconds=seconds)
+        back = change + timedelta(days=180)
+        monkeypatch.setenv("TZ", f"STD0DST-1,{_day_and_time(change)},{_day_and_time(back)}")
+        moment = change + timedelta(hours=1, seconds=3)
+        config = tmp_path / "proxy.toml"
+        schedule = f"{moment.second} {moment.minute} {moment.hour} * * *"
+        config.write_text(CONFIG_OF_ONE.format(schedule=schedule))
+        proxy = Proxy(scripted_runpod[1], state_dir=tmp_path, config=config)
+        if datetime.now(UTC) < change:
+            break
+        proxy.close()
+        runpod.jobs.clear()
+    else:
+        pytest.fail("the machine is too slow for this test")
     try:
-        assert datetime.now(UTC) < change, "the machine is too slow for this test"
         assert runpod.jobs == []
         wait_until(lambda: len(runpod.jobs) == 1, seconds=60)
         assert datetime.now(UTC) >= change
@@ -170,6 +178,6 @@ def test_a_proxy_that_stops_cancels_what_it_was_waking(
     runpod.script = [Page("IN_QUEUE", hold=threading.Event())]
     headers = {"authorization": f"Bearer {KEY}"}
     with serve(create_app(settings_for(scripted_runpod[1]))) as url:
-        httpx.post(f"{url}/v1/models/m/warm", headers=headers)
+        httpx.post(f"{url}/v1/models/m/warm", headers=headers, timeout=30)
         wait_until(lambda: len(runpod.jobs) == 1)
     wait_until(lambda: runpod.job_id in runpod.cancelled)
