@@ -102,7 +102,7 @@ def body_of(outputs: list[Any]) -> bytes:
 def _engines_answer(url: str, case: Case) -> httpx.Response:
     request_id = PROXY["request_id"] if case.framed else JOB_ID
     headers = {"X-Request-Id": str(request_id)}
-    return httpx.post(url + case.route, json=case.body, headers=headers)
+    return httpx.post(url + case.route, json=case.body, headers=headers, timeout=30)
 
 
 def record(name: str) -> dict[str, Any]:

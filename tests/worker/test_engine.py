@@ -35,11 +35,11 @@ def sdk(url: str) -> Iterator[openai.OpenAI]:
 
 def chat(url: str, **fields: Any) -> httpx.Response:
     body = {"model": "tiny-chat", "messages": MESSAGES, **fields}
-    return httpx.post(f"{url}/v1/chat/completions", json=body)
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
 
 
 def totals(url: str) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx.get(f"{url}/_engine/requests").json()
+    answer: dict[str, Any] = httpx.get(f"{url}/_engine/requests", timeout=30).json()
     return answer
 
 
@@ -83,7 +83,7 @@ def test_an_unknown_model_is_vllms_404(sdk: openai.OpenAI) -> None:
 
 def test_a_client_that_leaves_aborts_the_generation(url: str) -> None:
     body = {"messages": MESSAGES, "stream": True, "script": {"tokens": 2, "hang_after": 1}}
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as answer:
         pieces = answer.iter_raw()
         next(pieces)
         assert totals(url)["running"] == 1
@@ -124,7 +124,7 @@ def test_a_misspelt_script_is_refused(url: str) -> None:
 
 def test_a_script_can_write_single_bytes(url: str) -> None:
     body = {"messages": MESSAGES, "stream": True, "script": {"text": "é", "chunk_bytes": 1}}
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as answer:
         pieces = list(answer.iter_raw())
     assert {len(piece) for piece in pieces} == {1}
 
@@ -137,7 +137,7 @@ def engine_process() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     process = subprocess.Popen(command, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(url))
+        wait_until(lambda: answers(url), seconds=60)
         yield url, process
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -156,11 +156,11 @@ def test_the_process_takes_vllms_flags_and_can_die(
     engine_process: tuple[str, subprocess.Popen[bytes]],
 ) -> None:
     url, process = engine_process
-    facts = httpx.get(f"{url}/_engine/argv").json()
+    facts = httpx.get(f"{url}/_engine/argv", timeout=30).json()
     assert facts["argv"][-3:] == ["--max-model-len", "2048", "--enforce-eager"]
     assert facts["pid"] == process.pid
     assert os.getpgid(facts["child_pid"]) == process.pid
-    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "m"
+    assert httpx.get(f"{url}/v1/models", timeout=30).json()["data"][0]["id"] == "m"
     with pytest.raises(httpx.RemoteProtocolError):
         chat(url, model="m", script={"die_after": 1})
     assert process.wait(timeout=30) == -signal.SIGKILL

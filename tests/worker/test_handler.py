@@ -38,6 +38,13 @@ def engine(app: Starlette) -> Engine:
     return engine
 
 
+@pytest.fixture(autouse=True)
+async def rest(engine: Engine) -> None:
+    """Nothing is left of the tests before that this one would count."""
+    totals = engine.counters
+    await eventually(lambda: totals.started == totals.finished + totals.aborted)
+
+
 @pytest.fixture
 async def client(url: str) -> AsyncIterator[VLLMClient]:
     client = VLLMClient(url, request_timeout_seconds=60)
@@ -195,11 +202,13 @@ async def test_a_stream_that_is_cut_ends_with_an_error_event(handler: Handler) -
     body_of(frames)
 
 
+@pytest.mark.slow
 async def test_what_came_before_the_connection_was_cut_is_handed_on(
     handler: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.answer.LINGER_SECONDS", 20)
-    script = {"tokens": 9, "delay_seconds": 0.2, "cut_after": 1}
+    # What comes in the same moment as the cut is lost, so they are far apart.
+    script = {"tokens": 9, "delay_seconds": 4, "cut_after": 1}
     body = {"prompt": "x", "stream": True, "script": script}
     job_input = {"openai_route": "/v1/completions", "openai_input": body, "proxy": PROXY}
     frames = await outputs_of(handler, {"id": "job-1", "input": job_input})
@@ -252,8 +261,13 @@ async def test_answers_that_are_given_up_end_with_an_error(
     assert [(await silent)[0]["status"], late[0]["status"]] == [503, 503]
 
 
-async def test_giving_up_just_as_an_answers_time_is_up_is_no_error(url: str) -> None:
-    client = VLLMClient(url, request_timeout_seconds=0.2)
+@pytest.mark.slow
+async def test_giving_up_just_as_an_answers_time_is_up_is_no_error(
+    url: str, engine: Engine
+) -> None:
+    # Long enough to be waiting by then, even on a machine that stalls.
+    seconds = 4
+    client = VLLMClient(url, request_timeout_seconds=seconds)
     answer = asyncio.create_task(
         outputs_of(create_handler(client, []), chat(script={"hang": True}))
     )
@@ -263,10 +277,11 @@ async def test_giving_up_just_as_an_answers_time_is_up_is_no_error(url: str) -> 
         client.give_up()
         given_up.set()
 
-    await asyncio.sleep(0.1)
-    asyncio.get_running_loop().call_later(0.2, give_up)
-    time.sleep(0.5)  # noqa: ASYNC251 -- so that both moments are seen in the same turn of the loop
-    async with asyncio.timeout(5):
+    await eventually(lambda: engine.counters.running == 1)
+    asyncio.get_running_loop().call_later(seconds, give_up)
+    # So that both moments are seen in the same turn of the loop.
+    time.sleep(seconds + 0.2)  # noqa: ASYNC251
+    async with asyncio.timeout(30):
         await given_up.wait()
     assert (await answer)[0]["status"] == 503
     await client.close()

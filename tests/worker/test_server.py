@@ -44,7 +44,7 @@ def start() -> Iterator[Start]:
 
 def tree(server: VLLMServer) -> list[psutil.Process]:
     """The processes of a healthy engine and its child."""
-    facts = httpx.get(f"{server.base_url}/_engine/argv").json()
+    facts = httpx.get(f"{server.base_url}/_engine/argv", timeout=30).json()
     return [psutil.Process(facts["pid"]), psutil.Process(facts["child_pid"])]
 
 
@@ -82,14 +82,21 @@ def test_a_command_that_is_not_there_is_told() -> None:
 
 def test_what_vllm_prints_is_passed_on(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
     start().wait_until_healthy(60)
-    assert "scripted engine is ready\n" in capfd.readouterr().out
+    said = ""
+
+    def is_passed_on() -> bool:
+        nonlocal said
+        said += capfd.readouterr().out
+        return "scripted engine is ready\n" in said
+
+    wait_until(is_passed_on)
 
 
 def test_stopping_ends_the_whole_tree(start: Start) -> None:
     server = start("--spawn-child")
     server.wait_until_healthy(60)
     processes = tree(server)
-    server.stop(10)
+    server.stop(60)
     assert are_gone(processes)
     assert server.exited.result() == -signal.SIGTERM  # uvicorn ends by it after a clean stop
 
@@ -108,7 +115,7 @@ def test_a_death_by_signal_is_told_as_that(start: Start) -> None:
     server.wait_until_healthy(60)
     processes = tree(server)
     processes[0].kill()
-    assert server.exited.result(30) == -signal.SIGKILL
+    assert server.exited.result(60) == -signal.SIGKILL
     assert are_gone(processes)
 
 
@@ -117,7 +124,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_behind(start: Start) -> None:
     server.wait_until_healthy(60)
     processes = tree(server)
     processes[0].parent().kill()  # type: ignore[union-attr] # it has one
-    assert server.exited.result(30) == -signal.SIGKILL
+    assert server.exited.result(60) == -signal.SIGKILL
     server.stop(1)
     wait_until(lambda: are_gone(processes))
 
@@ -157,7 +164,7 @@ def test_a_worker_that_is_killed_leaves_no_vllm_behind() -> None:
 
 def tree_at(port: int) -> list[psutil.Process]:
     """The processes of the engine at this port, up to its launcher."""
-    facts = httpx.get(f"http://127.0.0.1:{port}/_engine/argv").json()
+    facts = httpx.get(f"http://127.0.0.1:{port}/_engine/argv", timeout=30).json()
     engine = psutil.Process(facts["pid"])
     launcher = engine.parent()
     assert launcher is not None

@@ -67,7 +67,8 @@ def test_a_streamed_chat_comes_through_in_frames(client: Client, worker: WorkerP
 
 
 def test_the_aggregate_is_the_same_as_the_stream(client: Client, worker: WorkerProcess) -> None:
-    job = client.run(chat(stream=True, script={"tokens": 30, "delay_seconds": 0.01}))
+    # Events that are too large for two of them to share an output.
+    job = client.run(chat(stream=True, script={"tokens": 6, "event_bytes": 200_000}))
     outputs = client.outputs(job)
     assert client.status(job)["output"] == outputs
     assert len(outputs) > 3
@@ -105,6 +106,7 @@ def test_jobs_run_side_by_side(client: Client, worker: WorkerProcess) -> None:
     quick = client.run(chat(max_tokens=1))
     assert client.result(quick)["status"] == "COMPLETED"
     client.post(f"/cancel/{slow}")
+    wait_until(lambda: worker.engine("requests")["running"] == 0)
 
 
 def test_a_cancelled_job_aborts_the_generation(client: Client, worker: WorkerProcess) -> None:
@@ -126,7 +128,7 @@ def test_a_job_cancelled_during_a_post_aborts_the_generation_at_once(
 
 
 def test_a_slow_network_makes_each_output_carry_more(client: Client, worker: WorkerProcess) -> None:
-    client.inject(operation="job-stream", times=0, delay_seconds=0.1)
+    client.inject(operation="job-stream", times=0, delay_seconds=0.5)
     script = {"tokens": 200, "delay_seconds": 0.005}
     outputs = client.outputs(client.run(chat(stream=True, script=script)))
     client.control("DELETE", "/faults")
@@ -153,7 +155,7 @@ def test_the_death_of_vllm_ends_the_worker_and_its_jobs_with_the_reason(
         waiting = own_client.run(chat(script={"hang": True}))
         wait_for_tokens(worker)
         wait_until(lambda: worker.engine("requests")["running"] == 2)
-        own_client.inject(operation="job-done", times=0, delay_seconds=1)
+        own_client.inject(operation="job-done", times=0, delay_seconds=0.5)
         worker.kill_engine()
         assert worker.exit_code() == 1
         assert worker.last_line().startswith("ERROR worker: vLLM was killed by SIGKILL")
@@ -171,13 +173,13 @@ def test_an_idle_worker_ends_with_vllm(own_client: Client, tmp_path: Path) -> No
 
 def test_sigterm_lets_running_jobs_finish(own_client: Client, tmp_path: Path) -> None:
     with start_worker(own_client, tmp_path, engine_flags="--spawn-child") as worker:
-        job = own_client.run(chat(stream=True, script={"tokens": 100, "delay_seconds": 0.02}))
+        job = own_client.run(chat(stream=True, script={"tokens": 100, "delay_seconds": 0.06}))
         wait_for_tokens(worker)
         processes = worker.tree()
         worker.process.send_signal(signal.SIGTERM)
         assert worker.exit_code() == 0
     assert events(own_client.outputs(job))[-1] == "[DONE]"
-    assert not any(map(psutil.Process.is_running, processes))
+    wait_until(lambda: not any(map(psutil.Process.is_running, processes)))
 
 
 def test_sigterm_ends_an_idle_worker_although_polls_are_held(
@@ -196,7 +198,8 @@ def test_a_stopping_worker_answers_the_last_poll_and_polls_no_more(
     own_client: Client, tmp_path: Path
 ) -> None:
     with start_worker(own_client, tmp_path) as worker:
-        long = own_client.run(chat(stream=True, script={"tokens": 150, "delay_seconds": 0.02}))
+        # It is to last until the other one has been taken, even if the machine stalls.
+        long = own_client.run(chat(stream=True, script={"tokens": 150, "delay_seconds": 0.06}))
         wait_for_tokens(worker)
         worker.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping:" in worker.log.read_text())

@@ -50,7 +50,8 @@ class WorkerProcess:
 
     def engine(self, path: str) -> Any:
         """What the engine says at `/_engine/...`."""
-        return httpx.get(f"http://127.0.0.1:{self.engine_port}/_engine/{path}").json()
+        url = f"http://127.0.0.1:{self.engine_port}/_engine/{path}"
+        return httpx.get(url, timeout=30).json()
 
     def kill_engine(self) -> None:
         """SIGKILL for the engine's process."""
