@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.proxy.conftest import KEY
-from tests.servers import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -22,10 +22,8 @@ class Proxy:
     def __init__(
         self, runpod_url: str, *, state_dir: str | Path, runpod_api_key: str = "rp", **changes: Any
     ) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
         self.state_dir = Path(state_dir)
-        settings = {"api_keys": KEY, "models": "m", "port": port, "keep_alive_seconds": 1} | changes
+        settings = {"api_keys": KEY, "models": "m", "port": 0, "keep_alive_seconds": 1} | changes
         environment = {f"PROXY_{name.upper()}": str(value) for name, value in settings.items()} | {
             "RUNPOD_API_KEY": runpod_api_key,
             "RUNPOD_ENDPOINT_ID": "ep",
@@ -36,7 +34,10 @@ class Proxy:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "proxy"], cwd=ROOT, env=os.environ | environment
         )
-        self.client = httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"})
+        wait_until(lambda: self._ports() != [], seconds=60)
+        self.url = f"http://127.0.0.1:{self._ports()[0]}"
+        headers = {"authorization": f"Bearer {KEY}"}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=30)
         wait_until(self._is_up, seconds=60)
 
     def journal(self) -> list[str]:
@@ -53,6 +54,11 @@ class Proxy:
         self.client.close()
         self.process.kill()
         self.process.wait()
+
+    def _ports(self) -> list[int]:
+        """Where it listens: the kernel chose the port, so that nobody else can have taken it."""
+        found = psutil.Process(self.process.pid).net_connections("tcp")
+        return [here.laddr.port for here in found if here.status == psutil.CONN_LISTEN]
 
     def _is_up(self) -> bool:
         try:
