@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,11 @@ class ScriptedRunPod:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: one server serves many tests."""
+        """Forget everything: one server serves many tests.
+
+        What still comes for jobs of an earlier one takes nothing from this one's script.
+        """
+        self._jobs_here: set[str] = set()
         self.script: Sequence[Page | Fault] = []
         self.final: dict[str, Any] | None = None
         self.states: list[dict[str, Any]] = []
@@ -65,6 +70,8 @@ class ScriptedRunPod:
         self.status_delay_seconds = 0.0
         self.run_answers: list[Response] = []
         self.run_delay_seconds = 0.0
+        self.run_hold: threading.Event | None = None
+        """/run is answered only after this is set."""
         self.cancel_answers: list[Response] = []
         self.job_id = ""
         self.jobs: list[dict[str, Any]] = []
@@ -82,20 +89,32 @@ class ScriptedRunPod:
     async def _run(self, request: Request) -> Response:
         raw = await request.body()
         body = json.loads(raw)
+        jobs_here = self._jobs_here
         if self.run_answers:
             answer = self.run_answers.pop(0)
-            await asyncio.sleep(self.run_delay_seconds)
+            await self._hold_run()
             return answer
         self.raw_jobs.append(raw)
         self.jobs.append(body)
         self.endpoints.append(request.path_params["endpoint"])
         self.keys.append(request.headers["authorization"])
+        await self._hold_run()
+        job_id = f"job-{next(self._serial)}"
+        jobs_here.add(job_id)
+        if jobs_here is self._jobs_here:
+            self.job_id = job_id
+        return _json({"id": job_id, "status": "IN_QUEUE"})
+
+    async def _hold_run(self) -> None:
+        hold = self.run_hold
         await asyncio.sleep(self.run_delay_seconds)
-        self.job_id = f"job-{next(self._serial)}"
-        return _json({"id": self.job_id, "status": "IN_QUEUE"})
+        if hold is not None:
+            await wait_for(hold, seconds=30)
 
     async def _stream(self, request: Request) -> Response:
         job = request.path_params["job"]
+        if job not in self._jobs_here:
+            return Response(status_code=404)
         if job in self.cancelled:
             return _json({"status": "CANCELLED", "stream": []})
         if (own := self.scripts.get(request.path_params["endpoint"])) is not None:
@@ -110,7 +129,8 @@ class ScriptedRunPod:
         if step.hold is not None:
             await wait_for(step.hold, seconds)
             if not step.hold.is_set():
-                self.stream_calls -= 1
+                if job in self._jobs_here:  # not after this test
+                    self.stream_calls -= 1
                 return _json({"status": step.status, "stream": []})
         elif is_repeated and step.status not in TERMINAL:
             await asyncio.sleep(seconds)
@@ -118,6 +138,8 @@ class ScriptedRunPod:
         return _json({"status": step.status, "stream": [{"output": out} for out in outputs]})
 
     async def _status(self, request: Request) -> Response:
+        if request.path_params["job"] not in self._jobs_here:
+            return Response(status_code=404)
         await asyncio.sleep(self.status_delay_seconds)
         if self.states:
             return _json(self.states.pop(0))
@@ -134,19 +156,19 @@ class ScriptedRunPod:
         return _json({"jobs": {"inQueue": self.in_queue}, "workers": self.workers})
 
     async def _cancel(self, request: Request) -> Response:
-        if self.cancel_answers:
+        job = request.path_params["job"]
+        if job in self._jobs_here and self.cancel_answers:
             return self.cancel_answers.pop(0)
-        if request.path_params["job"] == self.job_id:  # not one of an earlier test
-            self.cancelled.append(self.job_id)
-        return _json({"id": request.path_params["job"], "status": "CANCELLED"})
+        if job == self.job_id:  # not one of an earlier test
+            self.cancelled.append(job)
+        return _json({"id": job, "status": "CANCELLED"})
 
 
 async def wait_for(event: threading.Event, seconds: float) -> None:
     """Until the event is set, at most this long."""
     # The event is set from the test's thread, so it is looked at rather than awaited.
-    for _ in range(int(seconds / 0.01)):
-        if event.is_set():
-            return
+    deadline = time.monotonic() + seconds
+    while not event.is_set() and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
 
 

@@ -46,20 +46,21 @@ class ScriptedServer:
         """How many answers are being sent."""
 
     async def _serve(self, request: Request) -> Response:
+        body = await request.body()
         reply = self.replies[min(len(self.requests), len(self.replies) - 1)]
         self.requests.append(
             {
                 "method": request.method,
                 "path": request.url.path,
                 "headers": dict(request.headers),
-                "body": await request.body(),
+                "body": body,
             }
         )
         if reply.head_hold:
             await wait_for(reply.head_hold, seconds=30)
         if reply.content_type != "text/event-stream" and not reply.breaks and not reply.hold:
-            body = b"".join(reply.pieces)
-            return Response(body, reply.status, reply.headers, reply.content_type)
+            whole = b"".join(reply.pieces)
+            return Response(whole, reply.status, reply.headers, reply.content_type)
         return StreamingResponse(
             self._pieces(reply), reply.status, reply.headers, reply.content_type
         )
