@@ -1,10 +1,12 @@
 """A proxy in front of a RunPod that follows a script."""
 
 import atexit
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -105,3 +107,19 @@ def chat(**changes: Any) -> dict[str, Any]:
     """The body of a small chat request."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     return body | changes
+
+
+@contextmanager
+def asked(client: httpx.Client, **changes: Any) -> Iterator[None]:
+    """Send a small chat request, of which nothing is read; its client leaves with the block."""
+    connection = HTTPConnection(client.base_url.netloc.decode(), timeout=30)
+    headers = {
+        "authorization": client.headers["authorization"],
+        "content-type": "application/json",
+    }
+    body = json.dumps(chat(**changes))
+    connection.request("POST", "/v1/chat/completions", body, headers)
+    try:
+        yield
+    finally:
+        connection.close()

@@ -1,6 +1,5 @@
 """A proxy that is told to stop: streams finish in the grace time, the rest end honestly."""
 
-import http.client
 import signal
 import socket
 import threading
@@ -12,7 +11,7 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from tests.proxy.conftest import chat
+from tests.proxy.conftest import asked, chat
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_server import Reply, ScriptedServer
@@ -109,11 +108,8 @@ def test_a_job_whose_submission_runpod_has_not_answered_yet_is_cancelled(
     proxy: Proxy, runpod: ScriptedRunPod
 ) -> None:
     runpod.run_delay_seconds = 5
-    connection = http.client.HTTPConnection(httpx.URL(proxy.url).netloc.decode(), timeout=30)
-    request = proxy.client.build_request("POST", CHAT, json=chat())
-    connection.request("POST", CHAT, request.content, dict(request.headers))
-    wait_until(lambda: runpod.jobs != [])
-    connection.close()
+    with asked(proxy.client):
+        wait_until(lambda: runpod.jobs != [])
     proxy.client.close()
     proxy.process.send_signal(signal.SIGTERM)
     assert proxy.process.wait(timeout=30) == 0
