@@ -9,6 +9,7 @@ import itertools
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,9 +83,15 @@ class ScriptedRunPod:
         """Scripts of single endpoints, in place of `script`; each page is given once."""
         self.workers: dict[str, int] = {}
         self.in_queue = 0
-        self.health_calls = 0
+        self.looks: Counter[str] = Counter()
+        """How often /health was asked, by endpoint: proxies of other tests look as well."""
         self.cancelled: list[str] = []
         self.stream_calls = 0
+
+    @property
+    def health_calls(self) -> int:
+        """How often /health was asked for any of them."""
+        return self.looks.total()
 
     async def _run(self, request: Request) -> Response:
         raw = await request.body()
@@ -152,7 +159,7 @@ class ScriptedRunPod:
         return _json({"status": last.status, "output": outputs})
 
     async def _health(self, request: Request) -> Response:
-        self.health_calls += 1
+        self.looks[request.path_params["endpoint"]] += 1
         return _json({"jobs": {"inQueue": self.in_queue}, "workers": self.workers})
 
     async def _cancel(self, request: Request) -> Response:
@@ -168,7 +175,7 @@ async def wait_for(event: threading.Event, seconds: float) -> None:
     """Until the event is set, at most this long."""
     # The event is set from the test's thread, so it is looked at rather than awaited.
     deadline = time.monotonic() + seconds
-    while not event.is_set() and time.monotonic() < deadline:
+    while not event.is_set() and time.monotonic() < deadline:  # noqa: ASYNC110 - see above
         await asyncio.sleep(0.01)
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import pytest
 from starlette.responses import Response
 
 from proxy.app import create_app
-from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_server import WORKER, Reply, ScriptedServer
 from tests.proxy.test_metrics import value
 from tests.proxy.test_requests import error_of
 from tests.proxy.test_shield import TITLE
-from tests.proxy.test_streaming import BODY, FRAMES, event, last_error
+from tests.proxy.test_streaming import BODY, FRAMES, event, last_error, stream
 from tests.servers import serve
 from tests.waiting import wait_until
 
@@ -29,7 +29,9 @@ CONFIG = """
 [endpoints.spare]
 [models.m]
 endpoint = "gpu"
-queue_timeout_seconds = 3
+fallback = {{ url = "{url}/v1", model = "cloud-model", api_key_env = "CLOUD_KEY" }}
+[models.hasty]
+endpoint = "gpu"
 fallback = {{ url = "{url}/v1", model = "cloud-model", api_key_env = "CLOUD_KEY" }}
 fallback_after_seconds = 1
 [models.n]
@@ -46,6 +48,7 @@ endpoint = "spare"
 fallback = "n"
 """
 PLAIN = {"seq": 0, "status": 200, "content_type": "application/json", "text": "1", "end": True}
+TOO_MANY = {"status": "FAILED", "error": str({"message": "", "code": 429})}
 CLOUD = Reply(200, [b'{"from": "the cloud"}'], headers={})
 
 
@@ -84,35 +87,36 @@ def test_a_model_that_answers_is_not_replaced(
 
 
 @pytest.mark.parametrize(
-    ("run_answers", "script", "final"),
+    ("model", "run_answers", "script", "final"),
     [
-        ([Response(status_code=401)], [], None),
-        ([Response(status_code=500)], [], None),
-        ([], [Page("FAILED")], {"status": "FAILED", "error": "job timed out after 1 retries"}),
-        ([], [Page("COMPLETED")], {"status": "COMPLETED"}),
-        ([], [Page("COMPLETED", [PLAIN | {"status": 503}])], None),
-        ([], [Page("COMPLETED", [PLAIN | {"status": 429}])], None),
-        ([], [Page("FAILED")], {"status": "FAILED", "error": str({"message": "", "code": 429})}),
-        ([], [Page("IN_QUEUE")], None),
-        ([], [Page("IN_PROGRESS")], None),
+        ("m", [Response(status_code=401)], [], None),
+        ("m", [Response(status_code=500)], [], None),
+        ("m", [], [Page("FAILED")], {"status": "FAILED", "error": "job timed out after 1 retries"}),
+        ("m", [], [Page("COMPLETED")], {"status": "COMPLETED"}),
+        ("m", [], [Page("COMPLETED", [PLAIN | {"status": 503}])], None),
+        ("m", [], [Page("COMPLETED", [PLAIN | {"status": 429}])], None),
+        ("m", [], [Page("FAILED")], TOO_MANY),
+        ("hasty", [], [Page("IN_QUEUE")], None),
+        ("hasty", [], [Page("IN_PROGRESS")], None),
     ],
 )
 def test_a_model_that_fails_or_is_too_cold_is_answered_by_the_cloud(
     client: httpx.Client,
     runpod: ScriptedRunPod,
     cloud: ScriptedServer,
+    model: str,
     run_answers: list[Response],
     script: list[Page],
     final: dict[str, Any] | None,
 ) -> None:
     runpod.run_answers, runpod.script, runpod.final = run_answers, script, final
-    response = client.post(CHAT, json=chat(x=[1.50]))
+    response = client.post(CHAT, json=chat(model=model, x=[1.50]))
     assert (response.status_code, response.json()) == (200, {"from": "the cloud"})
     (request,) = cloud.requests
     assert request["path"] == CHAT
     assert request["headers"]["authorization"] == "Bearer sk-cloud"
     assert httpx.Response(200, content=request["body"]).json()["model"] == "cloud-model"
-    if script and script[0].status in ("IN_QUEUE", "IN_PROGRESS"):
+    if model == "hasty":
         wait_until(lambda: runpod.job_id in runpod.cancelled)
 
 
@@ -121,10 +125,10 @@ def test_a_stream_is_taken_over_before_its_first_byte_only(
 ) -> None:
     cloud.replies = [Reply(200, [BODY.encode()], headers={}, content_type=SSE)]
     runpod.script = [Page("IN_QUEUE")]
-    assert client.post(CHAT, json=chat(stream=True)).text.endswith(BODY)
+    assert stream(client, model="hasty") == (200, BODY)
     runpod.reset()
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("FAILED")]
-    text = client.post(CHAT, json=chat(stream=True)).text
+    _, text = stream(client)
     assert text.startswith(event("Grüße "))
     assert last_error(text)["code"] == "worker_failed"
     assert len(cloud.requests) == 1
@@ -200,8 +204,8 @@ def test_an_endpoint_that_is_well_again_is_asked_again_though_nobody_lists_it(
     runpod.workers, runpod.script = {"unhealthy": 2}, [Page("COMPLETED", [PLAIN])]
     wait_until(lambda: client.get("/v1/models/m").json()["state"] == "unhealthy")
     looks = 0
-    while looks < runpod.health_calls:  # until nobody looks any more
-        looks = runpod.health_calls
+    while looks < runpod.looks["gpu"]:  # until nobody looks any more
+        looks = runpod.looks["gpu"]
         time.sleep(1.5)
     runpod.workers = {}
     wait_until(lambda: client.post(CHAT, json=chat()).text == "1")
@@ -221,20 +225,12 @@ def test_a_uis_own_request_goes_to_the_fallback_while_the_gpu_sleeps(
     assert runpod.jobs == []
 
 
-@contextmanager
-def _left(client: httpx.Client, body: dict[str, Any]) -> Iterator[None]:
-    with client.stream("POST", CHAT, json=body) as response:
-        pieces = response.iter_bytes()
-        next(pieces)
-        yield
-
-
 def test_a_client_that_leaves_the_fallback_closes_that_too(
     client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
 ) -> None:
     pieces = [event("a").encode(), event("b").encode()]
     cloud.replies = [Reply(200, pieces, {}, SSE, hold=threading.Event())]
     runpod.script = [Page("IN_QUEUE")]
-    with _left(client, chat(stream=True)):
+    with asked(client, model="hasty", stream=True):
         wait_until(lambda: cloud.open == 1)
     wait_until(lambda: cloud.open == 0)

@@ -1,5 +1,6 @@
 """A load-balancing endpoint: plain HTTP to a worker, waited for, passed on, and hung up on."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,12 @@ import openai
 import pytest
 
 from proxy.app import create_app
-from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.scripted_runpod import ScriptedRunPod
 from tests.proxy.scripted_server import Reply, ScriptedServer
 from tests.proxy.test_requests import error_of
-from tests.proxy.test_streaming import BODY, event, last_error
-from tests.servers import free_port, serve
+from tests.proxy.test_streaming import BODY, event, last_error, stream
+from tests.servers import serve
 from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
@@ -31,8 +32,7 @@ url = "{url}"
 endpoint = "lb"
 served_as = "org/m"
 queue_timeout_seconds = {queue}
-idle_timeout_seconds = 2
-first_token_timeout_seconds = 2
+idle_timeout_seconds = {idle}
 """
 NOBODY = [
     Reply(400, [b'{"error": "timed out waiting for worker"}'], headers={}),
@@ -42,8 +42,9 @@ NOBODY = [
 OK = Reply(200, [b'{"ok":  true}'])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server_at() -> Iterator[tuple[ScriptedServer, str]]:
+    """A server of this test alone: a call that another one gave up may still come in."""
     server = ScriptedServer()
     with serve(server.app) as url:
         yield server, url
@@ -51,7 +52,6 @@ def server_at() -> Iterator[tuple[ScriptedServer, str]]:
 
 @pytest.fixture
 def server(server_at: tuple[ScriptedServer, str]) -> ScriptedServer:
-    server_at[0].reset()
     return server_at[0]
 
 
@@ -68,9 +68,11 @@ def start(
     """A client of a proxy in front of the scripted server."""
 
     @contextmanager
-    def begin(queue: float = 20, url: str = "", **changes: Any) -> Iterator[httpx.Client]:
+    def begin(
+        queue: float = 60, idle: float = 60, url: str = "", **changes: Any
+    ) -> Iterator[httpx.Client]:
         path = tmp_path / "proxy.toml"
-        path.write_text(CONFIG.format(url=url or server_at[1], queue=queue))
+        path.write_text(CONFIG.format(url=url or server_at[1], queue=queue, idle=idle))
         settings = settings_for(scripted_runpod[1], config=path, **changes)
         headers = {"authorization": f"Bearer {KEY}"}
         with (
@@ -104,12 +106,13 @@ def test_a_request_reaches_the_worker_with_our_key_and_the_workers_name(
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_a_stream_arrives_byte_for_byte_however_it_was_cut(
-    client: httpx.Client, server: ScriptedServer, size: int
+    start: Start, server: ScriptedServer, size: int
 ) -> None:
     raw = BODY.encode()
     pieces = [raw[i : i + size] for i in range(0, len(raw), size)]
     server.replies = [Reply(200, pieces, content_type=SSE)]
-    response = client.post(CHAT, json=chat(stream=True))
+    with start(first_byte_hold_seconds=20, keep_alive_seconds=20) as client:  # no comments
+        response = client.post(CHAT, json=chat(stream=True))
     assert response.content == raw
     assert response.headers["content-type"].startswith(SSE)
 
@@ -191,9 +194,11 @@ def test_a_call_that_a_worker_may_have_begun_on_is_not_repeated(
 def test_a_server_that_is_not_there_yet_is_asked_again(
     start: Start, runpod: ScriptedRunPod
 ) -> None:
-    port = free_port()
-    with start(queue=1, url=f"http://127.0.0.1:{port}") as client:
-        assert error_of(client.post(CHAT, json=chat()))["code"] == "cold_start_timeout"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with start(queue=1, url=url) as client:
+            assert error_of(client.post(CHAT, json=chat()))["code"] == "cold_start_timeout"
 
 
 def test_a_connection_that_breaks_mid_stream_is_an_error_and_no_end(
@@ -201,7 +206,7 @@ def test_a_connection_that_breaks_mid_stream_is_an_error_and_no_end(
 ) -> None:
     first = event("a").encode()
     server.replies = [Reply(200, [first, first[:10]], content_type=SSE, breaks=True)]
-    text = client.post(CHAT, json=chat(stream=True)).text
+    _, text = stream(client)
     assert text.startswith(event("a"))
     assert last_error(text)["code"] == "worker_failed"
 
@@ -210,19 +215,18 @@ def test_a_stream_that_just_stops_is_an_error_and_no_end(
     client: httpx.Client, server: ScriptedServer
 ) -> None:
     server.replies = [Reply(200, [event("a").encode(), b"data: {"], content_type=SSE)]
-    text = client.post(CHAT, json=chat(stream=True)).text
+    _, text = stream(client)
     assert text.startswith(event("a"))
     assert last_error(text)["code"] == "worker_failed"
 
 
-def test_a_worker_that_falls_silent_is_hung_up_on(
-    client: httpx.Client, server: ScriptedServer
-) -> None:
+def test_a_worker_that_falls_silent_is_hung_up_on(start: Start, server: ScriptedServer) -> None:
     pieces = [event("a").encode(), event("b").encode()]
     server.replies = [Reply(200, pieces, content_type=SSE, hold=threading.Event())]
-    text = client.post(CHAT, json=chat(stream=True)).text
-    assert last_error(text)["code"] == "idle_timeout"
-    wait_until(lambda: server.open == 0)
+    with start(idle=2) as client:
+        _, text = stream(client)
+        assert last_error(text)["code"] == "idle_timeout"
+        wait_until(lambda: server.open == 0)
 
 
 @pytest.mark.parametrize("wants_stream", [True, False])
@@ -231,12 +235,8 @@ def test_a_client_that_leaves_closes_the_connection_to_the_worker(
 ) -> None:
     pieces = [event("a").encode(), event("b").encode()]
     server.replies = [Reply(200, pieces, content_type=SSE, hold=threading.Event())]
-    body, timeout = chat(stream=wants_stream), httpx.Timeout(10, read=0.5)
-    with (
-        suppress(httpx.ReadTimeout),
-        client.stream("POST", CHAT, json=body, timeout=timeout) as got,
-    ):
-        next(got.iter_bytes())
+    with asked(client, stream=wants_stream):
+        wait_until(lambda: server.open == 1)
     assert len(server.requests) == 1
     wait_until(lambda: server.open == 0)
 
