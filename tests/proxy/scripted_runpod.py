@@ -21,6 +21,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+LONGEST_HOLD_SECONDS = 100
+"""Longer than a test waits for anything, so that it does not take this for what it waits for."""
 
 
 @dataclass
@@ -116,7 +118,7 @@ class ScriptedRunPod:
         hold = self.run_hold
         await asyncio.sleep(self.run_delay_seconds)
         if hold is not None:
-            await wait_for(hold, seconds=30)
+            await wait_for(hold, LONGEST_HOLD_SECONDS)
 
     async def _stream(self, request: Request) -> Response:
         job = request.path_params["job"]

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.proxy.scripted_runpod import wait_for
+from tests.proxy.scripted_runpod import LONGEST_HOLD_SECONDS, wait_for
 
 WORKER = {"x-runpod-worker-id": "w1"}
 
@@ -57,7 +57,7 @@ class ScriptedServer:
             }
         )
         if reply.head_hold:
-            await wait_for(reply.head_hold, seconds=30)
+            await wait_for(reply.head_hold, LONGEST_HOLD_SECONDS)
         if reply.content_type != "text/event-stream" and not reply.breaks and not reply.hold:
             whole = b"".join(reply.pieces)
             return Response(whole, reply.status, reply.headers, reply.content_type)
@@ -70,7 +70,7 @@ class ScriptedServer:
         try:
             for number, piece in enumerate(reply.pieces, start=1):
                 if number == len(reply.pieces) and reply.hold:
-                    await wait_for(reply.hold, seconds=30)
+                    await wait_for(reply.hold, LONGEST_HOLD_SECONDS)
                 yield piece
             if reply.breaks:
                 raise ConnectionResetError
