@@ -95,6 +95,7 @@ VALUES = st.recursive(
     pairs=st.lists(st.tuples(st.sampled_from(["a", "b", "c\n", '"', "ü"]), VALUES), max_size=4),
     indent=st.sampled_from([None, 2]),
 )
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_name_that_stands_twice_is_always_found(
     pairs: list[tuple[str, Any]], indent: int | None
 ) -> None:
@@ -179,7 +180,10 @@ def test_a_job_above_runpods_limit_is_refused_before_it_is_sent(
 
 
 @given(content=st.binary(max_size=300) | st.text(max_size=100).map(str.encode), data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_no_bytes_at_all_make_the_proxy_fail(
     client: httpx.Client, runpod: ScriptedRunPod, content: bytes, data: st.DataObject
 ) -> None:

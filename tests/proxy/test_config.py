@@ -40,7 +40,7 @@ max_model_len = 4096
 endpoint = "two"
 served_as = "org/Large-7B"
 loras = ["sql"]
-queue_timeout_seconds = 1
+queue_timeout_seconds = 60
 low_priority = true
 """
 
@@ -127,7 +127,7 @@ def test_only_the_models_name_is_changed_in_a_body(
 def test_a_model_has_its_own_deadlines_and_priority(
     configured: Configured, runpod: ScriptedRunPod
 ) -> None:
-    with configured(TWO) as client:
+    with configured(TWO.replace("seconds = 60", "seconds = 1")) as client:
         runpod.script = [Page("IN_QUEUE")]
         refused = client.post(CHAT, json=chat(model="org/large"))
     assert error_of(refused)["code"] == "cold_start_timeout"

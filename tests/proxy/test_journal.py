@@ -8,6 +8,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -90,8 +91,8 @@ def test_a_proxy_without_a_place_for_its_journal_still_serves(
     scripted_runpod: tuple[ScriptedRunPod, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_for(scripted_runpod[1], state_dir="/proc/nowhere")
-    with serve(create_app(settings)):
-        pass
+    with serve(create_app(settings)) as url:
+        assert httpx.get(f"{url}/ready", timeout=30).status_code == 200
     assert "will not survive" in caplog.text
 
 
@@ -103,7 +104,9 @@ def test_a_proxy_that_was_killed_cancels_its_jobs_when_it_comes_back(
     first = Proxy(scripted_runpod[1], state_dir=tmp_path)
     try:
         with first.client.stream("POST", CHAT, json=chat(stream=True)) as response:
-            next(response.iter_raw())
+            pieces = response.iter_raw()
+            while b"data: " not in next(pieces):
+                pass  # its job may not have been submitted yet
             first.process.kill()
     finally:
         first.close()

@@ -76,10 +76,9 @@ def test_jobs_in_flight_and_cancelled_ones_are_counted(
 ) -> None:
     runpod.script = [Page("IN_QUEUE")]
     with fresh_client.stream("POST", CHAT, json=chat(stream=True)) as response:
-        pieces = response.iter_bytes()
-        next(pieces)
+        next(response.iter_bytes())
         waiting = {"endpoint": "ep", "phase": "waiting"}
-        assert value(fresh_client, "proxy_jobs", **waiting) == 1
+        wait_until(lambda: value(fresh_client, "proxy_jobs", **waiting) == 1)
     wait_until(lambda: value(fresh_client, "proxy_jobs_cancelled_total", endpoint="ep") == 1)
     assert value(fresh_client, "proxy_jobs", **waiting) == 0
 
