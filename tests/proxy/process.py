@@ -44,7 +44,7 @@ class Proxy:
         """The ids of the jobs in flight."""
         ids: list[str] = []
         for path in self.state_dir.glob("*.sqlite3"):
-            database = sqlite3.connect(path)
+            database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
             ids += [row[0] for row in database.execute("SELECT id FROM jobs")]
             database.close()
         return ids
