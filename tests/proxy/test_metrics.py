@@ -76,7 +76,8 @@ def test_jobs_in_flight_and_cancelled_ones_are_counted(
 ) -> None:
     runpod.script = [Page("IN_QUEUE")]
     with fresh_client.stream("POST", CHAT, json=chat(stream=True)) as response:
-        next(response.iter_bytes())
+        pieces = response.iter_bytes()  # kept: without it the connection would be closed
+        next(pieces)
         waiting = {"endpoint": "ep", "phase": "waiting"}
         wait_until(lambda: value(fresh_client, "proxy_jobs", **waiting) == 1)
     wait_until(lambda: value(fresh_client, "proxy_jobs_cancelled_total", endpoint="ep") == 1)
