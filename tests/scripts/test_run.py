@@ -223,7 +223,8 @@ def test_a_second_ctrl_c_does_not_wait_for_running_requests(start: Start) -> Non
     headers = {"Authorization": "Bearer sk-local"}
     hanging = body | {"script": {"hang_after": 1}}
     with httpx.stream("POST", url, json=hanging, headers=headers, timeout=100) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: without it the connection would be closed
+        next(lines)
         run.interrupt()
         run.wait_for("Stopping")
         run.interrupt()
