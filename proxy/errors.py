@@ -268,7 +268,7 @@ class FirstTokenTimeout(DeadlinePassed):
 
 
 class IdleTimeout(DeadlinePassed):
-    """Too long nothing has come since the last piece of the answer."""
+    """The answer began, and nothing more of it came in time."""
 
     code = "idle_timeout"
 
