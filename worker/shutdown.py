@@ -5,9 +5,9 @@ it knows nothing of vLLM. It offers no hook inside its loop either, except one: 
 concurrency modifier there, first when its own signal handlers are already in place. So the
 modifier is where we come in, put our handlers over the SDK's, and begin to watch.
 
-The SDK takes no new jobs as long as the modifier names another number than before and jobs are
-running (`JobScaler.set_scale`). That is how a worker that is about to end stops taking jobs while
-the SDK goes on to start, finish and report those it has taken.
+The SDK asks for as many jobs as are left of that number when those it has are subtracted
+(`JobScaler.get_jobs`). A worker that is about to end names one of which nothing is ever left: so it
+takes no new jobs, while the SDK goes on to start, finish and report those it has taken.
 """
 
 import asyncio
@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 JOBS_CHECK_SECONDS: Final = 0.05
 REPORT_SECONDS: Final = 5.0
 """How long jobs that were broken off have to report their error."""
+
+
+class NoneLeft(int):
+    """A number of jobs of which nothing is left, however few the worker has."""
+
+    def __sub__(self, other: int) -> int:
+        return 0
 
 
 class Shutdown:
@@ -51,13 +58,13 @@ class Shutdown:
         self._task: asyncio.Task[None] | None = None
 
     def concurrency_modifier(self, current: int) -> int:
-        """For the SDK: a constant number of jobs, or another one once the end has begun."""
+        """For the SDK: how many jobs at a time, and no new ones once the end has begun."""
         if self._task is None:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._on_signal)
             self._task = loop.create_task(self._watch())
-        return self._concurrency + (1 if self.begun else 0)
+        return NoneLeft(self._concurrency) if self.begun else self._concurrency
 
     def _on_signal(self) -> None:
         self._signals += 1
