@@ -1,12 +1,10 @@
 """A proxy in front of a RunPod that follows a script."""
 
 import atexit
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from http.client import HTTPConnection
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import httpx
@@ -14,6 +12,7 @@ import pytest
 
 from proxy.app import create_app
 from proxy.settings import Settings
+from tests.leaving import call_to_leave
 from tests.proxy.scripted_runpod import ScriptedRunPod
 from tests.servers import serve
 
@@ -109,17 +108,7 @@ def chat(**changes: Any) -> dict[str, Any]:
     return body | changes
 
 
-@contextmanager
-def asked(client: httpx.Client, **changes: Any) -> Iterator[None]:
+def asked(client: httpx.Client, **changes: Any) -> AbstractContextManager[None]:
     """Send a small chat request, of which nothing is read; its client leaves with the block."""
-    connection = HTTPConnection(client.base_url.netloc.decode(), timeout=30)
-    headers = {
-        "authorization": client.headers["authorization"],
-        "content-type": "application/json",
-    }
-    body = json.dumps(chat(**changes))
-    connection.request("POST", "/v1/chat/completions", body, headers)
-    try:
-        yield
-    finally:
-        connection.close()
+    url = str(client.base_url.join("/v1/chat/completions"))
+    return call_to_leave(url, key=KEY, body=chat(**changes))
