@@ -1,4 +1,4 @@
-"""The environment becomes settings; what is wrong with it is said; the README lists all of it."""
+"""The environment becomes settings, mistakes are named, and docs/settings.md lists them all."""
 
 import re
 import subprocess
@@ -14,6 +14,7 @@ from proxy.settings import Settings, environment_names, misspelt
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "docs/settings.md").read_text()
 ENOUGH = {"RUNPOD_API_KEY": "rp", "RUNPOD_ENDPOINT_ID": "ep", "PROXY_API_KEYS": "a, b,"}
 
 
@@ -112,19 +113,26 @@ def test_a_misspelt_name_is_told_with_the_one_that_was_meant() -> None:
     ]
 
 
-def defaults_in_readme() -> dict[str, str]:
-    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", README, re.MULTILINE)
+def rows_of(document: str) -> dict[str, str]:
+    """The defaults in a table of settings, by the variables' names."""
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", document, re.MULTILINE)
     return {name: default.strip().strip("`") for name, default in rows}
 
 
-def test_the_readme_lists_every_setting_with_its_default() -> None:
-    listed = defaults_in_readme()
+def test_the_document_lists_every_setting_with_its_default() -> None:
+    listed = rows_of(SETTINGS)
     assert sorted(listed) == sorted(environment_names())
     for name, field in zip(environment_names(), Settings.model_fields.values(), strict=True):
-        if listed[name] in ("required", "any", "all below"):
+        if listed[name] in ("required", "any", "all"):
             continue
         default = field.default if field.default not in (None, ()) else "none"
         assert str(default).lower() == listed[name].lower(), name
+
+
+def test_the_readme_lists_the_settings_that_matter_first_as_the_document_does() -> None:
+    first = rows_of(README)
+    assert 3 <= len(first) <= 8
+    assert first.items() <= rows_of(SETTINGS).items()
 
 
 def all_errors() -> list[type[errors.ProxyError]]:
