@@ -5,6 +5,7 @@
     ├── EngineFailed      503   vLLM could not be reached, or broke off its answer
     ├── WorkerStopping    503   the worker was told to stop before the answer was complete
     ├── RequestTimeout    504   the answer took longer than REQUEST_TIMEOUT
+    ├── ModelStartFailed  503   the worker could not start its model; says why and what to change
     └── UnexpectedError   500   a defect of ours
     StartError                  the worker cannot start or go on; its text is the last log line
     ├── SettingsError           an environment variable that cannot be right
@@ -18,11 +19,25 @@ import json
 import re
 import signal
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 LAST_LINES = 3
 LINE_LENGTH = 400
 _EXCEPTION = re.compile(r"\b\w+(Error|Exception): .+")
+
+StartCause = Literal[
+    "out_of_memory",
+    "context_too_long",
+    "model_not_found",
+    "model_gated",
+    "revision_not_found",
+    "architecture_unsupported",
+    "bad_flag",
+    "disk_full",
+    "driver",
+    "unknown",
+]
+"""Why a model did not start, as the proxy is told."""
 
 
 class WorkerError(Exception):
@@ -80,6 +95,17 @@ class RequestTimeout(WorkerError):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The answer was not complete within {seconds:g} seconds.")
+
+
+class ModelStartFailed(WorkerError):
+    """The worker could not start its model; `cause` is one of a few words for the proxy."""
+
+    status = 503
+    code = "model_start_failed"
+
+    def __init__(self, cause: StartCause, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class UnexpectedError(WorkerError):

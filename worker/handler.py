@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from worker.answer import Answer, VLLMClient
-from worker.errors import UnexpectedError, WorkerError
+from worker.errors import ModelStartFailed, UnexpectedError, WorkerError
 from worker.job_input import parse, wants_frames
 from worker.outputs import BareOutputs, FramedOutputs, Output, Outputs
 from worker.server import ServedModel
@@ -29,7 +29,7 @@ def create_handler(client: VLLMClient, models: Sequence[ServedModel]) -> Handler
     model = str(models[0]["id"]) if models else None
 
     async def handler(job: Job) -> AsyncGenerator[Output, None]:
-        outputs: Outputs = FramedOutputs(_new_run(), models) if wants_frames(job) else BareOutputs()
+        outputs = _outputs_for(job, models)
         answer: Answer | None = None
         try:
             answer = client.ask(parse(job, model))
@@ -50,6 +50,20 @@ def create_handler(client: VLLMClient, models: Sequence[ServedModel]) -> Handler
                 answer.close()
 
     return handler
+
+
+def create_refusing_handler(error: ModelStartFailed) -> Handler:
+    """A handler that ends each job with this error, for a worker whose model did not start."""
+
+    async def handler(job: Job) -> AsyncGenerator[Output, None]:
+        for output in _outputs_for(job, ()).fail(error):
+            yield output
+
+    return handler
+
+
+def _outputs_for(job: Job, models: Sequence[ServedModel]) -> Outputs:
+    return FramedOutputs(_new_run(), models) if wants_frames(job) else BareOutputs()
 
 
 def _new_run() -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from worker.answer import Answer
 from worker.chunks import ends_event
-from worker.errors import WorkerError
+from worker.errors import ModelStartFailed, WorkerError
 from worker.job_input import JSON
 from worker.server import ServedModel
 
@@ -68,6 +68,8 @@ class FramedOutputs:
         if self._seq > 0 and self._stream is None:
             return [{"error": error.body()}]
         frame = self._next_frame(error.status, JSON)
+        if isinstance(error, ModelStartFailed):
+            frame["start_failed"] = error.cause
         if self._stream is None:
             frame["text"] = error.body()
         else:
@@ -110,7 +112,9 @@ class BareOutputs:
         """An error event inside a stream, else a failed job."""
         if self._stream is not None:
             return [_error_event(self._stream, error, self._ends_event)]
-        return [{"error": error.body()}]
+        # The type that the official image gives to a failed start.
+        kind = "startup_error" if isinstance(error, ModelStartFailed) else None
+        return [{"error": error.body(kind)}]
 
 
 def _data(piece: bytes) -> dict[str, Any]:

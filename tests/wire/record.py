@@ -2,8 +2,9 @@
 
 Each file is one job: its `input`, the job's `outputs` as they go over the wire, and what a reader
 has to make of them: `status`, `content_type` and the `body` (or `body_base64`), byte for byte what
-the engine said. Files whose name begins with `bare` are of jobs without our proxy. Where frames are
-cut depends on timing, what they hold together does not.
+the engine said, or the worker where its model did not start. Files whose name begins with `bare`
+are of jobs without our proxy. Where frames are cut depends on timing, what they hold together does
+not.
 """
 
 import asyncio
@@ -18,7 +19,8 @@ import httpx
 from tests.engine import create_engine
 from tests.servers import serve
 from worker.answer import VLLMClient
-from worker.handler import create_handler
+from worker.errors import ModelStartFailed
+from worker.handler import create_handler, create_refusing_handler
 from worker.outputs import Output
 from worker.server import ServedModel
 
@@ -40,6 +42,8 @@ class Case:
     framed: bool = True
     piece_bytes: int = 360_000
     status: int = 200
+    start_failure: ModelStartFailed | None = None
+    """The worker's model did not start, so no engine is asked."""
 
     @property
     def input(self) -> dict[str, Any]:
@@ -54,6 +58,9 @@ def chat(**body: Any) -> dict[str, Any]:
 
 
 CHAT = "/v1/chat/completions"
+NOT_FOUND = ModelStartFailed(
+    "model_not_found", "Hugging Face has no model org/tiny-chat. Correct MODEL_NAME."
+)
 CASES = {
     "stream": Case(
         CHAT,
@@ -74,13 +81,18 @@ CASES = {
     "bare_stream": Case(CHAT, chat(stream=True, script={"tokens": 4, **SLOW}), framed=False),
     "bare_plain": Case(CHAT, chat(max_tokens=5, script=FIXED), framed=False),
     "bare_error_404": Case(CHAT, chat(model="other"), framed=False, status=404),
+    "start_failed": Case(CHAT, chat(stream=True), status=503, start_failure=NOT_FOUND),
+    "bare_start_failed": Case(
+        CHAT, chat(stream=True), framed=False, status=503, start_failure=NOT_FOUND
+    ),
 }
 
 
 async def _outputs(url: str, case: Case) -> list[Output]:
     client = VLLMClient(url, request_timeout_seconds=60, piece_bytes=case.piece_bytes)
     try:
-        handler = create_handler(client, MODELS)
+        failure = case.start_failure
+        handler = create_refusing_handler(failure) if failure else create_handler(client, MODELS)
         return [output async for output in handler({"id": JOB_ID, "input": case.input})]
     finally:
         await client.close()
@@ -111,7 +123,11 @@ def record(name: str) -> dict[str, Any]:
     with serve(create_engine()) as url:
         outputs: list[Any] = json.loads(json.dumps(asyncio.run(_outputs(url, case))))
         recorded: dict[str, Any] = {"input": case.input, "status": case.status}
-        if name == "broken_off":
+        if case.start_failure is not None:
+            recorded["content_type"] = "application/json"
+            kind = None if case.framed else "startup_error"
+            recorded["body"] = case.start_failure.body(kind)
+        elif name == "broken_off":
             recorded["content_type"] = outputs[0]["content_type"]
             recorded["body"] = body_of(outputs).decode()
         else:

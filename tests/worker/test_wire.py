@@ -47,10 +47,21 @@ def test_recorded_frames_keep_protocol_1(name: str) -> None:
     job, frames = recorded(name), recorded(name)["outputs"]
     assert [frame["seq"] for frame in frames] == list(range(len(frames)))
     assert len({frame["run"] for frame in frames}) == 1
-    assert [frame.get("models") for frame in frames] == [MODELS] + [None] * (len(frames) - 1)
+    models = None if CASES[name].start_failure else MODELS
+    assert [frame.get("models") for frame in frames] == [models] + [None] * (len(frames) - 1)
     assert (frames[0]["status"], frames[0]["content_type"]) == (job["status"], job["content_type"])
     assert [frame for frame in frames if "end" in frame] == frames[-1:]
     assert not [frame for frame in frames if "error" in frame]
+
+
+def test_a_start_that_failed_is_told_in_both_forms() -> None:
+    [frame] = recorded("start_failed")["outputs"]
+    assert (frame["status"], frame["start_failed"]) == (503, "model_not_found")
+    [failed] = recorded("bare_start_failed")["outputs"]
+    errors = [json.loads(text)["error"] for text in (frame["text"], failed["error"])]
+    assert [error["type"] for error in errors] == ["server_error", "startup_error"]
+    assert {error["code"] for error in errors} == {"model_start_failed"}
+    assert len({error["message"] for error in errors}) == 1
 
 
 def test_files_are_there_for_all_cases_and_no_others() -> None:
