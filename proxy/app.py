@@ -17,6 +17,7 @@ from proxy.dialects import OPENAI, Dialect
 from proxy.disconnect import ClientLeft
 from proxy.endpoint import create_client
 from proxy.journal import Journal
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.paths import ForgivingPaths
 from proxy.request_log import RequestLog
@@ -77,11 +78,13 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
         journal = Journal(settings.state_dir.expanduser())
         canceller = Canceller(on_ended=journal.remove)
         numbers, warmer = Metrics(), Warmer()
+        memory = Memory(settings.max_buffered_bytes)
         client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
         async with client:
             backends = Backends(settings, client, canceller, journal, numbers)
             here = app.state.services = Services(
                 settings=settings,
+                memory=memory,
                 metrics=numbers,
                 backends=backends,
                 warmer=warmer,

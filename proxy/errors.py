@@ -22,6 +22,7 @@ ProxyError                          what the client sees
 │   └── NotSent                     503  server_error           upstream_unavailable
 │       └── ConnectTimeout          503  server_error           connect_timeout
 ├── TooManyConnections              503  server_error           too_many_connections, Retry-After
+├── MemoryLimitReached              503  server_error           memory_limit_reached, Retry-After
 ├── Stopping                        503  server_error           shutting_down
 ├── ColdStartTimeout                503  server_error           cold_start_timeout, Retry-After
 ├── DeadlinePassed                  504  server_error           timeout
@@ -233,6 +234,14 @@ class TooManyConnections(ProxyError):
 
     status = 503
     code = "too_many_connections"
+    retry = True
+
+
+class MemoryLimitReached(ProxyError):
+    """The bodies and buffers of all requests hold as much memory as they may."""
+
+    status = 503
+    code = "memory_limit_reached"
     retry = True
 
 

@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 from proxy.auth import Keys
 from proxy.backends import Backends
 from proxy.config import ConfigError, load
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.models import Models
 from proxy.settings import Settings
@@ -23,6 +24,7 @@ class Services:
     """The parts of a running proxy."""
 
     settings: Settings
+    memory: Memory
     metrics: Metrics
     backends: Backends
     warmer: Warmer

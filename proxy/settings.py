@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     """debug, info, warning or error."""
     max_body_bytes: int = Field(default=10_000_000 - JOB_OVERHEAD_BYTES, gt=0)
     """The largest request body. RunPod's /run takes 10 MB, our part of the job included."""
+    max_buffered_bytes: int = Field(default=512 * 2**20, gt=0)
+    """How much memory the bodies of requests and the buffers of answers may hold, all together."""
     max_header_bytes: int = Field(default=65_536, gt=0)
     """The largest request line and headers together."""
     max_connections: int = Field(default=4096, gt=0)

@@ -1,0 +1,60 @@
+"""What the bodies of requests and the buffers of answers may hold in memory, all of them together.
+
+Whoever is about to keep bytes makes a reservation and lets it grow before it reads on. Beyond the
+bound that is refused, with an error a client can act on, in place of a process that is killed.
+"""
+
+from proxy.errors import MemoryLimitReached
+
+RETRY_AFTER_MEMORY_SECONDS = 5
+
+
+class Memory:
+    """A number of bytes that all reservations share."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+
+    def reserve(self, size: int = 0) -> "Reservation":
+        """A reservation of so many bytes; raises MemoryLimitReached if there is no room."""
+        reservation = Reservation(self)
+        reservation.grow(size)
+        return reservation
+
+
+class Reservation:
+    """The bytes that one body or buffer holds; given back by `release`, or when it is dropped."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.size = 0
+        self._memory = memory
+
+    def grow(self, size: int) -> None:
+        """Reserve so many bytes more.
+
+        Raises:
+            MemoryLimitReached: there is no room; what was reserved before stays so.
+        """
+        if size > self._memory.max_bytes - self._memory.used_bytes:
+            raise MemoryLimitReached(
+                "The requests and answers under way hold as much memory as this service may use. "
+                "Try again in a while.",
+                retry_after_seconds=RETRY_AFTER_MEMORY_SECONDS,
+            )
+        self._add(size)
+
+    def shrink(self, size: int) -> None:
+        """Give so many bytes back."""
+        self._add(-size)
+
+    def release(self) -> None:
+        """Give all of it back. It may grow again."""
+        self._add(-self.size)
+
+    def __del__(self) -> None:
+        self.release()
+
+    def _add(self, size: int) -> None:
+        self.size += size
+        self._memory.used_bytes += size
