@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from proxy import config, errors, openapi
 from proxy.auth import Keys
-from proxy.backends import Backends
+from proxy.backends.registry import Backends
 from proxy.cancellation import Canceller
 from proxy.dialects import OPENAI, Dialect
 from proxy.disconnect import ClientLeft

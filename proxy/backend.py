@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import msgspec
 
 from proxy.answer import Answer, JobAnswer
+from proxy.backends.deadlines import Terms
 from proxy.call import Call
-from proxy.job import Terms
 from proxy.jobs import Jobs
 from proxy.metrics import Metrics
 from proxy.watch import Watch

@@ -215,7 +215,9 @@ class Endpoint:
         except httpx.ConnectError as exc:
             raise NotSent("RunPod could not be reached.") from exc
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
-            raise ConnectTimeout("The connection to RunPod took too long.") from exc
+            raise ConnectTimeout(
+                f"No connection to RunPod for {timeout.connect:g} s (connect_timeout_seconds)."
+            ) from exc
         except httpx.HTTPError as exc:
             raise UpstreamUnavailable("The connection to RunPod broke.") from exc
 

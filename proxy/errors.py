@@ -254,10 +254,19 @@ class Stopping(ProxyError):
 
 
 class ColdStartTimeout(ProxyError):
-    """No worker took the job in time. The GPU may be up when the client tries again."""
+    """No worker took the call in time. The GPU may be up when the client tries again."""
 
     status = 503
     code = "cold_start_timeout"
+
+    def __init__(
+        self, seconds: float, setting: str, reason: str, *, retry_after_seconds: float
+    ) -> None:
+        super().__init__(
+            f"No worker took the request for {seconds:g} s ({setting}): {reason}. "
+            "Try again in a while.",
+            retry_after_seconds=retry_after_seconds,
+        )
 
 
 class DeadlinePassed(ProxyError):
@@ -272,8 +281,10 @@ class FirstTokenTimeout(DeadlinePassed):
 
     code = "first_token_timeout"
 
-    def __init__(self) -> None:
-        super().__init__("The worker took too long to begin.")
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"No first output from the worker for {seconds:g} s (first_token_timeout_seconds)."
+        )
 
 
 class IdleTimeout(DeadlinePassed):
@@ -281,8 +292,8 @@ class IdleTimeout(DeadlinePassed):
 
     code = "idle_timeout"
 
-    def __init__(self) -> None:
-        super().__init__("The worker fell silent.")
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"No output from the worker for {seconds:g} s (idle_timeout_seconds).")
 
 
 class TotalTimeout(DeadlinePassed):
@@ -290,8 +301,8 @@ class TotalTimeout(DeadlinePassed):
 
     code = "total_timeout"
 
-    def __init__(self) -> None:
-        super().__init__("The request took longer than it may in total.")
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request took longer than {seconds:g} s (total_timeout_seconds).")
 
 
 class VLLMError(ProxyError):

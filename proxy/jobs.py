@@ -2,14 +2,13 @@
 
 import asyncio
 import itertools
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.breaker import Breaker
 from proxy.cancellation import Canceller
 from proxy.endpoint import Endpoint, JobStatus
@@ -17,12 +16,11 @@ from proxy.errors import (
     EndpointOverloaded,
     NotSent,
     RequestTooLarge,
-    Stopping,
     UpstreamBusy,
     UpstreamMisconfigured,
     UpstreamUnavailable,
 )
-from proxy.job import Job, Terms, pause
+from proxy.job import Job
 from proxy.journal import Journal
 from proxy.metrics import Metrics
 from proxy.watch import Watch
@@ -30,10 +28,12 @@ from proxy.watch import Watch
 RETRY_AFTER_OVERLOAD_SECONDS = 5
 LARGEST_JOB_BYTES = 10_000_000
 """What /run takes: docs.runpod.io/serverless/endpoints/operation-reference."""
+MIN_EXECUTION_MS = 5_000
+"""RunPod's lower limit of policy.executionTimeout; that of policy.ttl is twice as long."""
+TTL_MARGIN_SECONDS = 60
 REPEATS = 2
 """How often a submission that did not reach RunPod is repeated."""
-STOP_LOOK_SECONDS = 0.5
-"""How soon a request whose job is being submitted sees that the grace time is over."""
+NOT_ACCEPTED = "RunPod has not accepted the job yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ class Jobs:
         endpoint: Endpoint,
         *,
         bounds: Bounds,
+        shutdown: Shutdown,
         watch: Watch,
         canceller: Canceller,
         journal: Journal,
@@ -81,8 +82,7 @@ class Jobs:
     ) -> None:
         self.endpoint = endpoint
         self.watch = watch
-        self.stops_at = math.inf
-        """When jobs still running are given up (monotonic clock): after `drain`."""
+        self.shutdown = shutdown
         self._bounds = bounds
         self._canceller = canceller
         self._journal = journal
@@ -111,31 +111,28 @@ class Jobs:
 
         Raises:
             EndpointOverloaded: too many jobs are under way.
-            Stopping: the proxy is shutting down.
+            ColdStartTimeout, TotalTimeout, Stopping: a deadline passed before RunPod took it.
             UpstreamUnavailable, UpstreamMisconfigured, WorkerFailed: see Endpoint.run; at once,
                 if the last submissions failed as well.
         """
         self._bounds.check(live=self.live, waiting=self.waiting)
         self._breaker.check()
-        job = msgspec.json.encode({"input": job_input, "policy": terms.policy})
+        job = msgspec.json.encode({"input": job_input, "policy": _policy(terms)})
         if len(job) > LARGEST_JOB_BYTES:
             raise RequestTooLarge("The request is larger than a job of RunPod may be.")
         state = _Submission()
-        submission = asyncio.create_task(self._run(job, terms, state))
+        deadlines = Deadlines(terms, self.shutdown, lambda: NOT_ACCEPTED)
+        submission = asyncio.create_task(self._run(job, deadlines, state))
         self._submissions.add(submission)
         submission.add_done_callback(self._submitted)
         try:
-            while not submission.done():
-                if time.monotonic() >= self.stops_at:
-                    raise Stopping("The proxy is shutting down. Please send the request again.")
-                await asyncio.wait({submission}, timeout=STOP_LOOK_SECONDS)
-        except (asyncio.CancelledError, Stopping):
+            return await deadlines.result(submission)
+        except BaseException:
             state.is_left = True
             submission.add_done_callback(_close_late)
             if not state.is_calling:
                 submission.cancel()
             raise
-        return submission.result()
 
     def release(self, job: Job, *, is_running: bool) -> None:
         """Nobody waits for this job any more; unless it has ended it is cancelled."""
@@ -149,28 +146,23 @@ class Jobs:
             self._metrics.note_cancelled(self.endpoint.name)
             self._canceller.cancel(self.endpoint, job.id, is_running=is_running)
 
-    def drain(self, seconds: float) -> None:
-        """Let jobs go on for this long; those that have not ended then raise Stopping."""
-        self.stops_at = time.monotonic() + seconds
-
     async def settle(self, seconds: float) -> None:
         """Wait, at most this long, until each submission under way has led to a job or not."""
         if self._submissions:
             await asyncio.wait(self._submissions, timeout=seconds)
 
-    async def _run(self, job: bytes, terms: Terms, state: _Submission) -> Job:
-        give_up = time.monotonic() + terms.queue
+    async def _run(self, job: bytes, deadlines: Deadlines, state: _Submission) -> Job:
         for attempt in itertools.count():
             try:
                 job_id = await self.endpoint.run(
-                    job, connect_seconds=terms.connect, on_turn=state.begin
+                    job, connect_seconds=deadlines.terms.connect, on_turn=state.begin
                 )
             except (NotSent, UpstreamBusy) as exc:  # neither can have started a job
                 if state.is_left:
                     raise
                 seconds = exc.retry_after_seconds or pause(attempt)
                 is_last = attempt >= REPEATS and isinstance(exc, NotSent)
-                if is_last or time.monotonic() + seconds > give_up:
+                if is_last or seconds > deadlines.seconds_left(exc):
                     self._breaker.failed(exc)
                     raise
                 state.is_calling = False
@@ -181,7 +173,8 @@ class Jobs:
             else:
                 self._breaker.succeeded()
                 self._journal.add(self.endpoint.url, job_id)
-                return Job(job_id, self, terms)
+                deadlines.cold_start_reason = lambda: self.watch.why_nobody_answers
+                return Job(job_id, self, deadlines)
         raise AssertionError("unreachable")
 
     def _submitted(self, submission: asyncio.Task[Job]) -> None:
@@ -194,3 +187,11 @@ class Jobs:
 def _close_late(submission: asyncio.Task[Job]) -> None:
     if not submission.cancelled() and submission.exception() is None:
         submission.result().close()
+
+
+def _policy(terms: Terms) -> dict[str, int | bool]:
+    """RunPod's own limits for the job, in ms, so that one we lose sight of ends by itself."""
+    execution_ms = max(MIN_EXECUTION_MS, round(terms.total * 1000))
+    ttl_ms = round((terms.queue + terms.total + TTL_MARGIN_SECONDS) * 1000)
+    limits: dict[str, int | bool] = {"executionTimeout": execution_ms, "ttl": ttl_ms}
+    return limits | ({"lowPriority": True} if terms.low_priority else {})

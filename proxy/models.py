@@ -9,10 +9,10 @@ from typing import Any
 from proxy.answer import Answer
 from proxy.auth import Key
 from proxy.backend import Backend
+from proxy.backends.deadlines import Terms
 from proxy.call import Call
 from proxy.errors import InvalidRequest, ModelNotFound, ResponseNotFound
 from proxy.fallback import FallbackAnswer
-from proxy.job import Terms
 from proxy.keep_alive import Mode
 from proxy.metrics import Metrics
 from proxy.watch import State

@@ -9,29 +9,23 @@ https://docs.runpod.io/serverless/load-balancing/overview and .../worker-affinit
 
 import asyncio
 import itertools
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import httpx
 
+from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.call import Call
 from proxy.endpoint import JobStatus
 from proxy.errors import (
-    ColdStartTimeout,
     ConnectTimeout,
-    FirstTokenTimeout,
-    IdleTimeout,
     ProxyError,
-    Stopping,
-    TotalTimeout,
     UpstreamMisconfigured,
     UpstreamUnavailable,
     WorkerFailed,
 )
 from proxy.events import WholeEvents
-from proxy.job import RETRY_AFTER_COLD_START_SECONDS, Terms, pause
 from proxy.jobs import Bounds
 from proxy.watch import Watch
 from proxy.wire import JSON, Head
@@ -56,6 +50,7 @@ class Relay:
         api_key: str,
         *,
         bounds: Bounds,
+        shutdown: Shutdown,
         watch: Watch | None = None,
         on_worker_seconds: Callable[[float], None] = lambda seconds: None,
     ) -> None:
@@ -63,8 +58,7 @@ class Relay:
         self.watch = watch
         self.on_worker_seconds = on_worker_seconds
         """Told of each answer how long a worker was at it."""
-        self.stops_at = math.inf
-        """When calls still running are given up (monotonic clock): after `drain`."""
+        self.shutdown = shutdown
         self._bounds = bounds
         self._live: set[RelayedAnswer] = set()
         self._client = client
@@ -87,10 +81,6 @@ class Relay:
             timeout=httpx.Timeout(None, connect=terms.connect),
         )
         return RelayedAnswer(self, request, call.route.dialect.ends, terms)
-
-    def drain(self, seconds: float) -> None:
-        """Let calls go on for this long; those that have not ended then raise Stopping."""
-        self.stops_at = time.monotonic() + seconds
 
     def admit(self, answer: "RelayedAnswer") -> None:
         """Count an answer as under way; raises EndpointOverloaded if there are too many."""
@@ -119,9 +109,8 @@ class RelayedAnswer:
         self._relay = relay
         self._request = request
         self._events = WholeEvents(ends)
-        self._terms = terms
-        self._began = self._moved = self._answered = time.monotonic()
-        self._has_output = False
+        self._deadlines = Deadlines(terms, relay.shutdown, self._cold_start_reason)
+        self._answered = time.monotonic()
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._reading: asyncio.Task[bytes | None] | None = None
@@ -140,7 +129,8 @@ class RelayedAnswer:
         if self._relay.watch is not None and is_workers_own:
             self._relay.watch.note_answer()
         self._chunks = response.aiter_bytes()
-        self._moved = self._answered = time.monotonic()
+        self._answered = time.monotonic()
+        self._deadlines.note_started()
         self.head = Head(response.status_code, response.headers.get("content-type", JSON))
         return b""
 
@@ -172,7 +162,10 @@ class RelayedAnswer:
             except httpx.ConnectError:
                 failure = UpstreamUnavailable("The model's server could not be reached.")
             except (httpx.ConnectTimeout, httpx.PoolTimeout):
-                failure = ConnectTimeout("The connection to the model's server took too long.")
+                failure = ConnectTimeout(
+                    "No connection to the model's server for "
+                    f"{self._deadlines.terms.connect:g} s (connect_timeout_seconds)."
+                )
             except httpx.HTTPError as exc:
                 # A worker may have begun on it: no second one is asked.
                 raise UpstreamUnavailable("The connection to the model's server broke.") from exc
@@ -181,7 +174,7 @@ class RelayedAnswer:
             if self._relay.watch is None:
                 raise failure
             self._relay.watch.touch()
-            await asyncio.sleep(min(pause(attempt), self._seconds_left()))
+            await self._deadlines.sleep(pause(attempt))
         raise AssertionError("unreachable")
 
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
@@ -191,9 +184,7 @@ class RelayedAnswer:
         """
         task = asyncio.create_task(work)
         try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=min(self._terms.poll, self._seconds_left()))
-            return task.result()
+            return await self._deadlines.result(task)
         finally:
             task.cancel()
 
@@ -227,42 +218,20 @@ class RelayedAnswer:
         """The next bytes, or none if nothing came for a while; None at the end."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
-        seconds = min(self._terms.poll, self._seconds_left())
-        done, _ = await asyncio.wait({self._reading}, timeout=seconds)
-        if not done:
+        if not await self._deadlines.wait(self._reading, self._deadlines.terms.poll):
             return b""
         reading, self._reading = self._reading, None
         try:
             chunk = reading.result()
         except httpx.HTTPError as exc:
             raise WorkerFailed("The connection to the model's server broke.") from exc
-        self._moved, self._has_output = time.monotonic(), True
+        self._deadlines.note_output()
         return chunk
 
     async def _read(self) -> bytes | None:
         assert self._chunks is not None
         return await anext(self._chunks, None)
 
-    def _seconds_left(self) -> float:
-        """Until the next deadline; raises the error that belongs to one that has passed."""
-        now = time.monotonic()
-        if (stop_left := self._relay.stops_at - now) <= 0:
-            raise Stopping("The proxy is shutting down. Please send the request again.")
-        if (left := self._began + self._terms.total - now) <= 0:
-            raise TotalTimeout
-        limit, error = self._limit()
-        if (phase_left := self._moved + limit - now) <= 0:
-            raise error
-        return min(stop_left, left, phase_left)
-
-    def _limit(self) -> tuple[float, ProxyError]:
-        if self.head is None:
-            watch = self._relay.watch
-            reason = watch.why_nobody_answers if watch else "its server does not answer"
-            return self._terms.queue, ColdStartTimeout(
-                f"No worker took the request in time: {reason}. Try again in a while.",
-                retry_after_seconds=RETRY_AFTER_COLD_START_SECONDS,
-            )
-        if self._has_output:
-            return self._terms.idle, IdleTimeout()
-        return self._terms.first_token, FirstTokenTimeout()
+    def _cold_start_reason(self) -> str:
+        watch = self._relay.watch
+        return watch.why_nobody_answers if watch else "its server does not answer"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from starlette.requests import HTTPConnection
 
 from proxy.auth import Keys
-from proxy.backends import Backends
+from proxy.backends.registry import Backends
 from proxy.config import ConfigError, load
 from proxy.memory import Memory
 from proxy.metrics import Metrics

@@ -15,9 +15,9 @@ from typing import Any, Final
 import msgspec
 
 from proxy.answer import Answer
+from proxy.backends.deadlines import Terms
 from proxy.call import Call, JSONContent
 from proxy.endpoint import JobStatus
-from proxy.job import Terms
 from proxy.models import Model
 from proxy.rewriting import wants_usage
 from proxy.watch import State

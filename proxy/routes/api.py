@@ -12,10 +12,10 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from proxy.allowed import route_of
 from proxy.answer import Answer, rest_of
 from proxy.auth import Key
+from proxy.backends.deadlines import Terms
 from proxy.call import Call, read_call
 from proxy.disconnect import unless_client_leaves
 from proxy.errors import InvalidRequest
-from proxy.job import Terms
 from proxy.keep_alive import keep_alive
 from proxy.models import Model
 from proxy.rewriting import Rewriter, asking_for_usage
@@ -83,7 +83,8 @@ def _terms(request: Request, model: Model, key: Key) -> Terms:
     if (patience := request.headers.get(PATIENCE)) is not None:
         if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", patience) or float(patience) <= 0:
             raise InvalidRequest(f"The header {PATIENCE} is not a number of seconds.")
-        terms = replace(terms, queue=min(terms.queue, float(patience)))
+        if float(patience) < terms.queue:
+            terms = replace(terms, queue=float(patience), queue_setting=PATIENCE)
     return terms
 
 

@@ -14,10 +14,12 @@ from starlette.responses import Response
 
 from proxy import jobs
 from proxy.app import create_app
-from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_cancellation import is_refused, submissions
 from tests.proxy.test_metrics import value
-from tests.proxy.test_streaming import CHAT, FRAMES, PATIENT
+from tests.proxy.test_requests import error_of
+from tests.proxy.test_streaming import CHAT, FRAMES, PATIENT, last_error
 from tests.servers import free_port, serve
 from tests.waiting import wait_until
 
@@ -203,3 +205,30 @@ def test_a_place_is_free_again_after_every_kind_of_end(
         runpod.reset()
         runpod.run_answers = [Response(status_code=500)]
         assert fresh_client.post(CHAT, json=chat()).status_code == 503
+
+
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_a_deadline_holds_while_runpod_wants_no_submissions(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, wants_stream: bool
+) -> None:
+    runpod.run_answers = [Response(status_code=429, headers={"retry-after": "60"})]
+    with asked(fresh_client):
+        wait_until(lambda: is_refused(fresh_client))
+        headers = {"x-cold-start-timeout": "1"}  # for one that must wait behind that refusal
+        response = fresh_client.post(CHAT, json=chat(stream=wants_stream), headers=headers)
+    error = last_error(response.text) if wants_stream else error_of(response)
+    assert error["code"] == "cold_start_timeout"
+    assert "for 1 s (x-cold-start-timeout): RunPod has not accepted the job" in error["message"]
+    wait_until(lambda: submissions(fresh_client) == 0)
+    assert runpod.jobs == []
+
+
+def test_a_submission_that_is_answered_after_a_deadline_is_cancelled(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.run_hold = threading.Event()
+    response = fresh_client.post(CHAT, json=chat(), headers={"x-cold-start-timeout": "1"})
+    assert error_of(response)["code"] == "cold_start_timeout"
+    assert (len(runpod.jobs), runpod.cancelled) == (1, [])
+    runpod.run_hold.set()
+    wait_until(lambda: runpod.job_id in runpod.cancelled)

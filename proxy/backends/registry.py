@@ -8,10 +8,10 @@ from dataclasses import replace
 import httpx
 
 from proxy.backend import Backend, QueueBackend
+from proxy.backends.deadlines import Shutdown, Terms
 from proxy.cancellation import Canceller
 from proxy.config import Config, EndpointConfig, FallbackURL, ModelConfig, secret
 from proxy.endpoint import Endpoint, Limits
-from proxy.job import Terms
 from proxy.jobs import Bounds, Jobs
 from proxy.journal import Journal
 from proxy.metrics import Metrics
@@ -44,6 +44,7 @@ class Backends:
         self._canceller = canceller
         self._journal = journal
         self._metrics = metrics
+        self._shutdown = Shutdown()
         self._made: dict[tuple[str, EndpointConfig | FallbackURL], QueueBackend | Relay] = {}
 
     def build(self, config: Config) -> Models:
@@ -86,8 +87,7 @@ class Backends:
 
     def drain(self, seconds: float) -> None:
         """Let all calls go on for this long; those that have not ended then raise Stopping."""
-        for backend in self._made.values():
-            (backend.jobs if isinstance(backend, QueueBackend) else backend).drain(seconds)
+        self._shutdown.begin(seconds)
 
     async def close(self, seconds: float) -> None:
         """Look after no endpoint any more; jobs still being submitted are awaited this long."""
@@ -133,6 +133,7 @@ class Backends:
                 config.url or LOAD_BALANCING_URL.format(id=endpoint_id),
                 api_key,
                 bounds=bounds,
+                shutdown=self._shutdown,
                 watch=watch,
                 on_worker_seconds=lambda seconds: self._metrics.note_worker_seconds(
                     name, seconds, config.price_per_second
@@ -141,6 +142,7 @@ class Backends:
         jobs = Jobs(
             endpoint,
             bounds=bounds,
+            shutdown=self._shutdown,
             watch=watch,
             canceller=self._canceller,
             journal=self._journal,
@@ -197,6 +199,8 @@ class Backends:
         if key not in self._made:
             api_key = self._api_key(fallback.api_key_env)
             bounds = Bounds(self._settings.max_requests, self._settings.max_waiting)
-            self._made[key] = Relay(self._client, fallback.url, api_key, bounds=bounds)
+            self._made[key] = Relay(
+                self._client, fallback.url, api_key, bounds=bounds, shutdown=self._shutdown
+            )
         second = replace(model, backend=self._made[key], served_as=fallback.model)
         return replace(model, fallback=second)
