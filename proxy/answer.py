@@ -5,9 +5,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
+import msgspec
+
 from proxy.endpoint import JobStatus
 from proxy.errors import DeadlinePassed, ProxyError, WorkerFailed
-from proxy.failure import error_from
+from proxy.failure import error_from, model_start_failed
 from proxy.job import Job
 from proxy.metrics import Metrics
 from proxy.wire import Head, Reader, reader_for
@@ -95,6 +97,8 @@ class JobAnswer:
         self._pieces = self._read(self._job)
         async for piece in self._pieces:
             if self.head is not None:
+                if self.head.start_failed is not None:
+                    raise model_start_failed(_message(piece + await rest_of(self)))
                 self._on_head(self.head, piece)
                 return piece
         raise WorkerFailed("The worker finished without an answer.")
@@ -174,3 +178,11 @@ class JobAnswer:
 
     def _reader_for(self, output: Any) -> Reader:
         return reader_for(output, wants_stream=self._wants_stream, ends=self._ends)
+
+
+def _message(body: bytes) -> Any:
+    """The message of an error envelope."""
+    try:
+        return msgspec.json.decode(body)["error"]["message"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

@@ -16,6 +16,7 @@ ProxyError                          what the client sees
 ├── EndpointOverloaded              429  requests               endpoint_overloaded, Retry-After
 ├── InternalError                   500  server_error           internal_error
 ├── WorkerFailed                    502  server_error           worker_failed
+│   └── StartCancelled              502  server_error           worker_failed
 ├── UpstreamMisconfigured           502  server_error           upstream_misconfigured
 ├── UpstreamUnavailable             503  server_error           upstream_unavailable
 │   ├── UpstreamBusy                503  server_error           upstream_unavailable, Retry-After
@@ -25,6 +26,7 @@ ProxyError                          what the client sees
 ├── MemoryLimitReached              503  server_error           memory_limit_reached, Retry-After
 ├── Stopping                        503  server_error           shutting_down
 ├── ColdStartTimeout                503  server_error           cold_start_timeout, Retry-After
+├── ModelStartFailed                503  server_error           model_start_failed
 ├── DeadlinePassed                  504  server_error           timeout
 │   ├── FirstTokenTimeout           504  server_error           first_token_timeout
 │   ├── IdleTimeout                 504  server_error           idle_timeout
@@ -199,6 +201,12 @@ class WorkerFailed(ProxyError):
     code = "worker_failed"
 
 
+class StartCancelled(WorkerFailed):
+    """The worker that held the job was shut down before it had started: no handler has seen it."""
+
+    retry = True
+
+
 class UpstreamMisconfigured(ProxyError):
     """RunPod refused our key, or knows no such endpoint."""
 
@@ -267,6 +275,13 @@ class ColdStartTimeout(ProxyError):
             "Try again in a while.",
             retry_after_seconds=retry_after_seconds,
         )
+
+
+class ModelStartFailed(ProxyError):
+    """The endpoint's worker could not start. The message has the cause, where it is known."""
+
+    status = 503
+    code = "model_start_failed"
 
 
 class DeadlinePassed(ProxyError):

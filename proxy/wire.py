@@ -27,6 +27,7 @@ import msgspec
 
 from proxy.errors import VLLMError, WorkerFailed
 from proxy.events import end_of_last_event, split_end
+from proxy.failure import start_failure
 
 PROTOCOL = 1
 SSE = "text/event-stream"
@@ -46,6 +47,9 @@ class Head:
     content_type: str
     models: tuple[dict[str, Any], ...] = ()
     """What the worker serves, if it says so: `id`, and perhaps `max_model_len`."""
+
+    start_failed: str | None = None
+    """Which cause, in a word, if the worker answers because its model could not be started."""
 
     @property
     def is_event_stream(self) -> bool:
@@ -200,6 +204,7 @@ class PieceReader:
 
     def complete(self, aggregate: Any) -> bytes:
         """The rest of the answer, if what has been passed on is a beginning of the aggregate."""
+        raise_for_error(aggregate)
         outputs = aggregate if isinstance(aggregate, list) else []
         if not outputs and self._done_at is not None:
             self.ended = True  # a worker that aggregates nothing; there is nothing to check
@@ -274,10 +279,13 @@ class ObjectReader:
 def raise_for_error(output: Any) -> None:
     """Raise VLLMError if an output is vLLM's error object, in its nested or its flat form.
 
-    The older worker-vllm hands vLLM's ErrorResponse on as an ordinary output.
+    The older worker-vllm hands vLLM's ErrorResponse on as an ordinary output. A start that failed
+    is ModelStartFailed, in the forms that `failure.py` knows.
     """
     if not isinstance(output, dict):
         return
+    if (failure := start_failure(output)) is not None:
+        raise failure
     error = output.get("error") if "error" in output else output
     if isinstance(error, dict) and ("error" in output or output.get("object") == "error"):
         code = error.get("code")
@@ -295,7 +303,13 @@ def _seq(frame: Any) -> int:
 def _head(frame: dict[str, Any]) -> Head:
     match frame:
         case {"status": int(status), "content_type": str(content_type)} if 100 <= status <= 599:
-            return Head(status, content_type, _models(frame.get("models")))
+            slug = frame.get("start_failed")
+            return Head(
+                status,
+                content_type,
+                _models(frame.get("models")),
+                slug if isinstance(slug, str) and slug else None,
+            )
     raise WorkerFailed("The worker's first frame has no status and content type.")
 
 
