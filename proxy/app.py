@@ -13,7 +13,7 @@ from proxy import config, errors, openapi
 from proxy.auth import Keys
 from proxy.backends.registry import Backends
 from proxy.cancellation import Canceller
-from proxy.dialects import OPENAI, Dialect
+from proxy.dialects import Dialect
 from proxy.disconnect import ClientLeft
 from proxy.endpoint import create_client
 from proxy.journal import Journal
@@ -112,8 +112,9 @@ async def _proxy_error(request: Request, exc: Exception) -> Response:
     answer = getattr(request.state, "answer", None)
     if answer is not None and answer.job_id:
         headers["x-runpod-job-id"] = answer.job_id
-    dialect: Dialect = getattr(request.state, "dialect", OPENAI)
-    return Response(dialect.body(exc), exc.status, headers, "application/json")
+    dialect: Dialect = request.state.dialect
+    body = dialect.body(exc, request.state.request_id)
+    return Response(body, exc.status, headers, "application/json")
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.dialects import OPENAI, Dialect
+from proxy.dialects import Dialect, error_dialect
 from proxy.errors import InternalError
 
 log = logging.getLogger("proxy.access")
@@ -21,7 +21,7 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestLog:
-    """Gives each request an id, which the answer carries as `x-request-id`, and logs it."""
+    """Gives each request an id, which the answer's headers tell its client, and logs it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,6 +34,8 @@ class RequestLog:
         request_id = _request_id(scope)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        dialect = state["dialect"] = error_dialect(scope["path"])
+        id_headers = [(name.encode(), request_id.encode()) for name in dialect.request_id_headers]
         status = 0
         began = state["began"] = time.monotonic()
 
@@ -41,7 +43,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], *id_headers]
             await send(message)
 
         try:
@@ -49,7 +51,7 @@ class RequestLog:
         except Exception:
             log.exception("%s failed", request_id)
             if not status:
-                await _internal_error(state.get("dialect", OPENAI))(scope, receive, send_with_id)
+                await _internal_error(dialect, request_id)(scope, receive, send_with_id)
         finally:
             scope["app"].state.services.metrics.note_request(state.get("model", ""), status)
             log.info(
@@ -63,9 +65,10 @@ class RequestLog:
             )
 
 
-def _internal_error(dialect: Dialect) -> Response:
+def _internal_error(dialect: Dialect, request_id: str) -> Response:
     error = InternalError("The proxy failed to answer. The request id names it in the proxy's log.")
-    return Response(dialect.body(error), error.status, error.headers, "application/json")
+    body = dialect.body(error, request_id)
+    return Response(body, error.status, error.headers, "application/json")
 
 
 def _request_id(scope: Scope) -> str:

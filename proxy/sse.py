@@ -13,7 +13,7 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from proxy.answer import Answer, rest_of
-from proxy.dialects import DONE, Dialect
+from proxy.dialects import DONE, Dialect, StreamContext
 from proxy.errors import InternalError, ProxyError, VLLMError
 from proxy.keep_alive import KeepAlive
 from proxy.rewriting import Rewriter
@@ -33,6 +33,7 @@ class EventStream(EventSourceResponse):
         opening: asyncio.Task[bytes],
         *,
         dialect: Dialect,
+        context: StreamContext,
         rewriter: Rewriter | None,
         keep_alive: KeepAlive,
         keep_alive_seconds: float,
@@ -40,7 +41,7 @@ class EventStream(EventSourceResponse):
         headers: dict[str, str],
     ) -> None:
         super().__init__(
-            _events(answer, opening, dialect, rewriter, keep_alive, keep_alive_seconds),
+            _events(answer, opening, dialect, context, rewriter, keep_alive, keep_alive_seconds),
             headers=headers,
             ping=0,  # our own comments know whether anything was sent
             shutdown_grace_period=longest_drain_seconds,
@@ -64,38 +65,52 @@ async def _events(
     answer: Answer,
     opening: asyncio.Task[bytes],
     dialect: Dialect,
+    context: StreamContext,
     rewriter: Rewriter | None,
     keep_alive: KeepAlive,
     keep_alive_seconds: float,
 ) -> AsyncIterator[bytes]:
+    def passed_on(piece: bytes) -> bytes:
+        if rewriter is not None:
+            piece = rewriter.events(piece)
+        if dialect.passing is not None:
+            piece = dialect.passing(piece, context)
+        if piece:
+            piece = keep_alive.passing(piece)
+            context.first = context.first or piece
+            context.last = piece
+        return piece
+
     try:
         while not opening.done():
-            yield keep_alive(answer.status)
+            yield keep_alive.event(answer.status)
             await asyncio.wait({opening}, timeout=keep_alive_seconds)
         first = opening.result()
         if answer.head is None or not answer.head.is_event_stream:
-            yield await _as_events(answer, first, dialect)
+            yield await _as_events(answer, first, dialect, context)
             return
         if first:
-            yield rewriter.events(first) if rewriter else first
+            yield passed_on(first)
         sent = time.monotonic()
         async for piece in answer.pieces():
-            if rewriter is not None:
-                piece = rewriter.events(piece)
+            piece = passed_on(piece)
             if piece or time.monotonic() - sent >= keep_alive_seconds * 0.9:
-                yield piece or keep_alive(answer.status)
+                yield piece or keep_alive.event(answer.status)
                 sent = time.monotonic()
     except ProxyError as exc:
-        yield dialect.error(exc)
+        yield dialect.error(exc, context)
     except Exception:
         log.exception("a stream broke")
-        yield dialect.error(InternalError("The proxy failed to relay the answer."))
+        yield dialect.error(InternalError("The proxy failed to relay the answer."), context)
 
 
-async def _as_events(answer: Answer, first: bytes, dialect: Dialect) -> bytes:
+async def _as_events(
+    answer: Answer, first: bytes, dialect: Dialect, context: StreamContext
+) -> bytes:
     """An answer that is no event stream, and came too late to be sent as what it is."""
     body = first + await rest_of(answer)
     if answer.head is not None and answer.head.status < 400:
         end = DONE + b"\n\n" if DONE in dialect.ends else b""
         return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end
-    return dialect.error(VLLMError(answer.head.status if answer.head else 502, body))
+    error = VLLMError(answer.head.status if answer.head else 502, body)
+    return dialect.error(error, context)

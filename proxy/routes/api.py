@@ -14,13 +14,15 @@ from proxy.answer import Answer, rest_of
 from proxy.auth import Key
 from proxy.backends.deadlines import Terms
 from proxy.call import Call, read_call
+from proxy.dialects import StreamContext
 from proxy.disconnect import unless_client_leaves
-from proxy.errors import InvalidRequest
+from proxy.errors import InvalidRequest, VLLMError
 from proxy.keep_alive import keep_alive
 from proxy.models import Model
 from proxy.rewriting import Rewriter, asking_for_usage
 from proxy.services import Services, services
 from proxy.sse import EventStream
+from proxy.wire import JSON
 
 PATIENCE = "x-cold-start-timeout"
 """A client's own limit, in seconds, for how long a worker may be waited for."""
@@ -46,7 +48,6 @@ def create_router(patterns: Iterable[str]) -> APIRouter:
 async def _serve(request: Request, pattern: str) -> Response:
     here = services(request)
     route = route_of(request, pattern)
-    request.state.dialect = route.dialect
     key = here.keys.check(request)
     call = await read_call(request, route, max_bytes=here.settings.max_body_bytes)
     if route.response_id and not call.model:
@@ -106,18 +107,18 @@ async def _respond(
         headers = {"x-runpod-job-id": answer.job_id} if answer.job_id else {}
         is_plain = opening.done() and not (answer.head and answer.head.is_event_stream)
         if not call.wants_stream or is_plain:
-            return await _plain(request, answer, opening.result(), headers, rewriter)
+            return await _plain(request, call, answer, opening.result(), headers, rewriter)
     except BaseException:
         opening.cancel()
         raise
+    dialect, context = call.route.dialect, StreamContext(call.request_id, model.name)
     return EventStream(
         answer,
         opening,
-        dialect=call.route.dialect,
+        dialect=dialect,
+        context=context,
         rewriter=rewriter,
-        keep_alive=keep_alive(
-            key.keep_alive_mode or model.keep_alive_mode, call.route.dialect, model.name
-        ),
+        keep_alive=keep_alive(key.keep_alive_mode or model.keep_alive_mode, dialect, context),
         keep_alive_seconds=terms.poll,
         longest_drain_seconds=here.settings.longest_drain_seconds,
         headers=headers,
@@ -141,6 +142,7 @@ async def _open(here: Services, call: Call, model: Model, answer: Answer) -> byt
 
 async def _plain(
     request: Request,
+    call: Call,
     answer: Answer,
     first: bytes,
     headers: dict[str, str],
@@ -153,6 +155,11 @@ async def _plain(
         rewriter.end()
     head = answer.head
     assert head is not None
+    content_type = head.content_type
     if head.status >= 400:
         headers["x-should-retry"] = "false"
-    return Response(body, head.status, headers | {"content-type": head.content_type})
+        dialect = call.route.dialect
+        if dialect.passing is not None:
+            body = dialect.body(VLLMError(head.status, body), call.request_id)
+            content_type = JSON
+    return Response(body, head.status, headers | {"content-type": content_type})

@@ -226,7 +226,7 @@ def test_empty_chunks_come_in_place_of_comments(
         chunks = sdk.chat.completions.create(**chat(stream=True))
         first = [next(chunks) for _ in range(2)]
         assert [chunk.choices[0].delta.content for chunk in first] == [None, None]
-        assert [chunk.id for chunk in first] == ["", ""]
+        assert len({chunk.id for chunk in first}) == 1
     else:
         stream = sdk.completions.create(model="m", prompt="hi", stream=True)
         assert [next(stream).choices[0].text for _ in range(2)] == ["", ""]
