@@ -41,6 +41,9 @@ CHAT_MODEL = {
 EMBEDDING_MODEL = {
     # All that it has, also when our environment says another length for the other model.
     "MAX_MODEL_LEN": "512",
+    # In bfloat16 vLLM 0.32 takes AMX where the processor has it, and its worker process then dies
+    # of an illegal instruction at this model's first request.
+    "DTYPE": "float32",
 }
 
 
