@@ -3,7 +3,8 @@
 - Reasoning under both of its names: vLLM renamed `reasoning_content` to `reasoning`
   (https://github.com/vllm-project/vllm/pull/27752), and clients know the one or the other.
 - Counting tokens: vLLM is asked for a stream's usage, which is noted, and kept from a client that
-  did not ask for it.
+  did not ask for it. Asked for it, vLLM says the `system_fingerprint` there, and not in the chunks
+  that have a finish reason; so these are held back until it comes, and get it.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ ReasoningFields = Literal["as_is", "both"]
 OnTokens = Callable[[int, int], None]
 
 _OLD, _NEW = "reasoning_content", "reasoning"
+_LAST_OF_A_CHOICE = (b'"finish_reason":"', b'"finish_reason": "')
 _USAGE_ON_REQUEST = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -31,11 +33,14 @@ class Rewriter:
         self._hides_usage = hides_usage
         self._on_tokens = on_tokens
         self._tokens_in = self._tokens_out = 0
+        self._held: list[bytes] = []
+        """Events that wait for the fingerprint."""
         self._marks = [b'"reasoning'] * both_names + [b'"usage"'] * (on_tokens is not None)
+        self._marks += _LAST_OF_A_CHOICE * hides_usage
 
     def events(self, piece: bytes) -> bytes:
         """Whole events of a stream, as they are to be sent; most of them as they were."""
-        if not any(mark in piece for mark in self._marks):
+        if not self._held and not any(mark in piece for mark in self._marks):
             return piece
         return (
             b"".join(self._event(event + b"\n\n") for event in piece.split(b"\n\n")[:-1])
@@ -46,8 +51,12 @@ class Rewriter:
         """A whole answer that is no stream."""
         if not any(mark in body for mark in self._marks):
             return body
-        changed = self._changed(body)
+        changed = self._changed(_parsed(body))
         return body if changed is None else msgspec.json.encode(changed)
+
+    def rest(self) -> bytes:
+        """What was held back of a stream that ended without its usage."""
+        return self._released(None)
 
     def end(self) -> None:
         """The answer is over, or given up."""
@@ -57,18 +66,30 @@ class Rewriter:
 
     def _event(self, event: bytes) -> bytes:
         head, mark, data = event.partition(b"data: ")
-        if not mark or not any(mark in data for mark in self._marks):
+        is_marked = any(mark in data for mark in self._marks)
+        if not mark or not (self._held or is_marked):
             return event
         chunk = _parsed(data)
         if self._hides_usage and chunk.get("choices") == [] and chunk.get("usage"):
             self._note(chunk)
+            return self._released(chunk.get("system_fingerprint"))
+        if is_marked and (changed := self._changed(chunk)) is not None:
+            event = head + mark + msgspec.json.encode(changed) + b"\n\n"
+        if self._hides_usage and _ends_a_choice(chunk):
+            self._held.append(event)
             return b""
-        changed = self._changed(data)
-        return event if changed is None else head + mark + msgspec.json.encode(changed) + b"\n\n"
+        return event if chunk.get("choices") else self.rest() + event
 
-    def _changed(self, text: bytes) -> dict[str, Any] | None:
+    def _released(self, fingerprint: Any) -> bytes:
+        """The events that were held back, with the fingerprint as their last field."""
+        held, self._held = b"".join(self._held), []
+        if not isinstance(fingerprint, str):
+            return held
+        field = b',"system_fingerprint":' + msgspec.json.encode(fingerprint)
+        return held.replace(b"}\n\n", field + b"}\n\n")
+
+    def _changed(self, answer: dict[str, Any]) -> dict[str, Any] | None:
         """The object with what is to be changed in it; None if that is nothing."""
-        answer = _parsed(text)
         self._note(answer)
         if not self._both_names:
             return None
@@ -112,11 +133,24 @@ def _stream_options(content: JSONContent) -> dict[str, Any]:
 
 
 def _name_twice(part: Any) -> bool:
-    """Put the reasoning under its other name as well, if it is there under one."""
-    if not isinstance(part, dict) or (_OLD in part) == (_NEW in part):
+    """Put the reasoning under both names, if it is there under one, or differs; was that needed?
+
+    A client that knows both takes the older name, be it empty (AI SDK 7).
+    """
+    if not isinstance(part, dict) or not (_OLD in part or _NEW in part):
         return False
-    part[_OLD] = part[_NEW] = part.get(_NEW, part.get(_OLD))
-    return True
+    before = (part.get(_OLD, ...), part.get(_NEW, ...))
+    text = part.get(_NEW) or part.get(_OLD) or part.get(_NEW, part.get(_OLD))
+    part[_OLD] = part[_NEW] = text
+    return before != (text, text)
+
+
+def _ends_a_choice(chunk: dict[str, Any]) -> bool:
+    """Is it one of the chunks that have the fingerprint, and does not have it?"""
+    choices = chunk.get("choices")
+    if not isinstance(choices, list) or "system_fingerprint" in chunk:
+        return False
+    return any(isinstance(c, dict) and c.get("finish_reason") for c in choices)
 
 
 def _parsed(text: bytes | msgspec.Raw) -> dict[str, Any]:

@@ -97,8 +97,10 @@ async def _events(
             if piece or time.monotonic() - sent >= keep_alive_seconds * 0.9:
                 yield piece or keep_alive.event(answer.status)
                 sent = time.monotonic()
+        if rewriter is not None:
+            yield rewriter.rest()
     except ProxyError as exc:
-        yield dialect.error(exc, context)
+        yield (rewriter.rest() if rewriter else b"") + dialect.error(exc, context)
     except Exception:
         log.exception("a stream broke")
         yield dialect.error(InternalError("The proxy failed to relay the answer."), context)

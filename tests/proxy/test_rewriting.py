@@ -57,6 +57,28 @@ def test_reasoning_is_told_under_both_names(
     }
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"reasoning": "hm", "reasoning_content": ""}, "hm"),
+        ({"reasoning": "", "reasoning_content": "hm"}, "hm"),
+        ({"reasoning": None, "reasoning_content": "hm"}, "hm"),
+        ({"reasoning": "hm", "reasoning_content": None}, "hm"),
+        ({"reasoning": "one", "reasoning_content": "another"}, "one"),
+        ({"reasoning": "", "reasoning_content": None}, ""),
+    ],
+)
+def test_both_names_have_the_same_text_whatever_each_had(
+    client: httpx.Client, runpod: ScriptedRunPod, said: dict[str, Any], text: str
+) -> None:
+    events = event(**delta(content="x", **said)) + "data: [DONE]\n\n"
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": events, "end": True}])]
+    first = client.post(CHAT, json=chat(stream=True)).text.partition("\n\n")[0]
+    changed = json.loads(first.removeprefix("data: "))["choices"][0]["delta"]
+    assert changed == {"content": "x", "reasoning": text, "reasoning_content": text}
+
+
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 LAST = event(choices=[], usage=USAGE)
 STREAM = event(**delta(content="hi")) + LAST + "data: [DONE]\n\n"
@@ -89,6 +111,80 @@ def test_usage_is_counted_and_shown_only_to_who_asked(
         return value(fresh_client, "proxy_tokens_total", model="m", direction=direction)
 
     wait_until(lambda: (counted("in"), counted("out")) == (7, 5))
+
+
+def said_by_vllm(**fields: Any) -> str:
+    """As vLLM writes it: without blanks, and with nothing that is unset."""
+    return f"data: {json.dumps({'id': 'chatcmpl-1'} | fields, separators=(',', ':'))}\n\n"
+
+
+def chunk(index: int, content: str, **fields: Any) -> dict[str, Any]:
+    choice = {"index": index, "delta": {"content": content}, "finish_reason": None}
+    return {"choices": [choice | fields]}
+
+
+BEGINNING = said_by_vllm(**chunk(0, "hi")) + said_by_vllm(**chunk(1, "ho"))
+ENDS = [chunk(0, "", finish_reason="stop"), chunk(1, "", finish_reason="length")]
+PRINT = {"system_fingerprint": "vllm-0.32.0-abc"}
+DONE = "data: [DONE]\n\n"
+
+
+@COUNTED
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_stream_whose_usage_is_counted_keeps_its_fingerprint_where_it_would_be(
+    client: httpx.Client, runpod: ScriptedRunPod, is_cut: bool
+) -> None:
+    between = said_by_vllm(**chunk(1, "ho"))
+    usage = said_by_vllm(choices=[], usage=USAGE, **PRINT)
+    said = [BEGINNING, said_by_vllm(**ENDS[0]), between, said_by_vllm(**ENDS[1]), usage, DONE]
+    texts = said if is_cut else ["".join(said)]
+    frames: list[dict[str, Any]] = [{"seq": n, "text": text} for n, text in enumerate(texts)]
+    frames[0] |= HEAD
+    frames[-1]["end"] = True
+    runpod.script = [Page("IN_PROGRESS", [frame]) for frame in frames]
+    text = client.post(CHAT, json=chat(stream=True)).text
+    ends = [said_by_vllm(**end, **PRINT) for end in ENDS]
+    assert text == "".join([BEGINNING, between, *ends, DONE])
+
+
+@COUNTED
+@pytest.mark.parametrize(
+    "rest",
+    [
+        DONE,
+        said_by_vllm(choices=[], usage=USAGE) + DONE,
+        said_by_vllm(error={"message": "engine died"}) + DONE,
+        "",
+    ],
+)
+def test_a_stream_that_ends_without_a_fingerprint_loses_no_chunk(
+    client: httpx.Client, runpod: ScriptedRunPod, rest: str
+) -> None:
+    text = BEGINNING + said_by_vllm(**ENDS[0])
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": text + rest, "end": True}])]
+    answer = client.post(CHAT, json=chat(stream=True)).text
+    assert answer == text + rest.replace(said_by_vllm(choices=[], usage=USAGE), "")
+
+
+@COUNTED
+def test_a_stream_that_breaks_off_shows_what_was_held_back_before_its_error(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    text = BEGINNING + said_by_vllm(**ENDS[0])
+    runpod.script = [Page("IN_PROGRESS", [HEAD | {"text": text}]), Page("FAILED")]
+    answer = client.post(CHAT, json=chat(stream=True)).text
+    assert answer.startswith(text + 'data: {"error":')
+
+
+@COUNTED
+def test_a_fingerprint_in_every_chunk_stays_there(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    text = said_by_vllm(**chunk(0, "hi"), **PRINT) + said_by_vllm(**ENDS[0], **PRINT)
+    usage = said_by_vllm(choices=[], usage=USAGE, **PRINT)
+    frame = HEAD | {"text": text + usage + DONE, "end": True}
+    runpod.script = [Page("COMPLETED", [frame])]
+    assert client.post(CHAT, json=chat(stream=True)).text == text + DONE
 
 
 @COUNTED

@@ -14,6 +14,7 @@ import runpod
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
+from proxy.rewriting import Rewriter
 from scripts.local_stack import LocalStack
 from tests.long_models import TOKENS
 from tests.waiting import wait_until
@@ -71,6 +72,30 @@ def test_the_texts_are_full_of_multi_byte_characters(direct: openai.OpenAI) -> N
     text = "".join(part or "" for part in told)
     assert sum(ord(char) > 127 for char in text) > 50
     assert any(ord(char) > 0xFFFF for char in text)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_stream_has_the_same_events_when_its_usage_is_counted(
+    vllm_stack: LocalStack, n: int, is_chat: bool
+) -> None:
+    def events(**fields: Any) -> list[bytes]:
+        body = ask("Hello!", stream=True, n=n, max_tokens=5, **fields)
+        url = f"{vllm_stack.chat.vllm_url}/v1/chat/completions"
+        if not is_chat:
+            del body["messages"]
+            body["prompt"] = "Es war"
+            url = url.replace("/chat", "")
+        text = httpx.post(url, json=body, timeout=60).content
+        rewriter = Rewriter(both_names=False, hides_usage=bool(fields), on_tokens=lambda *_: None)
+        masked = re.sub(
+            rb'"id":"[^"]*"|"created":\d+', b"", rewriter.events(text) if fields else text
+        )
+        return sorted(masked.split(b"\n\n")) if n > 1 else masked.split(b"\n\n")
+
+    alone = events()
+    assert b"system_fingerprint" in b"".join(alone)
+    assert events(stream_options={"include_usage": True}) == alone
 
 
 def test_the_bytes_of_a_plain_answer_are_vllms(vllm_stack: LocalStack) -> None:
