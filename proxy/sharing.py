@@ -3,19 +3,14 @@
 A client repeats a request under the same `Idempotency-Key`; OpenAI's SDKs repeat one by themselves
 when their timeout passes, often in the middle of a cold start. Both get the answer that is under
 way, from its beginning. Streams without the header are not looked at, and cost nothing.
-
-What SDKs tell: `x-stainless-retry-count`, 0 for a first attempt; and their timeout in seconds, as
-`x-stainless-read-timeout` (Python) or `x-stainless-timeout` (JavaScript and Go, in whole seconds).
 """
 
 import asyncio
 import hashlib
 import logging
-import math
 import re
 import sys
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
@@ -24,21 +19,20 @@ from proxy.auth import Key
 from proxy.call import Call
 from proxy.endpoint import JobStatus
 from proxy.errors import IdempotencyKeyReused, InvalidRequest, Stopping
+from proxy.retries import RETRY_MARGIN_SECONDS, Sender
 from proxy.wire import Head
 
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_KEY = "idempotency-key"
 HOLD_SECONDS = 10.0
-"""How long an answer that was left waits for the repetition; SDKs pause for up to eight seconds."""
+"""How long an answer that was left waits for its `Idempotency-Key` to come again."""
 KEPT_SECONDS = 60.0
 """How long a finished answer is kept for its `Idempotency-Key`."""
 MOST_ANSWERS = 1_000
 LARGEST_BUFFER_BYTES = 16 * 2**20
 """What is kept of one answer. One that is larger can be joined no more."""
 LARGEST_TOTAL_BYTES = 256 * 2**20
-TIMEOUT_SHARE = 0.95
-"""A client that leaves after this much of its timeout is taken to have timed out."""
 
 _Place = tuple[str, str | bytes]
 """The API key's name, and an Idempotency-Key, or the fingerprint of a request without one."""
@@ -60,19 +54,18 @@ class Sharing:
             IdempotencyKeyReused: it came with another request.
         """
         name = request.headers.get(IDEMPOTENCY_KEY)
-        attempt = _attempt(request.headers)
-        is_repeatable = attempt is not None and not call.wants_stream
+        sender = Sender.of(request.headers, request.state.began)
+        is_repeatable = sender.attempt is not None and not call.wants_stream
         if call.route.method != "POST" or (name is None and not is_repeatable):
             return answer
         if name is not None and not re.fullmatch(r"[!-~]{1,255}", name):
             raise InvalidRequest("The header Idempotency-Key is not 1 to 255 visible characters.")
         fingerprint = _fingerprint(call)
         place = (key.name, fingerprint if name is None else name)
-        overdue_at = request.state.began + TIMEOUT_SHARE * _timeout_seconds(request.headers)
         if name is not None:
             found = self._under_key(place, fingerprint)
         else:
-            found = self._left(place) if attempt else None
+            found = self._left(place, sender)
         if found is not None:
             answer.close()
             log.info("%s joins job %s", call.request_id, found.job_id or "-")
@@ -82,7 +75,7 @@ class Sharing:
             self._count += 1
         else:
             return answer
-        return found.reader(overdue_at)
+        return found.reader(sender)
 
     def forget(self, shared: "SharedAnswer") -> None:
         """It can be joined no more."""
@@ -108,12 +101,19 @@ class Sharing:
             return shared
         return None
 
-    def _left(self, place: _Place) -> "SharedAnswer | None":
+    def _left(self, place: _Place, sender: Sender) -> "SharedAnswer | None":
         """One whose clients have timed out, known to be gone or not yet.
 
-        Others with the same body belong to clients that each want an answer of their own.
+        Others with the same body belong to clients that each want an answer of their own. What may
+        be a first attempt joins only where all are gone: it gets what no client has got.
         """
-        left = [shared for shared in self._answers.get(place, ()) if shared.is_left]
+        answers = self._answers.get(place, ())
+        if sender.attempt:
+            left = [shared for shared in answers if shared.is_left]
+        elif sender.is_javascript:
+            left = [shared for shared in answers if not shared.readers]
+        else:
+            return None
         return min(left, key=lambda shared: len(shared.readers), default=None)
 
     def _make_room(self) -> bool:
@@ -152,6 +152,7 @@ class SharedAnswer:
         self._dropped = 0
         """How many pieces from before `_pieces` are not kept any more."""
         self._kept_bytes = 0
+        self._times_left = 0
         self._room = asyncio.Event()
         self._pulling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -174,14 +175,14 @@ class SharedAnswer:
     @property
     def is_left(self) -> bool:
         """Is nobody reading it but clients whose timeout has passed?"""
-        return all(reader.is_overdue for reader in self.readers)
+        return all(reader.sender.is_overdue for reader in self.readers)
 
-    def reader(self, overdue_at: float) -> "SharedReader":
-        """A reader from the beginning, whose client's timeout is then (monotonic clock)."""
+    def reader(self, sender: Sender) -> "SharedReader":
+        """A reader from the beginning, for this sender."""
         if self._timer is not None and not self.has_ended:
             self._timer.cancel()
             self._timer = None
-        reader = SharedReader(self, overdue_at)
+        reader = SharedReader(self, sender)
         self.readers.add(reader)
         return reader
 
@@ -191,11 +192,13 @@ class SharedAnswer:
         self.trim()
         if self.readers or self._timer is not None:
             return
-        holds = self._is_kept or (reader.is_overdue and not reader.is_done)
+        holds = self._is_kept or (reader.sender.may_come_back and not reader.is_done)
         if holds and self._is_joinable:
-            self._close_after(HOLD_SECONDS)
+            seconds = reader.sender.pause_seconds(self._times_left) + RETRY_MARGIN_SECONDS
+            self._close_after(HOLD_SECONDS if self._is_kept else seconds)
         else:
             self.close()
+        self._times_left += 1
 
     def piece(self, position: int) -> bytes | None:
         """The piece at this position, if it has come."""
@@ -304,12 +307,12 @@ class SharedAnswer:
 class SharedReader:
     """A shared answer, as one request reads it. See Answer."""
 
-    def __init__(self, shared: SharedAnswer, overdue_at: float) -> None:
+    def __init__(self, shared: SharedAnswer, sender: Sender) -> None:
         self.position = 0
+        self.sender = sender
         self.is_done = False
         """It has read all of it."""
         self._shared = shared
-        self._overdue_at = overdue_at
         self._is_closed = False
 
     @property
@@ -326,11 +329,6 @@ class SharedReader:
     def status(self) -> JobStatus:
         """See Answer."""
         return self._shared.status
-
-    @property
-    def is_overdue(self) -> bool:
-        """Has its client's own timeout passed?"""
-        return time.monotonic() >= self._overdue_at
 
     async def open(self) -> bytes:
         """See Answer."""
@@ -364,22 +362,6 @@ class SharedReader:
         if not self._is_closed:
             self._is_closed = True
             self._shared.leave(self)
-
-
-def _attempt(headers: Mapping[str, str]) -> int | None:
-    """How often an SDK has sent this request before; None if no SDK says so."""
-    value = headers.get("x-stainless-retry-count", "")
-    return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else None
-
-
-def _timeout_seconds(headers: Mapping[str, str]) -> float:
-    """An SDK's own timeout; infinite if it tells none."""
-    value = headers.get("x-stainless-read-timeout") or headers.get("x-stainless-timeout", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        return math.inf
-    return seconds if seconds > 0 else math.inf
 
 
 def _fingerprint(call: Call) -> bytes:

@@ -13,14 +13,17 @@ import httpx
 import openai
 import pytest
 
-from proxy import sharing
+from proxy import retries, sharing
 from proxy.config import ConfigError, load
 from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.node_clients import needs_node, node_clients, run_in_node
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
 from tests.proxy.test_streaming import BODY, CHAT, FRAMES, HEAD, event, last_error, parts_of
 from tests.waiting import wait_until
+
+__all__ = ["node_clients"]
 
 TEXT = '{"choices": [{"index": 0, "message": {"role": "assistant", "content": "Grüße"}}]}'
 PLAIN = {"seq": 0, "status": 200, "content_type": "application/json", "text": TEXT, "end": True}
@@ -84,7 +87,7 @@ def test_an_sdk_whose_timeout_passes_gets_the_first_jobs_answer(
     proxy_url: str, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The proxy may see the request seconds after the SDK has begun to count its own.
-    monkeypatch.setattr(sharing, "TIMEOUT_SHARE", 0.05)
+    monkeypatch.setattr(retries, "TIMEOUT_SHARE", 0.05)
     hold, attempts = threading.Event(), list[Any]()
     runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
     with (
@@ -116,11 +119,183 @@ def test_the_javascript_sdks_timeout_is_known_as_well(
     assert len(runpod.jobs) == 1
 
 
+JAVASCRIPT = {"x-stainless-lang": "js", "x-stainless-retry-count": "0"}
+
+
+@pytest.fixture
+def patient_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry that is slow to come is not too late."""
+    monkeypatch.setattr(sharing, "RETRY_MARGIN_SECONDS", 60)
+
+
+class TestInNode:
+    """Clients for Node.js whose timeout passes while their job is waiting."""
+
+    pytestmark = needs_node
+
+    @pytest.mark.parametrize("version", [6, 7])
+    @pytest.mark.parametrize("is_of_call", [False, True])
+    def test_openai_nodes_retry_gets_the_first_jobs_answer(
+        self,
+        proxy_url: str,
+        runpod: ScriptedRunPod,
+        node_clients: None,
+        patient_margin: None,
+        monkeypatch: pytest.MonkeyPatch,
+        version: int,
+        is_of_call: bool,
+    ) -> None:
+        monkeypatch.setattr(retries, "TIMEOUT_SHARE", 0.05)
+        options = {"timeout": 3000, "maxRetries": 5}
+        both = [{}, options] if is_of_call else [options, {}]
+        outcome = self.told_late(runpod, "chat", proxy_url, version, chat(), *both)
+        assert outcome == {"content": "Grüße"}
+        assert len(runpod.jobs) == 1
+        assert runpod.cancelled == []
+
+    def test_langchains_retry_gets_the_first_jobs_answer(
+        self,
+        proxy_url: str,
+        runpod: ScriptedRunPod,
+        node_clients: None,
+        patient_margin: None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(retries, "TIMEOUT_SHARE", 0.05)
+        outcome = self.told_late(
+            runpod, "langchainChat", proxy_url, "m", "hi", {"timeout": 3000, "maxRetries": 5}
+        )
+        assert outcome == {"content": "Grüße"}
+        assert len(runpod.jobs) == 1
+
+    def test_a_request_that_is_aborted_in_node_is_cancelled(
+        self, proxy_url: str, runpod: ScriptedRunPod, node_clients: None
+    ) -> None:
+        runpod.script = [Page("IN_QUEUE")]
+        outcome = run_in_node("abortedChat", proxy_url, 7, chat(), 2)
+        assert outcome["error"] == "APIUserAbortError"
+        wait_until(lambda: runpod.job_id in runpod.cancelled)
+        assert len(runpod.jobs) == 1
+
+    @staticmethod
+    def told_late(runpod: ScriptedRunPod, *call: Any) -> Any:
+        """What a client is told whose first attempt has been given up."""
+        hold = threading.Event()
+        runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(run_in_node, *call)
+            try:
+                wait_until(lambda: bool(runpod.jobs))
+                time.sleep(5)  # longer than the client's timeout
+            finally:
+                hold.set()
+            return asked.result()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("headers", [JAVASCRIPT, JAVASCRIPT | {"x-stainless-timeout": "0"}])
+def test_a_javascript_client_whose_timeout_is_not_told_is_waited_for(
+    client: httpx.Client, runpod: ScriptedRunPod, patient_margin: None, headers: dict[str, str]
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+    leave(client, runpod, headers)
+    time.sleep(0.5)  # nothing is to happen, so there is nothing to wait for
+    assert runpod.cancelled == []
+    hold.set()
+    again = client.post(CHAT, json=chat(), headers=headers | {"x-stainless-retry-count": "1"})
+    assert again.text == TEXT
+    assert len(runpod.jobs) == 1
+
+
+@pytest.mark.slow
+def test_nodes_own_timeout_counts_where_the_sdks_is_longer(
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    patient_margin: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retries, "NODE_HEADERS_TIMEOUT_SECONDS", 0.1)
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+    headers = JAVASCRIPT | {"x-stainless-timeout": "600", "x-stainless-runtime": "node"}
+    leave(client, runpod, headers, after_seconds=0.5)
+    time.sleep(0.5)  # nothing is to happen, so there is nothing to wait for
+    assert runpod.cancelled == []
+    hold.set()
+    again = client.post(CHAT, json=chat(), headers=headers | {"x-stainless-retry-count": "1"})
+    assert again.text == TEXT
+    assert len(runpod.jobs) == 1
+
+
+def test_javascript_clients_that_ask_alike_have_a_job_each(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+
+    def asked() -> str:
+        return client.post(CHAT, json=chat(), headers=JAVASCRIPT).text
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = [pool.submit(asked) for _ in range(10)]
+        try:
+            wait_until(lambda: len(runpod.jobs) == 10)
+            runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(10)]
+        finally:
+            hold.set()
+        assert [answer.result() for answer in answers] == [TEXT] * 10
+
+
+@pytest.mark.slow
+def test_retries_that_come_alike_join_a_job_each(
+    client: httpx.Client, runpod: ScriptedRunPod, patient_margin: None
+) -> None:
+    hold = threading.Event()
+    runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
+    with ThreadPoolExecutor(3) as pool:
+        gone = [pool.submit(leave, client, runpod, JAVASCRIPT, after_seconds=1) for _ in range(3)]
+        wait_until(lambda: len(runpod.jobs) == 3)
+        assert [one.result() for one in gone] == [None] * 3
+        time.sleep(1)  # the proxy learns that they have gone
+        again = JAVASCRIPT | {"x-stainless-retry-count": "1"}
+        post = lambda: client.post(CHAT, json=chat(), headers=again)  # noqa: E731
+        answers = [pool.submit(post) for _ in range(3)]
+        time.sleep(1)  # all of them have joined
+        runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(3)]
+        hold.set()
+        ids = {answer.result().headers["x-runpod-job-id"] for answer in answers}
+    assert len(ids) == len(runpod.jobs) == 3
+
+
+@pytest.mark.parametrize(
+    ("attempt", "seconds"), [("0", 0.5), ("1", 1), ("2", 2), ("4", 8), ("9", 8), ("999999999", 8)]
+)
+def test_a_retry_is_waited_for_as_long_as_sdks_pause(attempt: str, seconds: float) -> None:
+    sender = retries.Sender.of({"x-stainless-retry-count": attempt}, began=0)
+    assert sender.pause_seconds(times_left=0) == seconds
+
+
+@pytest.mark.slow
+def test_an_sdk_whose_timeout_passed_and_that_does_not_come_back_is_not_waited_for_long(
+    proxy_url: str, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "TIMEOUT_SHARE", 0.05)
+    monkeypatch.setattr(sharing, "HOLD_SECONDS", 3600)
+    runpod.script = [Page("IN_QUEUE")]
+    with (
+        sdk(proxy_url, [], timeout=2, max_retries=0) as client,
+        pytest.raises(openai.APITimeoutError),
+    ):
+        ask(client)
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
 @pytest.mark.slow
 def test_an_sdk_that_leaves_before_its_timeout_cancels_at_once(
     client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "HOLD_SECONDS", 3600)
+    monkeypatch.setattr(sharing, "RETRY_MARGIN_SECONDS", 3600)
     runpod.script = [Page("IN_QUEUE")]
     headers = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "600"}
     leave(client, runpod, headers)

@@ -1,6 +1,7 @@
 // node client.mjs CALL BASE_URL KEY ARGUMENTS...: one call of a client, its outcome as JSON.
 
 import { createOpenAI } from "@ai-sdk/openai";
+import { ChatOpenAI } from "@langchain/openai";
 import { streamText } from "ai";
 import OpenAI from "openai";
 import OpenAI6 from "openai-6";
@@ -17,9 +18,15 @@ const calls = {
 
   // Aborts after a while, as a page does whose user presses "stop".
   async abortedChat(version, body, seconds) {
-    const { signal } = AbortSignal.timeout ? { signal: AbortSignal.timeout(seconds * 1000) } : {};
+    const signal = AbortSignal.timeout(seconds * 1000);
     await clientOf(version).chat.completions.create(body, { signal });
     return {};
+  },
+
+  async langchainChat(model, text, options) {
+    const configuration = { baseURL };
+    const chat = new ChatOpenAI({ model, apiKey, configuration, ...options });
+    return { content: (await chat.invoke(text)).content };
   },
 
   async streamedChat(version, body) {
