@@ -7,7 +7,7 @@ import sys
 from pydantic import ValidationError
 
 from proxy.app import create_app
-from proxy.config import ConfigError
+from proxy.config_file import ConfigError
 from proxy.server import Server, allow_descriptors
 from proxy.settings import Settings, environment_name, misspelt
 

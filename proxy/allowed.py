@@ -37,7 +37,11 @@ ROUTES = (
 )
 """What vLLM serves to clients. Its routes for operators (sleep, LoRA loading, ...) are not here."""
 
-PATTERN = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (?:/(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\{\w+\}))+")
+OWN_PATHS = ("/health", "/ready", "/metrics", "/openapi.json", "/v1/models")
+"""What the proxy answers itself."""
+_PATTERN = re.compile(
+    r"(GET|POST|PUT|PATCH|DELETE) ((?:/(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\{[a-z][a-z0-9_]*\}))+)"
+)
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,199}")
 
@@ -73,6 +77,18 @@ class Route:
     def needs_model(self) -> bool:
         """Do clients of this route always name a model?"""
         return bool(self.prompts)
+
+
+def check_route(pattern: str) -> None:
+    """Raises ValueError for what no list of routes can hold."""
+    match = _PATTERN.fullmatch(pattern)
+    if match is None:
+        raise ValueError(f"'{pattern}' is not a method and a path, as in POST /v1/embeddings")
+    names = _PARAMETER.findall(match[2])
+    if len(set(names)) < len(names):
+        raise ValueError(f"'{pattern}' has two parameters of one name")
+    if any(match[2] == own or match[2].startswith(f"{own}/") for own in OWN_PATHS):
+        raise ValueError(f"'{pattern}' is answered by the proxy itself; leave it out")
 
 
 def route_of(request: Request, pattern: str) -> Route:

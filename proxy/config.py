@@ -5,47 +5,82 @@ terms. What a table leaves out is taken from the settings.
 """
 
 import hashlib
-import operator
 import os
-import tomllib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from itertools import takewhile
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from cronsim import CronSim, CronSimError
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SecretStr,
+    Tag,
     ValidationError,
     model_validator,
 )
 
+from proxy.config_file import ConfigError, ConfigFile, Misplaced
 from proxy.keep_alive import Mode
-from proxy.settings import LONGEST_POLL_SECONDS, NO_KEYS, RateLimit, Settings
+from proxy.mistakes import did_you_mean
+from proxy.settings import (
+    NO_KEYS,
+    Count,
+    Hold,
+    KeepAlive,
+    RateLimit,
+    Seconds,
+    Settings,
+)
+from proxy.values import (
+    BLANKS,
+    check_base_url,
+    check_id,
+    check_key,
+    check_name,
+    check_variable,
+    shown_variable,
+    trimmed,
+)
 
-Seconds = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+LOAD_BALANCING_URL = "https://{id}.api.runpod.ai"
+MAX_TOKENS = 1_000_000_000
+MAX_DOLLARS = 1_000_000
+
+Name = Annotated[str, AfterValidator(check_name)]
+Variable = Annotated[str, BeforeValidator(trimmed), AfterValidator(check_variable)]
+BaseURL = Annotated[str, BeforeValidator(trimmed), AfterValidator(check_base_url)]
 
 
-class ConfigError(Exception):
-    """The configuration cannot be used; the message names the file, the line and the reason."""
+def _sha256(value: str) -> str:
+    if value and re.fullmatch(r"[0-9a-fA-F]{64}", value) is None:
+        raise ValueError("64 hexadecimal digits are needed, as `sha256sum` prints them")
+    return value.lower()
 
 
 def _cron(value: str) -> str:
     try:
         CronSim(value, datetime(2000, 1, 1))
     except CronSimError as exc:
-        raise ValueError(f"not a cron expression: {exc}") from None
+        raise ValueError(
+            f"not a cron expression of five fields, as in */10 8-18 * * 1-5: {exc}"
+        ) from None
     return value
 
 
+def _url_or_none(value: str) -> str:
+    return check_base_url(value) if value else value
+
+
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class EndpointConfig(_Table):
@@ -53,31 +88,59 @@ class EndpointConfig(_Table):
 
     kind: Literal["queue", "load-balancing"] = "queue"
     """`queue`: jobs through /run and /stream. `load-balancing`: plain HTTP to a worker."""
-    id: str = Field(default="", pattern=r"^[A-Za-z0-9_-]*$")
+    id: Annotated[str, BeforeValidator(trimmed), AfterValidator(check_id)] = ""
     """RunPod's id of the endpoint; the table's name unless said otherwise."""
-    url: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    url: Annotated[str, BeforeValidator(trimmed), AfterValidator(_url_or_none)] = ""
     """Where it is, without a route; made of the id unless said otherwise."""
-    api_key_env: str = "RUNPOD_API_KEY"
+    api_key_env: Variable = "RUNPOD_API_KEY"
     """The environment variable that holds the key for it."""
-    max_requests: int | None = Field(default=None, gt=0)
-    max_waiting: int | None = Field(default=None, gt=0)
+    max_requests: Count | None = None
+    max_waiting: Count | None = None
     run_limit: RateLimit | None = None
     stream_limit: RateLimit | None = None
     status_limit: RateLimit | None = None
     cancel_limit: RateLimit | None = None
-    price_per_second: float = Field(default=0, ge=0)
+    price_per_second: float = Field(default=0, ge=0, le=MAX_DOLLARS)
     """What a second of one worker costs, in dollars; for the metrics only."""
+
+    def runpod_url(self, name: str, base_url: str) -> str:
+        """Where RunPod's own operations are, such as /run and /health."""
+        own = self.url if self.kind == "queue" else ""
+        return own or f"{base_url}/{self.id or name}"
+
+    def worker_url(self, name: str) -> str:
+        """Where a load-balancing endpoint's workers answer."""
+        return self.url or LOAD_BALANCING_URL.format(id=self.id or name)
 
 
 class FallbackURL(_Table):
     """Any OpenAI-compatible server, to be asked in a model's place."""
 
-    url: str = Field(pattern=r"^https?://\S+$")
+    url: BaseURL
     """Its base URL, up to and with `/v1`."""
     model: Name
     """The name it knows the model by."""
-    api_key_env: str = ""
+    api_key_env: Variable = ""
     """The environment variable that holds the key for it; empty for none."""
+
+
+def _kind_of_fallback(value: object) -> str | None:
+    match value:
+        case str():
+            return "model"
+        case dict() | FallbackURL():
+            return "server"
+    return None
+
+
+Fallback = Annotated[
+    Annotated[Name, Tag("model")] | Annotated[FallbackURL, Tag("server")],
+    Discriminator(
+        _kind_of_fallback,
+        custom_error_type="fallback",
+        custom_error_message="a model of this file is needed, or { url = ..., model = ... }",
+    ),
+]
 
 
 class ModelConfig(_Table):
@@ -91,7 +154,7 @@ class ModelConfig(_Table):
     """The name the worker knows it by, if it is another one."""
     loras: tuple[Name, ...] = ()
     """LoRA adapters that the worker serves beside it, by the names it knows them by."""
-    max_model_len: int | None = Field(default=None, gt=0)
+    max_model_len: int | None = Field(default=None, gt=0, le=MAX_TOKENS)
     """For the list of models; without it, what the worker has told."""
     owned_by: str | None = None
     connect_timeout_seconds: Seconds | None = None
@@ -99,12 +162,12 @@ class ModelConfig(_Table):
     first_token_timeout_seconds: Seconds | None = None
     idle_timeout_seconds: Seconds | None = None
     total_timeout_seconds: Seconds | None = None
-    first_byte_hold_seconds: float | None = Field(default=None, ge=0)
+    first_byte_hold_seconds: Hold | None = None
     keep_alive_mode: Mode | None = None
-    keep_alive_seconds: float | None = Field(default=None, ge=1, le=LONGEST_POLL_SECONDS)
+    keep_alive_seconds: KeepAlive | None = None
     low_priority: bool = False
     """RunPod starts no further worker for jobs of low priority."""
-    fallback: str | FallbackURL | None = None
+    fallback: Fallback | None = None
     """Another model of this file, or any OpenAI-compatible server, for when this one fails."""
     fallback_after_seconds: Seconds | None = None
     """How long this one may take to its first byte before the fallback is asked."""
@@ -115,17 +178,17 @@ class ModelConfig(_Table):
 class KeyConfig(_Table):
     """A key that clients may use."""
 
-    env: str = ""
+    env: Variable = ""
     """The environment variable that holds it."""
-    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    sha256: Annotated[str, AfterValidator(_sha256)] = ""
     """Or its SHA-256, in hexadecimal."""
     models: tuple[Name, ...] | None = None
     """The models it may use; all if left out."""
     may_warm: bool = False
     """May it wake a worker without a request (POST /v1/models/{id}/warm)?"""
-    first_byte_hold_seconds: float | None = Field(default=None, ge=0)
+    first_byte_hold_seconds: Hold | None = None
     keep_alive_mode: Mode | None = None
-    keep_alive_seconds: float | None = Field(default=None, ge=1, le=LONGEST_POLL_SECONDS)
+    keep_alive_seconds: KeepAlive | None = None
 
     @property
     def digest(self) -> bytes:
@@ -142,42 +205,40 @@ class KeyConfig(_Table):
 class Config(_Table):
     """The whole of it."""
 
-    endpoints: dict[str, EndpointConfig] = Field(min_length=1)
+    endpoints: dict[Name, EndpointConfig] = Field(min_length=1)
     models: dict[Name, ModelConfig] = {}
-    keys: dict[str, KeyConfig] = {}
+    keys: dict[Name, KeyConfig] = {}
     open_endpoint: str | None = None
     """The endpoint that names no model is handed to; set by the environment only."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         names: set[str] = set()
+        for name, endpoint in self.endpoints.items():
+            if not endpoint.id and not (endpoint.url and endpoint.kind == "queue"):
+                _check_table_is_id(name)
         for name, model in self.models.items():
             if model.endpoint not in self.endpoints:
-                reason = f"there is no endpoint '{model.endpoint}'"
-                raise _At(reason, "models", name, "endpoint")
+                raise Misplaced(
+                    _no("endpoint", model.endpoint, self.endpoints), "models", name, "endpoint"
+                )
             if isinstance(model.fallback, str) and model.fallback not in self.models:
-                raise _At(f"there is no model '{model.fallback}'", "models", name, "fallback")
+                raise Misplaced(
+                    _no("model", model.fallback, self.models), "models", name, "fallback"
+                )
             if model.fallback == name:
-                raise _At("a model cannot be its own fallback", "models", name, "fallback")
+                raise Misplaced("a model cannot be its own fallback", "models", name, "fallback")
             if model.fallback is None and model.fallback_after_seconds is not None:
-                raise _At("there is no fallback", "models", name, "fallback_after_seconds")
+                raise Misplaced("there is no fallback", "models", name, "fallback_after_seconds")
             for told in (name, *model.aliases, *model.loras):
                 if told in names:
-                    raise _At(f"the name '{told}' stands twice", "models", name)
+                    raise Misplaced(f"the name '{told}' stands twice", "models", name)
                 names.add(told)
         for name, key in self.keys.items():
             for allowed in key.models or ():
                 if allowed not in self.models:
-                    raise _At(f"there is no model '{allowed}'", "keys", name, "models")
+                    raise Misplaced(_no("model", allowed, self.models), "keys", name, "models")
         return self
-
-
-class _At(ValueError):
-    """A reason, and the place in the file that it is about."""
-
-    def __init__(self, reason: str, *place: str) -> None:
-        super().__init__(reason)
-        self.place = place
 
 
 def load(settings: Settings) -> Config:
@@ -188,25 +249,22 @@ def load(settings: Settings) -> Config:
     """
     if settings.config is None:
         return _of_environment(settings)
-    path = settings.config
+    file = ConfigFile(settings.config)
     try:
-        text = path.read_text()
-        config = Config.model_validate(tomllib.loads(text))
+        config = Config.model_validate(file.parsed())
         if config.open_endpoint is not None:
-            raise _At("Extra inputs are not permitted", "open_endpoint")
+            raise Misplaced("there is no such field", "open_endpoint")
         _check_environment(config, settings)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError(f"{path}: {exc}") from None
     except ValidationError as exc:
-        raise ConfigError("\n".join(_explained(path, text, exc))) from None
-    except _At as exc:
-        raise ConfigError(_sentence(path, text, exc.place, str(exc))) from None
+        raise ConfigError(*file.explained(exc, _fields)) from None
+    except Misplaced as exc:
+        raise ConfigError(file.sentence(exc.place, str(exc))) from None
     return config
 
 
 def secret(name: str) -> SecretStr:
     """The key that an environment variable holds, without the line's end that files have."""
-    return SecretStr(os.environ.get(name, "").strip())
+    return SecretStr(os.environ.get(name, "").strip(BLANKS))
 
 
 def digest(key: SecretStr) -> bytes:
@@ -227,10 +285,10 @@ def _of_environment(settings: Settings) -> Config:
 def _check_environment(config: Config, settings: Settings) -> None:
     """Are the keys there that the file only names, and is each of them one holder's alone?"""
     if not settings.api_keys and not config.keys and not settings.allow_anonymous:
-        raise _At(NO_KEYS, "keys")
+        raise Misplaced(NO_KEYS, "keys")
     for number in range(1, len(settings.api_keys) + 1):
         if (name := f"key-{number}") in config.keys:  # two holders must not be taken for one
-            raise _At("a key of PROXY_API_KEYS has this name", "keys", name)
+            raise Misplaced("a key of PROXY_API_KEYS has this name", "keys", name)
     named = {
         ("endpoints", name, "api_key_env"): e.api_key_env for name, e in config.endpoints.items()
     }
@@ -239,9 +297,16 @@ def _check_environment(config: Config, settings: Settings) -> None:
         if isinstance(model.fallback, FallbackURL) and model.fallback.api_key_env:
             named["models", name, "fallback"] = model.fallback.api_key_env
     for place, variable in named.items():
-        is_set = variable == "RUNPOD_API_KEY" and settings.runpod_api_key is not None
-        if not is_set and not secret(variable).get_secret_value():
-            raise _At(f"the environment variable {variable} is not set", *place)
+        if variable == "RUNPOD_API_KEY" and settings.runpod_api_key is not None:
+            continue
+        key = secret(variable).get_secret_value()
+        if not key:
+            shown = shown_variable(variable)
+            raise Misplaced(f"the environment variable {shown} is not set", *place)
+        try:
+            check_key(key)
+        except ValueError as exc:
+            raise Misplaced(f"the environment variable {variable}: {exc}", *place) from None
     _check_holders(config, settings)
 
 
@@ -250,46 +315,30 @@ def _check_holders(config: Config, settings: Settings) -> None:
     holders = {digest(key): "one of PROXY_API_KEYS" for key in settings.api_keys}
     for name, key in config.keys.items():
         if (holder := holders.setdefault(key.digest, f"that of {name}")) != f"that of {name}":
-            raise _At(f"the key is the same as {holder}", "keys", name)
+            raise Misplaced(f"the key is the same as {holder}", "keys", name)
 
 
-def _explained(path: Path, text: str, exc: ValidationError) -> list[str]:
-    sentences = []
-    for error in exc.errors(include_url=False, include_input=False):
-        place = tuple(str(part) for part in error["loc"])
-        cause = error.get("ctx", {}).get("error")
-        if isinstance(cause, _At):
-            place = cause.place
-        sentences.append(_sentence(path, text, place, error["msg"].removeprefix("Value error, ")))
-    return sentences
+def _fields(place: Sequence[str]) -> list[str]:
+    """The names that may stand where this one does."""
+    if len(place) == 1:
+        return ["endpoints", "models", "keys"]
+    tables: dict[str, type[_Table]] = {
+        "endpoints": EndpointConfig,
+        "models": ModelConfig,
+        "keys": KeyConfig,
+    }
+    table = FallbackURL if len(place) == 4 else tables[place[0]]
+    return list(table.model_fields)
 
 
-def _sentence(path: Path, text: str, place: Sequence[str], reason: str) -> str:
-    return f"{path}, line {_line(text, place)}: {'.'.join(place)}: {reason}"
+def _no(kind: str, name: str, known: Iterable[str]) -> str:
+    return f"there is no {kind} '{name}'{did_you_mean(name, known)}"
 
 
-def _line(text: str, place: Sequence[str]) -> int:
-    """The first of the lines that come closest to a place; 1 if none does."""
-    found, closest, table = 1, 0, list[str]()
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.lstrip().startswith("["):
-            here = table = _keys(line)
-        else:
-            here = table + _keys(line.partition("=")[0] + "= 0")
-        close = sum(takewhile(bool, map(operator.eq, here, place)))
-        if close > closest:
-            found, closest = number, close
-    return found
-
-
-def _keys(line: str) -> list[str]:
-    """The dotted name in a line of TOML; none if there is no name in it."""
+def _check_table_is_id(name: str) -> None:
     try:
-        inner: Any = tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
-        return []
-    keys = []
-    while isinstance(inner, dict) and inner:
-        ((key, inner),) = inner.items()
-        keys.append(key)
-    return keys
+        check_id(name)
+    except ValueError as exc:
+        raise Misplaced(
+            f"without `id`, the table's name is the id: {exc}", "endpoints", name
+        ) from None

@@ -7,7 +7,8 @@ from starlette.requests import HTTPConnection
 
 from proxy.auth import Keys
 from proxy.backends.registry import Backends
-from proxy.config import ConfigError, load
+from proxy.config import load
+from proxy.config_file import ConfigError
 from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.models import Models

@@ -1,29 +1,42 @@
 """Settings of the proxy: the environment, read once at start-up."""
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
     SecretStr,
+    ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from proxy.allowed import PATTERN, ROUTES
+from proxy.allowed import ROUTES, check_route
 from proxy.keep_alive import Mode
+from proxy.mistakes import did_you_mean, reason
 from proxy.pacing import Limit
 from proxy.rewriting import ReasoningFields
+from proxy.values import (
+    BLANKS,
+    check_base_url,
+    check_id,
+    check_key,
+    check_listen_host,
+    check_name,
+    printable,
+    trimmed,
+)
 
-_LIMIT = re.compile(r"(\d+)/(\d+)")
-_ORIGIN = re.compile(r"\*|null|(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[^\sA-Z/?#@]+")
+_LIMIT = re.compile(r"(\d{1,9})/(\d{1,9})")
+_ORIGIN = re.compile(
+    r"\*|null|(?!http://.*:80$|https://.*:443$)"
+    r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?"
+)
 """An `Origin` header as browsers send it: in lower case, and without the scheme's own port."""
 
 NO_KEYS = (
@@ -34,23 +47,42 @@ LONGEST_POLL_SECONDS = 60
 """How long a poll may be held at most, whatever a model's or a key's keep-alives say."""
 JOB_OVERHEAD_BYTES = 16_384
 """What a job's JSON holds besides the client's body, generously."""
-
-
-def _without_trailing_slash(url: str) -> str:
-    return url.rstrip("/")
+MAX_SECONDS = 7 * 24 * 3600
+"""The longest time that RunPod lets a job run or wait; no deadline needs to be longer."""
+MAX_COUNT = 1_000_000
+"""More connections, requests or descriptors than any system has."""
+MAX_BYTES = 1_000_000_000
+MIN_HEADER_BYTES = 2048
+"""An OpenAI SDK's own headers need more than half of it."""
+MIN_BODY_BYTES = 256
 
 
 def _limit(value: object) -> object:
     """`2000/400` as a Limit: calls in ten seconds, and at once."""
-    if not isinstance(value, str):
+    if isinstance(value, Limit):
         return value
-    match = _LIMIT.fullmatch(value.strip())
-    if match is None or "0" in match.groups():
+    match = _LIMIT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not (int(match[1]) and int(match[2])):
         raise ValueError("give calls in ten seconds and calls at once, as in 2000/400")
     return Limit(int(match[1]), int(match[2]))
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _from_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("there is no home folder for this user; name a whole path") from None
+
+
 RateLimit = Annotated[Limit, BeforeValidator(_limit), NoDecode]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Hold = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
+KeepAlive = Annotated[float, Field(ge=1, le=LONGEST_POLL_SECONDS)]
+Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 
 
 class Settings(BaseSettings):
@@ -62,6 +94,7 @@ class Settings(BaseSettings):
         frozen=True,
         populate_by_name=True,
         allow_inf_nan=False,
+        hide_input_in_errors=True,
     )
 
     config: Path | None = None
@@ -70,25 +103,20 @@ class Settings(BaseSettings):
         default=None, validation_alias="RUNPOD_API_KEY", validate_default=True
     )
     """The key of the RunPod account that owns the endpoint."""
-    runpod_endpoint_id: str | None = Field(
-        default=None,
-        validation_alias="RUNPOD_ENDPOINT_ID",
-        pattern=r"^[A-Za-z0-9_-]+$",
-        validate_default=True,
+    runpod_endpoint_id: Annotated[str, AfterValidator(check_id)] | None = Field(
+        default=None, validation_alias="RUNPOD_ENDPOINT_ID", validate_default=True
     )
     """The endpoint that jobs are sent to."""
-    runpod_endpoint_base_url: Annotated[str, AfterValidator(_without_trailing_slash)] = Field(
-        default="https://api.runpod.ai/v2",
-        validation_alias="RUNPOD_ENDPOINT_BASE_URL",
-        pattern=r"^https?://",
+    runpod_endpoint_base_url: Annotated[str, AfterValidator(check_base_url)] = Field(
+        default="https://api.runpod.ai/v2", validation_alias="RUNPOD_ENDPOINT_BASE_URL"
     )
     """RunPod's API, or an emulator of it."""
 
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """The keys that clients may use, separated by commas."""
     allow_anonymous: bool = False
     """Serve without keys: for a proxy that only trusted programs can reach."""
-    models: Annotated[tuple[str, ...], NoDecode] = ()
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(default=(), validate_default=True)
+    """The keys that clients may use, separated by commas."""
+    models: Annotated[tuple[Annotated[str, AfterValidator(check_name)], ...], NoDecode] = ()
     """The models the endpoint serves, separated by commas. Empty: any name is handed to vLLM, and
     the list shows the endpoint's id, or the name once an answer has told it."""
     routes: Annotated[tuple[str, ...], NoDecode] = ROUTES
@@ -101,48 +129,54 @@ class Settings(BaseSettings):
     """Count tokens for the metrics; vLLM is then asked for the usage of every stream."""
     wake_shield: bool = False
     """Keep requests that chat UIs send by themselves (titles, tags) from waking a GPU."""
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(check_listen_host)] = "127.0.0.1"
     """The address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
     """The port to listen on."""
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
+        "info"
+    )
     """debug, info, warning or error."""
-    max_body_bytes: int = Field(default=10_000_000 - JOB_OVERHEAD_BYTES, gt=0)
+    max_body_bytes: int = Field(
+        default=10_000_000 - JOB_OVERHEAD_BYTES, ge=MIN_BODY_BYTES, le=MAX_BYTES
+    )
     """The largest request body. RunPod's /run takes 10 MB, our part of the job included."""
-    max_buffered_bytes: int = Field(default=512 * 2**20, gt=0)
+    max_buffered_bytes: int = Field(default=512 * 2**20, gt=0, le=1000 * MAX_BYTES)
     """How much memory the bodies of requests and the buffers of answers may hold, all together."""
-    max_header_bytes: int = Field(default=65_536, gt=0)
+    max_header_bytes: int = Field(default=65_536, ge=MIN_HEADER_BYTES, le=MAX_BYTES)
     """The largest request line and headers together."""
-    max_connections: int = Field(default=4096, gt=0)
+    max_connections: Count = 4096
     """How many clients may be connected at a time, idle connections included."""
-    header_timeout_seconds: float = Field(default=10, gt=0)
+    header_timeout_seconds: Seconds = 10
     """How long a client may take to send its headers."""
-    body_timeout_seconds: float = Field(default=60, gt=0)
+    body_timeout_seconds: Seconds = 60
     """How long it may take to send the body after them."""
-    send_timeout_seconds: float = Field(default=300, gt=0)
+    send_timeout_seconds: Seconds = 300
     """How long a client may take nothing of its answer before it counts as gone."""
 
-    connect_timeout_seconds: float = Field(default=10, gt=0)
+    connect_timeout_seconds: Seconds = 10
     """How long a connection to RunPod may take, and how long RunPod may stay out of reach."""
-    queue_timeout_seconds: float = Field(default=600, gt=0)
+    queue_timeout_seconds: Seconds = 600
     """How long a job may wait for a worker: the longest cold start."""
-    first_token_timeout_seconds: float = Field(default=300, gt=0)
+    first_token_timeout_seconds: Seconds = 300
     """How long a worker that has the job may take until its first output."""
-    idle_timeout_seconds: float = Field(default=120, gt=0)
+    idle_timeout_seconds: Seconds = 120
     """How long a worker may be silent between two outputs."""
-    total_timeout_seconds: float = Field(default=1800, gt=0)
+    total_timeout_seconds: Seconds = 1800
     """How long a request may take, waiting included."""
-    first_byte_hold_seconds: float = Field(default=0.75, ge=0)
+    first_byte_hold_seconds: Hold = 0.75
     """How long a stream's headers are held back, so that an early failure keeps its HTTP status."""
     keep_alive_mode: Mode = "comment"
     """What a stream that has nothing to say sends: `comment`, `chunk` (an empty delta) or `off`."""
-    keep_alive_seconds: float = Field(default=10, ge=1, le=LONGEST_POLL_SECONDS)
+    keep_alive_seconds: KeepAlive = 10
     """How often it does."""
-    max_requests: int = Field(default=1000, gt=0)
+    max_requests: Count = 1000
     """How many requests may be under way at a time."""
-    max_waiting: int = Field(default=500, gt=0)
+    max_waiting: Count = 500
     """How many of them may be waiting for a worker."""
-    state_dir: Path = Field(default=Path("~/.local/state/runpod-openai-proxy"))
+    state_dir: Annotated[Path, AfterValidator(_from_home)] = Field(
+        default=Path("~/.local/state/runpod-openai-proxy"), validate_default=True
+    )
     """Where the journal of jobs in flight is kept."""
     run_limit: RateLimit = Limit(1000, 200)
     """RunPod's limit for /run: calls in ten seconds, and at once."""
@@ -152,7 +186,7 @@ class Settings(BaseSettings):
     """The same for /status."""
     cancel_limit: RateLimit = Limit(100, 20)
     """The same for /cancel."""
-    drain_seconds: float = Field(default=30, ge=0)
+    drain_seconds: Hold = 30
     """How long running requests may go on after SIGTERM."""
 
     @property
@@ -165,45 +199,63 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
+            return tuple(part.strip(BLANKS) for part in value.split(",") if part.strip(BLANKS))
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _trimmed(cls, value: object) -> object:
+        return trimmed(value)
 
     @field_validator("routes")
     @classmethod
     def _are_routes(cls, routes: tuple[str, ...]) -> tuple[str, ...]:
+        if not routes:
+            raise ValueError("no route is named, so that nothing would be served")
         for route in routes:
-            if PATTERN.fullmatch(route) is None:
-                raise ValueError(f"'{route}' is not a method and a path, as in POST /v1/embeddings")
+            check_route(route)
         return routes
 
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
-            if _ORIGIN.fullmatch(origin) is None:
+            match = _ORIGIN.fullmatch(origin)
+            if match is None or int(match[1] or 0) > 65535:
                 raise ValueError(
                     f"'{origin}' is no origin as browsers send it: scheme, host and port alone, in "
                     "lower case, as in https://chat.example.com or http://127.0.0.1:3000"
                 )
         return origins
 
-    @field_validator("runpod_api_key", mode="before")
+    @field_validator("runpod_api_key")
     @classmethod
-    def _without_line_end(cls, value: object) -> object:
-        return value.strip() or None if isinstance(value, str) else value
+    def _is_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_key(value.get_secret_value())
+        return value
 
-    @field_validator("runpod_api_key", "runpod_endpoint_id")
+    @field_validator("runpod_api_key", "runpod_endpoint_id", mode="before")
     @classmethod
     def _is_given(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            value = value.strip(BLANKS) or None
         if value is None and info.data.get("config") is None:
             raise ValueError("required, unless PROXY_CONFIG names a file with endpoints")
         return value
 
-    @model_validator(mode="after")
-    def _keys_or_a_decision(self) -> "Settings":
-        if not self.api_keys and not self.allow_anonymous and self.config is None:
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(keys, start=1):
+            try:
+                check_key(key.get_secret_value())
+            except ValueError as exc:
+                raise ValueError(f"number {number}: {exc}" if len(keys) > 1 else str(exc)) from None
+        has_file = info.data.get("config") is not None  # which may name keys
+        if not keys and not info.data.get("allow_anonymous", True) and not has_file:
             raise ValueError(NO_KEYS)
-        return self
+        return keys
 
 
 def environment_name(field: str) -> str:
@@ -221,10 +273,17 @@ def environment_names() -> list[str]:
 def misspelt(environment: Iterable[str]) -> list[str]:
     """One sentence for each variable that carries our prefix and means nothing to us."""
     known = environment_names()
+    return [
+        f"unknown setting {name}{did_you_mean(name, known)}"
+        for name in sorted(environment)
+        if name.startswith("PROXY_") and name not in known
+    ]
+
+
+def explained(exc: ValidationError) -> list[str]:
+    """What is wrong with the settings, each with the name of its variable."""
     sentences = []
-    for name in sorted(environment):
-        if name.startswith("PROXY_") and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            sentences.append(f"unknown setting {name}{hint}")
+    for error in exc.errors(include_url=False, include_input=False):
+        name = environment_name(str(error["loc"][0]))
+        sentences.append(printable(f"{name}: {reason(error)}"))
     return sentences

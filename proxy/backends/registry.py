@@ -22,8 +22,6 @@ from proxy.watch import Watch
 
 log = logging.getLogger(__name__)
 
-LOAD_BALANCING_URL = "https://{id}.api.runpod.ai"
-
 
 class Backends:
     """Makes backends, and keeps those whose tables a new configuration leaves as they were.
@@ -105,13 +103,12 @@ class Backends:
         return self._made[name, config]
 
     def _new_endpoint(self, name: str, config: EndpointConfig) -> QueueBackend | Relay:
-        settings, endpoint_id = self._settings, config.id or name
+        settings = self._settings
         is_queue = config.kind == "queue"
         api_key = self._api_key(config.api_key_env)
-        base_url = settings.runpod_endpoint_base_url
         endpoint = Endpoint(
             self._client,
-            config.url if is_queue and config.url else f"{base_url}/{endpoint_id}",
+            config.runpod_url(name, settings.runpod_endpoint_base_url),
             name=name,
             api_key=api_key,
             limits=Limits(
@@ -130,7 +127,7 @@ class Backends:
         if not is_queue:
             return Relay(
                 self._client,
-                config.url or LOAD_BALANCING_URL.format(id=endpoint_id),
+                config.worker_url(name),
                 api_key,
                 bounds=bounds,
                 shutdown=self._shutdown,

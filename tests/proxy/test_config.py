@@ -1,6 +1,8 @@
 """The configuration file: what it says is served, what is wrong with it is said with its line."""
 
 import hashlib
+import os
+import re
 import signal
 import textwrap
 import threading
@@ -13,7 +15,8 @@ import httpx
 import pytest
 
 from proxy.app import create_app
-from proxy.config import ConfigError, load
+from proxy.config import load
+from proxy.config_file import ConfigError
 from proxy.models import Models
 from proxy.settings import Settings
 from tests.proxy.conftest import KEY, chat, settings_for
@@ -291,9 +294,9 @@ def test_a_keys_hold_goes_before_the_models(configured: Configured, runpod: Scri
     ("text", "said"),
     [
         ("[endpoints.a]\n[models.m]\nendpoint = a\n", "line 3"),
-        ("[models.m]\nendpoint = 'a'\n", "endpoints: Field required"),
+        ("[models.m]\nendpoint = 'a'\n", "line 1: endpoints: required: name at least one"),
         ("[endpoints.a]\n\n[models.m]\nendpoint = 'b'\n", "line 4: models.m.endpoint: there is no"),
-        ("[endpoints.a]\nkid = 3\n", "line 2: endpoints.a.kid: Extra inputs"),
+        ("[endpoints.a]\nkid = 3\n", "line 2: endpoints.a.kid: there is no such field"),
         ("[endpoints.a]\nrun_limit = 'many'\n", "line 2: endpoints.a.run_limit"),
         (
             "[endpoints.a]\n[models.m]\nendpoint = 'a'\n\nqueue_timeout_seconds = 0\n",
@@ -314,7 +317,10 @@ def test_a_keys_hold_goes_before_the_models(configured: Configured, runpod: Scri
         ("[endpoints.a]\napi_key_env = 'NOT_SET'\n", "line 2: endpoints.a.api_key_env: the env"),
         ("[endpoints.a]\n[keys.k]\nmodels = []\n", "line 2: keys.k: give either env or sha256"),
         ("[endpoints.a]\n[keys.k]\nenv = 'UI_KEY'\nmodels = ['x']\n", "line 4: keys.k.models"),
-        ("[endpoints.a]\n\n[model.m]\nendpoint = 'a'\n", "line 3: model: Extra inputs"),
+        (
+            "[endpoints.a]\n\n[model.m]\nendpoint = 'a'\n",
+            "line 3: model: there is no such table; did you mean models?",
+        ),
         ("[endpoints.a]\n\n[models]\nm = { endpoint = 'b' }\n", "line 4: models.m.endpoint"),
         (
             "[endpoints.a]\n[models.'q.5']\nendpoint = 'a'\n[models.q]\nendpoint = 'b'\n",
@@ -325,7 +331,7 @@ def test_a_keys_hold_goes_before_the_models(configured: Configured, runpod: Scri
             "[endpoints.a]\n[models.m]\nendpoint = 'a'\ntotal_timeout_seconds = inf\n",
             "line 4: models.m.total_timeout_seconds",
         ),
-        ("open_endpoint = 'a'\n[endpoints.a]\n", "line 1: open_endpoint: Extra inputs"),
+        ("open_endpoint = 'a'\n[endpoints.a]\n", "line 1: open_endpoint: there is no such"),
         (
             "[endpoints.a]\n[models.m]\nendpoint = 'a'\nfallback = 'm'\n",
             "line 4: models.m.fallback: a model cannot be its own fallback",
@@ -351,6 +357,174 @@ def test_what_is_wrong_is_told_with_its_line(
         load(settings_for("http://unused", config=written(text)))
     assert said in str(caught.value)
     assert "proxy.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[endpoint.a]\n", "line 1: endpoint: there is no such table; did you mean endpoints?"),
+        (
+            "[endpoints.a]\nmax_request = 3\n",
+            "line 2: endpoints.a.max_request: there is no such field; did you mean max_requests?",
+        ),
+        (
+            "[endpoints.a]\n[models.m]\nendpont = 'a'\n",
+            "line 3: models.m.endpont: there is no such field; did you mean endpoint?",
+        ),
+        ("[endpoints.a]\n[models.m]\nendpont = 'a'\n", "line 2: models.m.endpoint: required"),
+        (
+            "[endpoints.chat]\n[models.m]\nendpoint = 'chatt'\n",
+            "there is no endpoint 'chatt'; did you mean chat?",
+        ),
+        (
+            "[endpoints.a]\n[models.Qwen/Qwen3-8B]\nendpoint = 'a'\n",
+            "line 2: Expected ']' at the end of a table declaration; write a name like this in "
+            'quotation marks: [models."Qwen/Qwen3-8B"]',
+        ),
+        (
+            "[endpoints.a]\n[models.qwen2.5]\nendpoint = 'a'\n",
+            'line 2: models.qwen2.5: a name with a dot stands in quotation marks: [models."qw',
+        ),
+        (
+            "[endpoints.a]\n[models.a.b.c]\nendpoint = 'a'\n",
+            'a name with a dot stands in quotation marks: [models."a.b.c"]',
+        ),
+        ("[endpoints.a]\n[[models]]\nendpoint = 'a'\n", "models: write [models.NAME] with single"),
+        ("port = 80\n[endpoints.a]\n", "line 1: port: not in this file: it is the environment var"),
+        ("port = 80\n[endpoints.a]\n", "PROXY_PORT"),
+        ("[endpoints]\na = 'b'\n", "line 2: endpoints.a: a table is needed"),
+        ("endpoints = 3\n", "line 1: endpoints: a table is needed"),
+        (
+            "[endpoints.a]\nmax_requests = '3'\nid = 5\n",
+            "endpoints.a.id: a text in quotation",
+        ),
+        ("[endpoints.a]\nmax_requests = 1.5\n", "a whole number is needed"),
+        ("[endpoints.a]\nmax_requests = true\nmax_waiting = 0\n", "a number above 0 is needed"),
+        (
+            "[endpoints.a]\nkind = 'balanced'\n",
+            "one of these is needed: 'queue' or",
+        ),
+        ("[endpoints.a]\n[models.m]\nendpoint = 'a'\naliases = 'b'\n", "a list is needed"),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\naliases = ['b', 3]\n",
+            "line 4: models.m.aliases: number 2: a text in quotation marks",
+        ),
+        ("[endpoints.a]\n[models.m]\nendpoint = 'a'\nlow_priority = 'x'\n", "true or false"),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\nlow_priority = True\n",
+            "line 4: Invalid",
+        ),
+        ("[endpoints.a]\n[models.m]\nendpoint = a\n", "a text stands in straight quotation marks"),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\nfallback = 3\n",
+            "models.m.fallback: a model of this file is needed, or {",
+        ),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\nfallback = { url = 'x', modell = 'y' }\n",
+            "models.m.fallback.modell: there is no such field; did you mean model?",
+        ),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\nfallback = { url = 'x', modell = 'y' }\n",
+            "line 4: models.m.fallback.url: a URL that begins with https:// or http:// is needed",
+        ),
+        ("[endpoints.a]\nurl = 'http://h:99999'\n", "line 2: endpoints.a.url: not a URL"),
+        (
+            "[endpoints.a]\nurl = 'http://u:secret@h'\n",
+            "endpoints.a.url: the URL holds a user",
+        ),
+        ("[endpoints.a]\nid = 'a b'\n", "line 2: endpoints.a.id: the endpoint's id alone"),
+        ("[endpoints.'my chat']\n", "line 1: endpoints.my chat: without `id`, the"),
+        ("[endpoints.a]\n[models.'m\u200b']\nendpoint = 'a'\n", "U+200B"),
+        ("[endpoints.a]\n[models.'']\nendpoint = 'a'\n", "a name has 1 to 200 characters"),
+        ("[endpoints.a]\nprice_per_second = 1e308\n", "a number of at most 1,000,000"),
+        (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\nmax_model_len = 99999999999999999999\n",
+            "models.m.max_model_len: a number of at most",
+        ),
+        ("[endpoints.a]\n[keys.k]\nsha256 = 'abc'\n", "keys.k.sha256: 64 hexadecimal digits"),
+        (f"[endpoints.a]\nmax_requests = {'9' * 5000}\n", "Exceeds the limit"),
+        (f"[endpoints.a]\nid = {'[' * 2000}{']' * 2000}\n", "nested too deep"),
+        (f"[endpoints.a]\nid = {'{a=' * 2000}1{'}' * 2000}\n", "nested too deep"),
+        ("[endpoints.a]\nid = 'a\0b'\n", "line 2: "),
+        ('[endpoints."a\\nb"]\n', "line 1: endpoints.a\\nb: "),
+        ("#" * 1_000_001, "is larger than 1,000,000 bytes"),
+    ],
+    ids=lambda value: value[:60],
+)
+def test_a_mistake_is_told_in_plain_words(
+    written: Callable[[str], Path], text: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(settings_for("http://unused", config=written(text)))
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert not re.search("pattern|Input should|permitted|Field required", str(caught.value))
+
+
+def test_many_mistakes_are_told_up_to_a_bound(written: Callable[[str], Path]) -> None:
+    text = "[endpoints.a]\n" + "".join(f"x{number} = 1\n" for number in range(500))
+    with pytest.raises(ConfigError) as caught:
+        load(settings_for("http://unused", config=written(text)))
+    assert len(caught.value.reasons) == 21
+    assert caught.value.reasons[-1].endswith("and 480 more")
+
+
+@pytest.mark.parametrize("place", ["endpoints.a", "keys.k", "models.m.fallback"])
+@pytest.mark.parametrize("character", ["\u200b", "\u2013", "\u00a0", " ", "\x1b"])
+def test_a_key_in_a_variable_with_an_odd_character_is_refused_and_not_shown(
+    written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, place: str, character: str
+) -> None:
+    monkeypatch.setenv("SECOND_KEY", f"rpa_SECRET{character}SECRET")
+    tables = {
+        "endpoints.a": "[endpoints.a]\napi_key_env = 'SECOND_KEY'\n",
+        "keys.k": "[endpoints.a]\n[keys.k]\nenv = 'SECOND_KEY'\n",
+        "models.m.fallback": (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\n"
+            "fallback = { url = 'http://h', model = 'm', api_key_env = 'SECOND_KEY' }\n"
+        ),
+    }
+    with pytest.raises(ConfigError) as caught:
+        load(settings_for("http://unused", config=written(tables[place])))
+    assert f": {place}" in str(caught.value)
+    assert "the environment variable SECOND_KEY: the key holds" in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["[endpoints.a]\napi_key_env", "[endpoints.a]\n[keys.k]\nenv"])
+def test_a_key_in_place_of_its_variables_name_is_not_shown(
+    written: Callable[[str], Path], table: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(settings_for("http://unused", config=written(f"{table} = 'rpa_SECRET'\n")))
+    assert "SECRET" not in str(caught.value)
+    assert "the environment variable named here is not set" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "latin-1", "utf-16", "no home"])
+def test_what_is_no_file_of_text_is_told(
+    written: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    path = written("")
+    match kind:
+        case "folder":
+            path = tmp_path
+        case "pipe":
+            path.unlink()
+            os.mkfifo(path)
+        case "latin-1":
+            path.write_bytes("[endpoints.a]\n# Größe\n".encode("latin-1"))
+        case "utf-16":
+            path.write_bytes("[endpoints.a]\n".encode("utf-16"))
+        case "no home":
+            path = Path("~no-such-user/proxy.toml")
+    with pytest.raises(ConfigError) as caught:
+        load(settings_for("http://unused", config=path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_byte_order_mark_before_the_file_does_not_matter(written: Callable[[str], Path]) -> None:
+    path = written("\ufeff" + ONE)
+    assert list(load(settings_for("http://unused", config=path)).models) == ["first"]
 
 
 def test_without_any_key_the_file_is_refused_unless_that_is_meant(
@@ -400,10 +574,11 @@ def test_the_file_is_read_again_on_sighup_unless_it_is_wrong(
             wait_until(lambda: listed() == ["second"])
             hold.set()
             assert b"[DONE]" in b"".join(response.iter_bytes())
-        written("this is no TOML")
-        proxy.process.send_signal(signal.SIGHUP)
-        for _ in range(20):
-            assert listed() == ["second"]
+        for wrong in ("this is no TOML", f"x = {'[' * 2000}", "[endpoints.a]\n[models.m]\n", ""):
+            written(wrong)
+            proxy.process.send_signal(signal.SIGHUP)
+            for _ in range(20):
+                assert listed() == ["second"]
         written(ONE.replace("first", "third"))
         proxy.process.send_signal(signal.SIGHUP)
         wait_until(lambda: listed() == ["third"])

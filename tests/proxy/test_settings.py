@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from proxy import errors
-from proxy.settings import Settings, environment_names, misspelt
+from proxy.settings import Settings, environment_names, explained, misspelt
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -44,26 +44,206 @@ def test_secrets_do_not_show_when_settings_are_printed(environment: pytest.Monke
     ("name", "value"),
     [
         ("PROXY_API_KEYS", ""),
+        ("PROXY_API_KEYS", ","),
         ("RUNPOD_ENDPOINT_ID", "a/../b"),
+        ("RUNPOD_ENDPOINT_ID", "ab cd"),
+        ("RUNPOD_ENDPOINT_ID", "ab\ncd"),
+        ("RUNPOD_ENDPOINT_ID", "https://api.runpod.ai/v2/abc"),
+        ("RUNPOD_ENDPOINT_ID", "a" * 64),
         ("RUNPOD_ENDPOINT_BASE_URL", "api.runpod.ai"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "ftp://api.runpod.ai/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https:///v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https:/api.runpod.ai/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://api.runpod.ai\n/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://api.runpod.ai/v 2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://api.runpod.ai\u200b/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://me:secret@api.runpod.ai/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://api.runpod.ai/v2?key=secret"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://api.runpod.ai/v2#top"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://api.runpod.ai:99999/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://api.runpod.ai:0/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://api.runpod.ai:/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://[::1/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "https://300.1.1.1/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", f"https://{'a' * 64}.example/v2"),
+        ("PROXY_HOST", "http://127.0.0.1"),
+        ("PROXY_HOST", "127.0.0.1:8080"),
+        ("PROXY_HOST", "127.0.0.1/24"),
+        ("PROXY_HOST", "127.0.0"),
+        ("PROXY_HOST", "local host"),
+        ("PROXY_HOST", "*"),
+        ("PROXY_HOST", "::1::"),
         ("PROXY_PORT", "x"),
+        ("PROXY_PORT", "65536"),
+        ("PROXY_PORT", "8080 # the port"),
+        ("PROXY_PORT", "1e308"),
+        ("PROXY_MAX_CONNECTIONS", "9" * 5000),
+        ("PROXY_MAX_CONNECTIONS", "1000000000000000000000"),
+        ("PROXY_MAX_HEADER_BYTES", "1"),
+        ("PROXY_MAX_BODY_BYTES", "1"),
         ("PROXY_STREAM_LIMIT", "2000"),
         ("PROXY_STREAM_LIMIT", "2000/0"),
+        ("PROXY_STREAM_LIMIT", "9999999999999/1"),
         ("PROXY_QUEUE_TIMEOUT_SECONDS", "0"),
         ("PROXY_QUEUE_TIMEOUT_SECONDS", "inf"),
+        ("PROXY_QUEUE_TIMEOUT_SECONDS", "1e308"),
+        ("PROXY_QUEUE_TIMEOUT_SECONDS", "soon"),
         ("PROXY_DRAIN_SECONDS", "inf"),
+        ("PROXY_DRAIN_SECONDS", "1e308"),
         ("PROXY_FIRST_BYTE_HOLD_SECONDS", "nan"),
+        ("PROXY_COUNT_TOKENS", "perhaps"),
+        ("PROXY_KEEP_ALIVE_MODE", "event"),
+        ("PROXY_LOG_LEVEL", "loud"),
+        ("PROXY_MODELS", "org/model\u200b"),
+        ("PROXY_MODELS", "m" * 201),
+        ("PROXY_STATE_DIR", "~no-such-user/state"),
+        ("PROXY_ROUTES", ","),
+        ("PROXY_ROUTES", "/v1/embeddings"),
+        ("PROXY_ROUTES", "post /v1/embeddings"),
+        ("PROXY_ROUTES", "POST v1/embeddings"),
+        ("PROXY_ROUTES", "POST /v1/../embeddings"),
+        ("PROXY_ROUTES", "POST /v1//embeddings"),
+        ("PROXY_ROUTES", "POST /v1/embeddings?x=1"),
+        ("PROXY_ROUTES", "GET /a/{id}/{id}"),
+        ("PROXY_ROUTES", "GET /a/{id:path}"),
+        ("PROXY_ROUTES", "GET /a/{}"),
+        ("PROXY_ROUTES", "GET /a/{1}"),
+        ("PROXY_ROUTES", "GET /health"),
+        ("PROXY_ROUTES", "POST /v1/models/{id}/warm"),
         ("PROXY_CORS_ORIGINS", "https://chat.example.com/"),
         ("PROXY_CORS_ORIGINS", "https://chat.example.com/app"),
         ("PROXY_CORS_ORIGINS", "https://Chat.example.com"),
         ("PROXY_CORS_ORIGINS", "https://chat.example.com:443"),
+        ("PROXY_CORS_ORIGINS", "https://chat.example.com:99999"),
+        ("PROXY_CORS_ORIGINS", "https://chat.example.com\u200b"),
+        ("PROXY_CORS_ORIGINS", "https://*.example.com"),
         ("PROXY_CORS_ORIGINS", "chat.example.com"),
     ],
 )
-def test_a_wrong_value_is_refused(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_wrong_value_is_refused_by_the_variables_name(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     environment.setenv(name, value)
-    with pytest.raises(ValidationError):
+    [sentence] = mistakes()
+    assert sentence.startswith(f"{name}: ")
+    assert "secret" not in sentence
+    assert not re.search(r"pattern|Input should|permitted|Field required", sentence)
+
+
+def mistakes() -> list[str]:
+    """What is said of an environment that cannot be used."""
+    with pytest.raises(ValidationError) as caught:
         Settings()
+    return explained(caught.value)
+
+
+def test_all_that_is_missing_is_asked_for_at_once(environment: pytest.MonkeyPatch) -> None:
+    for name in ENOUGH:
+        environment.delenv(name)
+    environment.setenv("PROXY_PORT", "many")
+    told = {sentence.partition(":")[0] for sentence in mistakes()}
+    assert told == {*ENOUGH, "PROXY_PORT"}
+
+
+ODD_CHARACTERS = {
+    "zero-width space": "\u200b",
+    "byte order mark": "\ufeff",
+    "en dash": "\u2013",
+    "no-break space": "\u00a0",
+    "umlaut": "\u00e4",
+    "blank": " ",
+    "tab": "\t",
+    "line end": "\r\n",
+    "escape": "\x1b",
+    "delete": "\x7f",
+    "not UTF-8": "\udcff",
+}
+
+
+@pytest.mark.parametrize("character", ODD_CHARACTERS.values(), ids=ODD_CHARACTERS)
+@pytest.mark.parametrize("name", ["RUNPOD_API_KEY", "PROXY_API_KEYS"])
+def test_a_key_with_an_odd_character_is_refused_and_not_shown(
+    environment: pytest.MonkeyPatch, name: str, character: str
+) -> None:
+    for value in (f"rpa_SECRET{character}SECRET", f"rpa_SECRET,rpa_SECRET{character}x"):
+        environment.setenv(name, value)
+        [sentence] = mistakes()
+        assert sentence.startswith(f"{name}: ")
+        assert "SECRET" not in sentence
+
+
+@pytest.mark.parametrize("character", ["\u200b", "\u00a0", "\x0b"])
+def test_an_odd_character_at_a_keys_end_is_refused(
+    environment: pytest.MonkeyPatch, character: str
+) -> None:
+    environment.setenv("RUNPOD_API_KEY", f"rpa_SECRET{character}")
+    [sentence] = mistakes()
+    assert sentence.startswith("RUNPOD_API_KEY: ")
+
+
+def test_a_key_with_its_header_is_refused_with_what_to_leave_out(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("RUNPOD_API_KEY", "Bearer rpa_SECRET")
+    assert mistakes() == [
+        "RUNPOD_API_KEY: the key holds a blank, which no key has; copy it again, "
+        "without the word Bearer"
+    ]
+
+
+@pytest.mark.parametrize("quote", ['"', "'", "`", "\u201c"])
+@pytest.mark.parametrize("name", environment_names())
+def test_quotation_marks_that_came_along_are_refused(
+    environment: pytest.MonkeyPatch, name: str, quote: str
+) -> None:
+    for value in (f"{quote}value{quote}", f"{quote}value", f"value{quote}"):
+        environment.setenv(name, value)
+        told = [sentence for sentence in mistakes() if sentence.startswith(f"{name}: ")]
+        assert told != []
+        assert "quotation marks" in told[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["PROXY_API_KEYS", "PROXY_MODELS", "PROXY_CORS_ORIGINS", "PROXY_ROUTES"]
+)
+def test_quotation_marks_around_one_of_several_are_refused(
+    environment: pytest.MonkeyPatch, name: str
+) -> None:
+    environment.setenv(name, 'one,"two",three')
+    [sentence] = mistakes()
+    assert sentence.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "taken"),
+    [
+        ("PROXY_HOST", "[::1]", "::1"),
+        ("PROXY_HOST", "::", "::"),
+        ("PROXY_HOST", "fe80::1%eth0", "fe80::1%eth0"),
+        ("PROXY_HOST", "localhost", "localhost"),
+        ("PROXY_LOG_LEVEL", "INFO", "info"),
+        ("RUNPOD_ENDPOINT_ID", " abc123\n", "abc123"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "http://[::1]:8400/v2/", "http://[::1]:8400/v2"),
+        ("RUNPOD_ENDPOINT_BASE_URL", "HTTPS://api.runpod.ai/v2", "HTTPS://api.runpod.ai/v2"),
+    ],
+)
+def test_a_value_that_is_written_otherwise_is_taken(
+    environment: pytest.MonkeyPatch, name: str, value: str, taken: str
+) -> None:
+    environment.setenv(name, value)
+    assert taken in [str(found) for found in Settings().model_dump().values()]
+
+
+def test_without_a_home_folder_the_state_folder_must_be_named(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setattr(Path, "expanduser", _without_home)
+    [sentence] = mistakes()
+    assert sentence.startswith("PROXY_STATE_DIR: there is no home folder")
+
+
+def _without_home(path: Path) -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_an_origin_that_no_browser_sends_is_told_with_what_is_wrong(

@@ -14,7 +14,8 @@ import openai
 import pytest
 
 from proxy import retries, sharing
-from proxy.config import ConfigError, load
+from proxy.config import load
+from proxy.config_file import ConfigError
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.node_clients import needs_node, node_clients, run_in_node
 from tests.proxy.process import Proxy
