@@ -127,7 +127,7 @@ class JobAnswer:
                 yield piece
         recovery = asyncio.create_task(self._recover(job))
         try:
-            while not (await asyncio.wait({recovery}, timeout=job.poll_seconds))[0]:
+            while not await job.deadlines.wait(recovery, job.poll_seconds):
                 yield b""
             yield recovery.result()
         finally:

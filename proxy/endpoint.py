@@ -166,6 +166,10 @@ class Endpoint:
         answer = await self._call(self._cancel, "POST", f"/cancel/{job_id}")
         return JobStatus(str(answer.get("status")))
 
+    def seconds_for_cancels(self, count: int) -> float:
+        """How long so many calls of /cancel take by RunPod's limit."""
+        return self._cancel.seconds_for(count)
+
     async def health(self) -> Mapping[str, Any]:
         """RunPod's counters of the endpoint's jobs and workers."""
         return await self._call(self._status, "GET", "/health")

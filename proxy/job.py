@@ -1,6 +1,7 @@
 """One job in flight: followed to its end, poll by poll, under its deadlines."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,13 @@ from proxy.endpoint import JobState, JobStatus, StreamPage
 from proxy.errors import (
     JobNotFound,
     NotSent,
+    ProxyError,
     UpstreamBusy,
+    UpstreamMisconfigured,
     UpstreamUnavailable,
     WorkerFailed,
 )
+from proxy.refusals import Gust
 
 if TYPE_CHECKING:
     from proxy.jobs import Jobs
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 LATE_SECONDS = 0.5
 """How much longer than asked for a poll may take before its reader is told that nothing came."""
 RESULT_TRIES = 4
+FORGOTTEN = "RunPod does not know the job (any more), though it has taken it."
 
 
 class Job:
@@ -33,17 +38,22 @@ class Job:
         """Nothing is left to cancel: RunPod says so, or the answer is complete."""
         self.has_lost_a_poll = False
         """The answer of a poll broke; it may have handed outputs out."""
+        self.deadlines = deadlines
         self._jobs = jobs
-        self._deadlines = deadlines
         self._taken: float | None = None
         self._has_output = False
         self._is_closed = False
+        self._failures = 0
+        """Of polls in a row."""
+        self._failure: ProxyError | None = None
+        """The last of them."""
+        self._gust = Gust()
         self._polling: asyncio.Task[StreamPage] | None = None
 
     @property
     def poll_seconds(self) -> float:
         """See Terms: nobody who waits for this job hears nothing for longer."""
-        return self._deadlines.terms.poll
+        return self.deadlines.terms.poll
 
     @property
     def worker_seconds(self) -> float:
@@ -54,41 +64,36 @@ class Job:
         """Yield the outputs of each poll until the job has ended and all of them have come.
 
         A turn in which nothing came yields an empty list, so the caller is back at work at least
-        every `Terms.poll` seconds or so. A poll that fails is repeated until a deadline.
+        every `Terms.poll` seconds or so. A poll that fails is repeated until a deadline, one that
+        is refused until that is to be believed.
 
         Raises:
             ColdStartTimeout, DeadlinePassed: a deadline passed.
             UpstreamUnavailable: it passed while RunPod could not be reached.
             Stopping: the proxy is shutting down.
             UpstreamMisconfigured: RunPod refuses our key.
-            WorkerFailed: RunPod has forgotten the job.
+            WorkerFailed: RunPod does not know the job.
         """
-        failures = quick_returns = 0
-        failure: UpstreamUnavailable | None = None
+        quick_returns = 0
         while True:
-            wait_seconds = min(self.poll_seconds, self._deadlines.seconds_left(failure))
+            wait_seconds = min(self.poll_seconds, self.deadlines.seconds_left(self._failure))
             if self._polling is None:
                 asked = time.monotonic()
             try:
                 page = await self._poll(wait_seconds)
-            except JobNotFound:
-                self.has_ended = True
-                raise WorkerFailed("RunPod has forgotten the job before it was done.") from None
-            except UpstreamUnavailable as exc:
-                failures, failure = failures + 1, exc
-                self.has_lost_a_poll |= not isinstance(exc, NotSent | UpstreamBusy)
+            except (UpstreamUnavailable, UpstreamMisconfigured, JobNotFound) as exc:
+                self._note_failure(exc)
                 yield []
                 # A longer pause that RunPod asks for is kept by the budget of all calls.
-                await asyncio.sleep(min(pause(failures), wait_seconds))
+                await asyncio.sleep(min(pause(self._failures), wait_seconds))
                 continue
             if page is None:
                 yield []
                 continue
-            failures, failure = 0, None
             self._note(page.status, page.outputs)
             handed_out = time.monotonic()
             yield page.outputs
-            self._deadlines.exclude(time.monotonic() - handed_out)
+            self.deadlines.exclude(time.monotonic() - handed_out)
             if page.outputs:
                 quick_returns = 0
             elif self.has_ended:
@@ -99,18 +104,23 @@ class Job:
                 await asyncio.sleep(min(pause(quick_returns - 2), 1.0))
 
     async def result(self) -> JobState:
-        """What RunPod says of the ended job, with its aggregate output."""
-        for attempt in range(RESULT_TRIES):
-            is_last = attempt == RESULT_TRIES - 1
+        """What RunPod says of the ended job, with its aggregate output.
+
+        Raises UpstreamUnavailable, UpstreamMisconfigured and WorkerFailed, as `follow` does.
+        """
+        self.deadlines.note_ended()
+        tries = 0
+        for attempt in itertools.count():
             try:
                 state = await self._jobs.endpoint.status(self.id)
-            except JobNotFound:
-                raise WorkerFailed("RunPod has forgotten the job's result.") from None
+            except (JobNotFound, UpstreamMisconfigured) as exc:
+                self._refusal(exc)
             except UpstreamUnavailable:
-                if is_last:
+                if (tries := tries + 1) == RESULT_TRIES:
                     raise
             else:
-                if state.status.is_terminal or is_last:  # it can lag behind what /stream said
+                # It can lag behind what /stream said.
+                if state.status.is_terminal or (tries := tries + 1) == RESULT_TRIES:
                     return state
             await asyncio.sleep(pause(attempt))
         raise AssertionError("unreachable")
@@ -142,17 +152,35 @@ class Job:
         poll, self._polling = self._polling, None
         return poll.result()
 
+    def _note_failure(self, exc: UpstreamUnavailable | UpstreamMisconfigured | JobNotFound) -> None:
+        """Keep what a poll failed with, for the deadline that may pass meanwhile."""
+        self._failures += 1
+        if isinstance(exc, UpstreamUnavailable):
+            self._failure = exc
+            self.has_lost_a_poll |= not isinstance(exc, NotSent | UpstreamBusy)
+        else:
+            self._failure = self._refusal(exc)
+
+    def _refusal(self, exc: JobNotFound | UpstreamMisconfigured) -> ProxyError:
+        """What a refused call means; raised once refusals have lasted so long as to be believed."""
+        failure = WorkerFailed(FORGOTTEN) if isinstance(exc, JobNotFound) else exc
+        if self._gust.has_lasted():
+            raise failure from None
+        return failure
+
     def _note(self, status: JobStatus, outputs: list[Any]) -> None:
+        self._failures, self._failure = 0, None
+        self._gust.end()
         if self._taken is None and (outputs or status is JobStatus.IN_PROGRESS):
             self._taken = time.monotonic()
             self._jobs.watch.note_answer()
         if outputs:
             self._has_output = True
-            self._deadlines.note_output()
+            self.deadlines.note_output()
         elif status is JobStatus.IN_QUEUE:
-            self._deadlines.note_requeued()
+            self.deadlines.note_requeued()
             self._jobs.watch.touch()
         else:
-            self._deadlines.note_started()
+            self.deadlines.note_started()
         self.status = status
         self.has_ended = self.has_ended or status.is_terminal

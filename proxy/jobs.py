@@ -15,6 +15,7 @@ from proxy.endpoint import Endpoint, JobStatus
 from proxy.errors import (
     EndpointOverloaded,
     NotSent,
+    ProxyError,
     RequestTooLarge,
     UpstreamBusy,
     UpstreamMisconfigured,
@@ -23,6 +24,7 @@ from proxy.errors import (
 from proxy.job import Job
 from proxy.journal import Journal
 from proxy.metrics import Metrics
+from proxy.refusals import Trust
 from proxy.watch import Watch
 
 RETRY_AFTER_OVERLOAD_SECONDS = 5
@@ -33,7 +35,7 @@ MIN_EXECUTION_MS = 5_000
 TTL_MARGIN_SECONDS = 60
 REPEATS = 2
 """How often a submission that did not reach RunPod is repeated."""
-NOT_ACCEPTED = "RunPod has not accepted the job yet"
+NOT_ACCEPTED = "RunPod has not accepted the job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class _Submission:
     """A call of /run is under way, so there may be a job already."""
     is_left: bool = False
     """Nobody waits for the job any more."""
+    reason: str = NOT_ACCEPTED
+    """Why no worker has the job, for the error of the queue deadline."""
 
     def begin(self) -> None:
         """The call of /run goes out now."""
@@ -89,6 +93,7 @@ class Jobs:
         self._metrics = metrics
         self._price_per_second = price_per_second
         self._breaker = Breaker()
+        self._trust = Trust()
         self._submissions: set[asyncio.Task[Job]] = set()
         self._live: set[Job] = set()
 
@@ -121,7 +126,7 @@ class Jobs:
         if len(job) > LARGEST_JOB_BYTES:
             raise RequestTooLarge("The request is larger than a job of RunPod may be.")
         state = _Submission()
-        deadlines = Deadlines(terms, self.shutdown, lambda: NOT_ACCEPTED)
+        deadlines = Deadlines(terms, self.shutdown, lambda: state.reason)
         submission = asyncio.create_task(self._run(job, deadlines, state))
         self._submissions.add(submission)
         submission.add_done_callback(self._submitted)
@@ -157,25 +162,36 @@ class Jobs:
                 job_id = await self.endpoint.run(
                     job, connect_seconds=deadlines.terms.connect, on_turn=state.begin
                 )
-            except (NotSent, UpstreamBusy) as exc:  # neither can have started a job
+            except (NotSent, UpstreamBusy, UpstreamMisconfigured) as exc:
+                # None of them can have started a job.
                 if state.is_left:
                     raise
                 seconds = exc.retry_after_seconds or pause(attempt)
-                is_last = attempt >= REPEATS and isinstance(exc, NotSent)
-                if is_last or seconds > deadlines.seconds_left(exc):
+                if self._is_final(exc, attempt, is_late=seconds > deadlines.seconds_left()):
                     self._breaker.failed(exc)
                     raise
                 state.is_calling = False
+                state.reason = f"{NOT_ACCEPTED}: {exc.message}"
                 await asyncio.sleep(seconds)
-            except (UpstreamUnavailable, UpstreamMisconfigured) as exc:
+            except UpstreamUnavailable as exc:
                 self._breaker.failed(exc)
                 raise
             else:
                 self._breaker.succeeded()
+                self._trust.note_worked()
                 self._journal.add(self.endpoint.url, job_id)
                 deadlines.cold_start_reason = lambda: self.watch.why_nobody_answers
                 return Job(job_id, self, deadlines)
         raise AssertionError("unreachable")
+
+    def _is_final(self, failure: ProxyError, attempt: int, *, is_late: bool) -> bool:
+        """Is a submission that failed so to be given up, now or as its next try would be late?"""
+        match failure:
+            case UpstreamMisconfigured():  # or a gust of refusals at RunPod's edge
+                return not self._trust.holds
+            case NotSent():
+                return is_late or attempt >= REPEATS
+        return is_late
 
     def _submitted(self, submission: asyncio.Task[Job]) -> None:
         """Count it as live from the moment on that it is no longer being submitted."""

@@ -62,6 +62,10 @@ class Budget:
         """Would a call that is held for long keep others from being made?"""
         return self._in_flight + len(self._waiting) + len(self._urgent) > self._at_once / 2
 
+    def seconds_for(self, calls: int) -> float:
+        """How long so many calls take from now on, if none of them is slow."""
+        return max(0.0, self._due - _now()) + calls * self._interval
+
     @asynccontextmanager
     async def turn(self, *, urgent: bool = False) -> AsyncIterator[None]:
         """Wait for a turn, and hold a place among the calls at once while inside."""

@@ -63,6 +63,7 @@ class _Phase(Enum):
     QUEUE = auto()
     FIRST_TOKEN = auto()
     IDLE = auto()
+    ENDED = auto()
 
 
 class Deadlines:
@@ -94,6 +95,10 @@ class Deadlines:
     def note_output(self) -> None:
         """A worker has put something out: the idle clock starts anew."""
         self._enter(_Phase.IDLE)
+
+    def note_ended(self) -> None:
+        """The worker is done: what is left to fetch is under `total` alone."""
+        self._enter(_Phase.ENDED)
 
     def exclude(self, seconds: float) -> None:
         """Hold a pause of our own reader against `total` alone, not against the worker."""
@@ -144,7 +149,9 @@ class Deadlines:
                 return self.terms.queue
             case _Phase.FIRST_TOKEN:
                 return self.terms.first_token
-        return self.terms.idle
+            case _Phase.IDLE:
+                return self.terms.idle
+        return math.inf
 
     def _phase_error(self) -> ProxyError:
         match self._phase:

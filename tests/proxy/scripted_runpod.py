@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+Serve = Callable[[Request], Awaitable[Response]]
 
 TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 LONGEST_HOLD_SECONDS = 100
@@ -51,10 +53,10 @@ class ScriptedRunPod:
         self._serial = itertools.count(1)
         self.app = Starlette(
             routes=[
-                Route("/v2/{endpoint}/run", self._run, methods=["POST"]),
-                Route("/v2/{endpoint}/stream/{job}", self._stream),
-                Route("/v2/{endpoint}/status/{job}", self._status),
-                Route("/v2/{endpoint}/cancel/{job}", self._cancel, methods=["POST"]),
+                Route("/v2/{endpoint}/run", self._at_edge(self._run), methods=["POST"]),
+                Route("/v2/{endpoint}/stream/{job}", self._at_edge(self._stream)),
+                Route("/v2/{endpoint}/status/{job}", self._at_edge(self._status)),
+                Route("/v2/{endpoint}/cancel/{job}", self._at_edge(self._cancel), methods=["POST"]),
                 Route("/v2/{endpoint}/health", self._health),
             ]
         )
@@ -70,6 +72,8 @@ class ScriptedRunPod:
         self.final: dict[str, Any] | None = None
         self.states: list[dict[str, Any]] = []
         """What /status says at first, one for each call."""
+        self.status_faults: list[Response] = []
+        """What /status is answered before that."""
         self.status_delay_seconds = 0.0
         self.run_answers: list[Response] = []
         self.run_delay_seconds = 0.0
@@ -87,6 +91,10 @@ class ScriptedRunPod:
         self.in_queue = 0
         self.looks: Counter[str] = Counter()
         """How often /health was asked, by endpoint: proxies of other tests look as well."""
+        self.refusal: Response | None = None
+        """What every call but /health is answered with, as by RunPod's edge, while it is set."""
+        self.refused: Counter[str] = Counter()
+        """How many calls were, by operation."""
         self.cancelled: list[str] = []
         self.stream_calls = 0
 
@@ -94,6 +102,15 @@ class ScriptedRunPod:
     def health_calls(self) -> int:
         """How often /health was asked for any of them."""
         return self.looks.total()
+
+    def _at_edge(self, serve: Serve) -> Serve:
+        async def serve_unless_refused(request: Request) -> Response:
+            if self.refusal is None:
+                return await serve(request)
+            self.refused[request.url.path.split("/")[3]] += 1
+            return self.refusal
+
+        return serve_unless_refused
 
     async def _run(self, request: Request) -> Response:
         raw = await request.body()
@@ -149,6 +166,8 @@ class ScriptedRunPod:
     async def _status(self, request: Request) -> Response:
         if request.path_params["job"] not in self._jobs_here:
             return Response(status_code=404)
+        if self.status_faults:
+            return self.status_faults.pop(0)
         await asyncio.sleep(self.status_delay_seconds)
         if self.states:
             return _json(self.states.pop(0))
@@ -168,7 +187,7 @@ class ScriptedRunPod:
         job = request.path_params["job"]
         if job in self._jobs_here and self.cancel_answers:
             return self.cancel_answers.pop(0)
-        if job == self.job_id:  # not one of an earlier test
+        if job in self._jobs_here:  # not one of an earlier test
             self.cancelled.append(job)
         return _json({"id": job, "status": "CANCELLED"})
 

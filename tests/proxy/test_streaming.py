@@ -336,17 +336,6 @@ def test_the_sdk_raises_its_own_error_for_a_stream_that_breaks_off(
         next(chunks)
 
 
-@PATIENT
-def test_a_job_that_runpod_forgets_is_an_error(
-    client: httpx.Client, runpod: ScriptedRunPod
-) -> None:
-    runpod.script = [Fault(404)]
-    response = client.post(CHAT, json=chat(stream=True))
-    assert response.status_code == 502
-    assert response.json()["error"]["code"] == "worker_failed"
-    assert runpod.cancelled == []
-
-
 @pytest.mark.parametrize(
     "fault", [Fault(500), Fault(503), Fault(429, {"retry-after": "1"}), Fault(0)]
 )
