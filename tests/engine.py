@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import anyio
@@ -532,6 +533,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--start-seconds", type=float, default=0.0)
     parser.add_argument("--die-at-start", action="store_true")
+    parser.add_argument("--die-saying", type=Path)
+    parser.add_argument("--until", default="")
     parser.add_argument("--spawn-child", action="store_true")
     known, _ = parser.parse_known_args()
     return known
@@ -546,6 +549,9 @@ def main() -> None:
     if arguments.spawn_child:
         engine.child_pid = _spawn_child()
     time.sleep(arguments.start_seconds)
+    if arguments.die_saying and not (arguments.until and arguments.until in sys.argv):
+        print(arguments.die_saying.read_text(), file=sys.stderr, flush=True)
+        sys.exit(1)
     if arguments.die_at_start:
         print("RuntimeError: scripted death at start", file=sys.stderr, flush=True)
         sys.exit(1)

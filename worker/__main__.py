@@ -1,7 +1,8 @@
 """`python -m worker`: start vLLM, await it, take jobs until told to stop or until vLLM dies.
 
 Exit codes: 0 after SIGTERM or SIGINT, 1 when vLLM did not start or died, 2 for wrong settings. The
-last line of the log says why.
+last line of the log says why. Where the configuration is at fault, jobs are first answered with
+that line for a while: to exit at once would have RunPod start, and bill, the same again.
 """
 
 import asyncio
@@ -11,20 +12,33 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from worker.answer import VLLMClient
-from worker.command import printable, vllm_arguments, vllm_environment
-from worker.errors import SettingsError, StartError
+from worker.command import (
+    chosen_settings,
+    printable,
+    smaller_footprint,
+    vllm_arguments,
+    vllm_environment,
+)
+from worker.diagnosis import Chosen, diagnose
+from worker.errors import ModelNotStarted, ModelStartFailed, SettingsError, StartError, VLLMExited
 from worker.flags import load
-from worker.handler import create_handler
+from worker.handler import Handler, create_handler, create_refusing_handler
+from worker.hub import check_model
 from worker.names import complaints
 from worker.server import VLLMServer
-from worker.settings import WorkerSettings
-from worker.shutdown import Shutdown
+from worker.settings import WorkerSettings, start_failure_seconds
+from worker.shutdown import REPORT_SECONDS, Shutdown
 
 log = logging.getLogger("worker")
+
+REFUSALS: int = 100
+"""How many jobs at once are answered that the model did not start."""
 
 
 def main() -> int:
@@ -38,32 +52,47 @@ def main() -> int:
     try:
         run(WorkerSettings.from_environment())
     except StartError as error:
+        if error.in_configuration:
+            refuse_jobs(error, start_failure_seconds(os.environ))
         log.error("%s", error)
         return 2 if isinstance(error, SettingsError) else 1
     return 0
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How vLLM is started, and what its user chose for it."""
+
+    command: list[str]
+    environment: dict[str, str]
+    port: int
+    chosen: Chosen
+
+
 def run(settings: WorkerSettings) -> None:
     """Start vLLM, take jobs until told to stop, and stop vLLM.
+
+    A vLLM that lacks memory is started once more in a way that needs less.
 
     Raises:
         StartError: wrong settings, or vLLM did not start, or died.
     """
-    started = time.monotonic()
-    server = start_vllm(settings)
+    launch = prepare(settings)
     try:
-        # The SDK takes seconds to import; vLLM is loading its model meanwhile.
-        from runpod.serverless.modules.worker_state import JobsProgress
+        serve(settings, launch)
+    except ModelNotStarted as failure:
+        smaller = smaller_footprint(launch.command, os.environ, settings)
+        if not (failure.may_fit_smaller and smaller):
+            raise
+        log.warning("%s Starting once more with less: %s", failure, " ".join(smaller))
+        try:
+            serve(settings, replace(launch, command=[*launch.command, *smaller]))
+        except ModelNotStarted as again:
+            raise again if again.may_fit_smaller else failure from again
 
-        server.wait_until_healthy(settings.start_timeout_seconds)
-        log.info("vLLM was ready after %.1f seconds", time.monotonic() - started)
-        take_jobs(settings, server, JobsProgress().get_job_count)
-    finally:
-        server.stop(settings.stop_seconds)
 
-
-def start_vllm(settings: WorkerSettings) -> VLLMServer:
-    """Start vLLM as the environment says.
+def prepare(settings: WorkerSettings) -> Launch:
+    """Make vLLM's command line from the environment.
 
     Raises:
         StartError: the settings are wrong, or vLLM cannot be asked for its flags.
@@ -72,32 +101,85 @@ def start_vllm(settings: WorkerSettings) -> VLLMServer:
     for complaint in complaints(os.environ, flags):
         log.warning("%s", complaint)
     port = settings.vllm_port or _free_port()
-    arguments = vllm_arguments(os.environ, settings, flags, port)
-    log.info("starting vLLM: %s", printable([*settings.command, *arguments]))
+    command = [*settings.command, *vllm_arguments(os.environ, settings, flags, port)]
     environment = vllm_environment(os.environ, settings)
-    return VLLMServer([*settings.command, *arguments], environment, port=port)
+    return Launch(command, environment, port, chosen_settings(os.environ, flags))
 
 
-def take_jobs(
-    settings: WorkerSettings, server: VLLMServer, jobs_in_progress: Callable[[], int]
-) -> None:
+def serve(settings: WorkerSettings, launch: Launch) -> None:
+    """Start vLLM, await it, take jobs, and stop vLLM.
+
+    Raises:
+        StartError: vLLM did not start, or died.
+    """
+    started = time.monotonic()
+    with running_vllm(settings, launch) as server:
+        check_model(launch.environment)  # vLLM's own imports take longer than the hub
+        # The SDK takes seconds to import; vLLM is loading its model meanwhile.
+        import runpod  # noqa: F401
+
+        try:
+            server.wait_until_healthy(settings.start_timeout_seconds)
+        except VLLMExited as exited:
+            raise diagnose(exited.lines, launch.chosen) or exited from None
+        log.info("vLLM was ready after %.1f seconds", time.monotonic() - started)
+        take_jobs(settings, server)
+
+
+@contextmanager
+def running_vllm(settings: WorkerSettings, launch: Launch) -> Iterator[VLLMServer]:
+    """A vLLM that is starting; it is stopped in the end."""
+    log.info("starting vLLM: %s", printable(launch.command))
+    server = VLLMServer(launch.command, launch.environment, port=launch.port)
+    try:
+        yield server
+    finally:
+        server.stop(settings.stop_seconds)
+
+
+def take_jobs(settings: WorkerSettings, server: VLLMServer) -> None:
     """Run the SDK's loop until it ends.
 
     Raises:
-        VLLMExited: vLLM died.
+        StartError: vLLM died.
     """
-    import runpod
-
     client = VLLMClient(server.base_url, request_timeout_seconds=settings.request_timeout_seconds)
+    server.watch()
     shutdown = Shutdown(
-        server,
+        lambda: asyncio.wrap_future(server.failed),
         client,
         concurrency=settings.concurrency,
         grace_seconds=settings.grace_seconds,
-        jobs_in_progress=jobs_in_progress,
     )
+    run_sdk(create_handler(client, server.models()), shutdown)
+    if shutdown.failure is not None:
+        raise shutdown.failure
+
+
+def refuse_jobs(error: StartError, seconds: float) -> None:
+    """Answer jobs with why the model did not start, for so many seconds.
+
+    Outside of RunPod there are none: the SDK would look for a test's input instead.
+    """
+    if not seconds or "RUNPOD_WEBHOOK_GET_JOB" not in os.environ:
+        return
+    log.error("%s Jobs are answered with this for %g seconds.", error, seconds)
+
+    async def time_is_up() -> StartError:
+        await asyncio.sleep(seconds)
+        return error
+
+    refusal = ModelStartFailed(error.cause, str(error))
+    shutdown = Shutdown(time_is_up, concurrency=REFUSALS, grace_seconds=REPORT_SECONDS)
+    run_sdk(create_refusing_handler(refusal), shutdown)
+
+
+def run_sdk(handler: Handler, shutdown: Shutdown) -> None:
+    """Take jobs from RunPod until the shutdown ends it."""
+    import runpod
+
     config = {
-        "handler": create_handler(client, server.models()),
+        "handler": handler,
         "concurrency_modifier": shutdown.concurrency_modifier,
         "return_aggregate_stream": True,
     }
@@ -107,8 +189,6 @@ def take_jobs(
         # Shutdown cancelled the loop's tasks, and with them the loop, which is closed by now.
         if not shutdown.begun:
             raise
-    if shutdown.failure is not None:
-        raise shutdown.failure
 
 
 def _free_port() -> int:

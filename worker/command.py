@@ -6,6 +6,7 @@ appended as it is and therefore wins.
 """
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -59,11 +60,16 @@ and `HOST`, `PORT` or `MODEL` mean something else in many containers.
 ZERO_MEANS_UNSET: Final = frozenset({"--max-num-batched-tokens"})
 """RunPod's console fills in 0 here, which vLLM refuses."""
 
+SMALL_BATCH_TOKENS: Final = 2048
+"""vLLM's default for GPUs of less than 70 GiB; larger ones have 8192 or 16384."""
+
 NOT_FOR_VLLM: Final = frozenset(
     # With VLLM_API_KEY vLLM would ask us for a key; RunPod has checked the caller already.
     ("VLLM_API_KEY", "VLLM_STARTUP_TIMEOUT", "VLLM_EXTRA_ARGS", "VLLM_CONFIG_FILE")
 )
 """Variables that vLLM must not see, besides all of `RUNPOD_*`, among them its API key."""
+
+ENGINE_TIMEOUT: Final = "VLLM_ENGINE_READY_TIMEOUT_S"
 
 HF_CACHE: Final = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
 
@@ -106,7 +112,35 @@ def vllm_environment(environment: Environment, settings: WorkerSettings) -> dict
     }
     if settings.base_path.is_dir() and not any(kept.get(name) for name in HF_CACHE):
         kept["HF_HOME"] = str(settings.base_path / "huggingface-cache")
+    # vLLM's HTTP server gives its engine ten minutes otherwise, and we may give it longer.
+    kept.setdefault(ENGINE_TIMEOUT, str(math.ceil(settings.start_timeout_seconds)))
     return kept
+
+
+def chosen_settings(environment: Environment, flags: VLLMFlags) -> dict[str, str]:
+    """The variables that the user set for vLLM, without blanks around their values."""
+    names = {flag.variable for flag in flags.flags.values()} - RESERVED
+    names |= set(ALIASES) | {"VLLM_EXTRA_ARGS"}
+    given = ((name, environment.get(name, "").strip()) for name in names)
+    return {name: value for name, value in sorted(given) if value}
+
+
+def smaller_footprint(
+    command: list[str], environment: Environment, settings: WorkerSettings
+) -> list[str]:
+    """Flags with which vLLM needs less GPU memory, of those that the user has not set.
+
+    Without CUDA graphs and with fewer tokens at a time, as RunPod's official image does. vLLM
+    refuses fewer tokens than `MAX_NUM_SEQS`, and where prefills are not chunked.
+    """
+    smaller = []
+    if not environment.get("ENFORCE_EAGER") and "--enforce-eager" not in command:
+        smaller.append("--enforce-eager")
+    taken = ("--max-num-batched-tokens", "--no-enable-chunked-prefill")
+    is_free = not any(word.startswith(taken) for word in command)
+    if is_free and settings.max_num_seqs <= SMALL_BATCH_TOKENS:
+        smaller += ["--max-num-batched-tokens", str(SMALL_BATCH_TOKENS)]
+    return smaller
 
 
 def printable(arguments: list[str]) -> str:

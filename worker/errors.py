@@ -9,8 +9,12 @@
     └── UnexpectedError   500   a defect of ours
     StartError                  the worker cannot start or go on; its text is the last log line
     ├── SettingsError           an environment variable that cannot be right
+    ├── ModelNotStarted         the model cannot be served, for a cause that is known
     ├── VLLMExited              vLLM ended by itself
+    ├── EngineDead              vLLM goes on, and its engine does not
     └── VLLMStartTimeout        vLLM did not become healthy in time
+
+A StartError that lies in the configuration would meet every worker: jobs are answered with it.
 
 vLLM's own HTTP errors are no exceptions here: they are answers, and pass through as they are.
 """
@@ -24,6 +28,11 @@ from typing import ClassVar, Literal
 LAST_LINES = 3
 LINE_LENGTH = 400
 _EXCEPTION = re.compile(r"\b\w+(Error|Exception): .+")
+_FROM_ENGINE = re.compile(r"\((?:EngineCore|Worker)\w*[ )]")
+_ENGINE_GONE = re.compile(
+    r"\bengine core exited unexpectedly|\bEngineDeadError: .+"
+    r"|\w[^:]* died (?:unexpectedly|with exit).*"
+)
 
 StartCause = Literal[
     "out_of_memory",
@@ -121,24 +130,56 @@ class UnexpectedError(WorkerError):
 class StartError(Exception):
     """The worker cannot start or go on; the message is for whoever reads its log."""
 
+    cause: StartCause = "unknown"
+    in_configuration: bool = False
+
 
 class SettingsError(StartError):
     """An environment variable that cannot be right."""
 
+    cause = "bad_flag"
+    in_configuration = True
 
-class VLLMExited(StartError):
-    """vLLM ended by itself; says how, and its last words.
 
-    Exceptions among the last lines say more than the very last lines, which are often chatter of
-    libraries that are being unloaded.
+class ModelNotStarted(StartError):
+    """The model cannot be served, for a cause that is known.
+
+    The message is for clients too. `may_fit_smaller`: less memory could be enough for it.
     """
 
-    def __init__(self, code: int, last_lines: Sequence[str]) -> None:
-        lines = [line.strip() for line in last_lines if line.strip()]
-        raised = [found[0] for line in lines if (found := _EXCEPTION.search(line))]
-        words = list(dict.fromkeys(raised)) or lines
-        said = " | ".join(word[:LINE_LENGTH] for word in words[-LAST_LINES:]) or "nothing"
+    def __init__(
+        self,
+        cause: StartCause,
+        message: str,
+        *,
+        in_configuration: bool = True,
+        may_fit_smaller: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.in_configuration = in_configuration
+        self.may_fit_smaller = may_fit_smaller
+
+
+class VLLMExited(StartError):
+    """vLLM ended by itself, or its engine did (`code` is None); says how, and its last words.
+
+    What its engine raised says most, then that the engine is gone, then what its HTTP server
+    raised: that may have been about a client's request, long ago. The very last lines are often
+    chatter of libraries that are being unloaded.
+    """
+
+    def __init__(self, code: int | None, last_lines: Sequence[str]) -> None:
+        self.lines = list(last_lines)
+        said = " | ".join(word[:LINE_LENGTH] for word in _last_words(self.lines)) or "nothing"
         super().__init__(f"vLLM {_ending(code)}. It said: {said}")
+
+
+class EngineDead(StartError):
+    """vLLM answers that its engine is dead, and does not end."""
+
+    def __init__(self) -> None:
+        super().__init__("vLLM's engine is dead: /health answers with an error.")
 
 
 class VLLMStartTimeout(StartError):
@@ -148,7 +189,20 @@ class VLLMStartTimeout(StartError):
         super().__init__(f"vLLM was not healthy within {seconds:g} seconds (VLLM_STARTUP_TIMEOUT).")
 
 
-def _ending(code: int) -> str:
+def _last_words(lines: Sequence[str]) -> list[str]:
+    printed = [line.strip() for line in lines if line.strip()]
+    engines = [line for line in printed if _FROM_ENGINE.match(line)]
+    raised = [found[0] for line in engines if (found := _EXCEPTION.search(line))]
+    gone = [found[0] for line in printed if (found := _ENGINE_GONE.search(line))]
+    if not gone:
+        raised = [found[0] for line in printed if (found := _EXCEPTION.search(line))]
+    words = list(dict.fromkeys([*raised, *gone]))
+    return (words or printed)[-LAST_LINES:]
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "has lost its engine"
     if code >= 0:
         return f"exited with code {code}"
     name = signal.Signals(-code).name

@@ -7,6 +7,7 @@ of its own), so we add none.
 """
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -20,6 +21,8 @@ VLLM_COMMAND = "python3 -m vllm.entrypoints.openai.api_server"
 
 VLLM_MAX_NUM_SEQS = 256
 """vLLM's default on most GPUs."""
+
+START_FAILURE_SECONDS = 120.0
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -40,6 +43,7 @@ class WorkerSettings(BaseSettings):
     vllm_flags: Path | None = None
     grace_seconds: float = Field(default=25, ge=0)
     stop_seconds: Seconds = 10
+    start_failure_seconds: float = Field(default=START_FAILURE_SECONDS, ge=0)
 
     start_timeout_seconds: Seconds = Field(default=1200, validation_alias="VLLM_STARTUP_TIMEOUT")
     request_timeout_seconds: Seconds = Field(default=3600, validation_alias="REQUEST_TIMEOUT")
@@ -77,6 +81,16 @@ class WorkerSettings(BaseSettings):
         Not more, since what waits in here could run on another worker.
         """
         return self.max_concurrency or self.max_num_seqs + max(4, self.max_num_seqs // 4)
+
+
+def start_failure_seconds(environment: Mapping[str, str]) -> float:
+    """`WORKER_START_FAILURE_SECONDS`, its default where it is no number: another setting may be
+    what is wrong, and that has to be told as well.
+    """
+    try:
+        return float(environment.get("WORKER_START_FAILURE_SECONDS") or START_FAILURE_SECONDS)
+    except ValueError:
+        return START_FAILURE_SECONDS
 
 
 def own_names() -> set[str]:

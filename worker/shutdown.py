@@ -1,4 +1,5 @@
-"""How the SDK's loop ends: on a signal after the running jobs, on vLLM's death with an error.
+"""How the SDK's loop ends: on a signal after the running jobs, on vLLM's death with an error, or,
+where the model did not start, when jobs have been refused for long enough.
 
 The SDK alone would take up to 90 seconds to exit, since it does not cancel its pending polls, and
 it knows nothing of vLLM. It offers no hook inside its loop either, except one: it calls the
@@ -13,12 +14,11 @@ takes no new jobs, while the SDK goes on to start, finish and report those it ha
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from worker.answer import VLLMClient
-from worker.errors import VLLMExited
-from worker.server import VLLMServer
+from worker.errors import StartError
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +35,22 @@ class NoneLeft(int):
 
 
 class Shutdown:
-    """Watches for a signal and for vLLM's death, then ends the SDK's loop."""
+    """Watches for a signal and for the failure that `fails` returns, then ends the SDK's loop."""
 
     def __init__(
         self,
-        server: VLLMServer,
-        client: VLLMClient,
+        fails: Callable[[], Awaitable[StartError]],
+        client: VLLMClient | None = None,
         *,
         concurrency: int,
         grace_seconds: float,
-        jobs_in_progress: Callable[[], int],
     ) -> None:
         self.begun = False
-        self.failure: VLLMExited | None = None
-        self._server = server
+        self.failure: StartError | None = None
+        self._fails = fails
         self._client = client
         self._concurrency = concurrency
         self._grace_seconds = grace_seconds
-        self._jobs_in_progress = jobs_in_progress
         self._signals = 0
         self._signalled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -71,26 +69,35 @@ class Shutdown:
         self._signalled.set()
 
     async def _watch(self) -> None:
-        exited = asyncio.wrap_future(self._server.exited)
+        failed = asyncio.ensure_future(self._fails())
         signalled = asyncio.create_task(self._signalled.wait())
-        either: set[asyncio.Future[Any]] = {exited, signalled}
+        either: set[asyncio.Future[Any]] = {failed, signalled}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         self.begun = True
-        if exited.done():
-            self.failure = VLLMExited(exited.result(), self._server.last_lines())
+        if failed.done():
+            self.failure = failed.result()
             await self._jobs_end(REPORT_SECONDS)
         else:
             await self._finish_jobs()
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
+
+    @staticmethod
+    def _jobs_in_progress() -> int:
+        from runpod.serverless.modules.worker_state import JobsProgress  # it takes seconds
+
+        count: int = JobsProgress().get_job_count()
+        return count
 
     async def _finish_jobs(self) -> None:
         jobs = self._jobs_in_progress()
         log.info("stopping: %d jobs may finish within %g seconds", jobs, self._grace_seconds)
         if not await self._jobs_end(self._grace_seconds):
             log.warning("stopping: %d jobs did not finish in time", self._jobs_in_progress())
-            self._client.give_up()
+            if self._client is not None:
+                self._client.give_up()
             await self._jobs_end(REPORT_SECONDS)
 
     async def _jobs_end(self, seconds: float) -> bool:

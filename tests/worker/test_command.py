@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from worker.command import printable, vllm_arguments, vllm_environment
+from worker.command import (
+    ENGINE_TIMEOUT,
+    printable,
+    smaller_footprint,
+    vllm_arguments,
+    vllm_environment,
+)
 from worker.errors import SettingsError
 from worker.flags import Flag, VLLMFlags
 from worker.names import complaints
@@ -12,6 +18,9 @@ from worker.settings import WorkerSettings
 
 FLAGS = VLLMFlags.parse(Path(__file__).with_name("vllm_flags.json").read_text())
 """The flags of vLLM 0.32.0, as `python -m worker.flags` wrote them."""
+
+PATIENT = {ENGINE_TIMEOUT: "1200"}
+"""What vLLM's environment always has."""
 
 ENDPOINT = ["--host", "127.0.0.1", "--port", "8123"]
 
@@ -136,17 +145,52 @@ def test_vllm_sees_its_own_variables_and_not_runpods() -> None:
     ours = {"HF_TOKEN": "hf_x", "VLLM_USE_DEEP_GEMM": "0", "PATH": "/bin"}
     others = {"RUNPOD_AI_API_KEY": "k", "RUNPOD_WEBHOOK_GET_JOB": "u", "VLLM_API_KEY": "k"}
     settings = WorkerSettings(base_path=Path("/nowhere"))
-    assert vllm_environment(ours | others, settings) == ours
+    assert vllm_environment(ours | others, settings) == ours | PATIENT
 
 
 def test_models_are_kept_on_the_network_volume_where_there_is_one(tmp_path: Path) -> None:
     settings = WorkerSettings(base_path=tmp_path)
-    assert vllm_environment({}, settings) == {"HF_HOME": f"{tmp_path}/huggingface-cache"}
+    assert vllm_environment({}, settings) == PATIENT | {"HF_HOME": f"{tmp_path}/huggingface-cache"}
 
 
 @pytest.mark.parametrize("name", ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"])
 def test_a_cache_that_is_named_stays(tmp_path: Path, name: str) -> None:
-    assert vllm_environment({name: "/c"}, WorkerSettings(base_path=tmp_path)) == {name: "/c"}
+    settings = WorkerSettings(base_path=tmp_path)
+    assert vllm_environment({name: "/c"}, settings) == PATIENT | {name: "/c"}
+
+
+def test_the_engine_may_start_for_as_long_as_the_worker_waits() -> None:
+    settings = WorkerSettings(start_timeout_seconds=2400.5)
+    assert vllm_environment({}, settings)[ENGINE_TIMEOUT] == "2401"
+    assert vllm_environment({ENGINE_TIMEOUT: "60"}, settings)[ENGINE_TIMEOUT] == "60"
+
+
+# Less memory
+
+SMALLER = ["--enforce-eager", "--max-num-batched-tokens", "2048"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "smaller"),
+    [
+        ({}, SMALLER),
+        ({"ENFORCE_EAGER": "false"}, SMALLER[1:]),
+        ({"MAX_NUM_BATCHED_TOKENS": "16384"}, SMALLER[:1]),
+        ({"MAX_NUM_BATCHED_TOKENS": "0"}, SMALLER),
+        ({"MAX_NUM_SEQS": "256"}, SMALLER),
+        ({"MAX_NUM_SEQS": "4096"}, SMALLER[:1]),
+        ({"ENABLE_CHUNKED_PREFILL": "false"}, SMALLER[:1]),
+        ({"VLLM_EXTRA_ARGS": "--enforce-eager --max-num-batched-tokens=512"}, []),
+    ],
+)
+def test_a_smaller_footprint_leaves_alone_what_the_user_set(
+    environment: dict[str, str], smaller: list[str]
+) -> None:
+    seqs = int(environment.get("MAX_NUM_SEQS", 256))
+    extra = environment.get("VLLM_EXTRA_ARGS", "")
+    settings = WorkerSettings(max_num_seqs=seqs, extra_args=extra)
+    words = arguments(settings, **environment)
+    assert smaller_footprint(words, environment, settings) == smaller
 
 
 # Misspelt settings

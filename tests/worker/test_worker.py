@@ -243,7 +243,8 @@ def test_a_worker_that_is_killed_leaves_no_vllm_behind(own_client: Client, tmp_p
 
 
 def failed_start(client: Client, directory: Path, **settings: Any) -> tuple[int, str]:
-    """The exit code and the last line of a worker that cannot start."""
+    """The exit code and the last line of a worker that cannot start, and answers no jobs."""
+    settings = {"WORKER_START_FAILURE_SECONDS": "0"} | settings
     with start_worker(client, directory, **settings) as worker:
         return worker.exit_code(), worker.last_line()
 
