@@ -26,6 +26,7 @@ from proxy.services import Services
 from proxy.settings import Settings
 from proxy.sharing import Sharing
 from proxy.shield import Shield
+from proxy.stored_responses import StoredResponses
 from proxy.warm import Warmer
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
                 warmer=warmer,
                 shield=Shield(is_up=settings.wake_shield),
                 sharing=Sharing(),
+                stored_responses=StoredResponses(),
                 keys=Keys(settings.api_keys, first.keys),
                 models=backends.build(first),
             )

@@ -45,6 +45,11 @@ class Keys:
         ]
         self._keys += [(c.digest, _key(name, c)) for name, c in configured.items()]
 
+    @property
+    def are_several(self) -> bool:
+        """Can requests be of different holders?"""
+        return len(self._keys) > 1
+
     def check(self, connection: HTTPConnection) -> Key:
         """The key that the request carries; raises InvalidAPIKey unless it is one of ours.
 

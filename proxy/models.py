@@ -1,7 +1,6 @@
 """The models clients may name, and what is known of them: told from memory, waking no GPU."""
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,14 +10,11 @@ from proxy.auth import Key
 from proxy.backend import Backend
 from proxy.backends.deadlines import Terms
 from proxy.call import Call
-from proxy.errors import InvalidRequest, ModelNotFound, ResponseNotFound
+from proxy.errors import InvalidRequest, ModelNotFound
 from proxy.fallback import FallbackAnswer
 from proxy.keep_alive import Mode
 from proxy.metrics import Metrics
 from proxy.watch import State
-
-MOST_OWNERS = 10_000
-"""Of so many stored responses we know whose they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +43,11 @@ class Model:
     def state(self) -> State:
         """The state of its endpoint."""
         return self.backend.watch.state if self.backend.watch else State.READY
+
+    async def is_awake(self) -> bool:
+        """Is a worker up, as of a moment ago?"""
+        watch = self.backend.watch
+        return watch is None or await watch.current() is State.READY
 
     def ask(self, call: Call, terms: Terms) -> Answer:
         """The answer to this call, from whoever gives it; nothing happens until it is opened."""
@@ -98,7 +99,6 @@ class Models:
         self._models = {model.name: model for model in models}
         self._aliases = dict(aliases)
         self._open_model = open_model
-        self._owners: OrderedDict[str, str] = OrderedDict()
         self._created = int(time.time())
 
     def __iter__(self) -> Iterator[Model]:
@@ -133,32 +133,8 @@ class Models:
                 return model.entry(self._created)
         raise ModelNotFound(f"The model '{name}' does not exist.", param="model")
 
-    def note_owner(self, response_id: str, name: str) -> None:
-        """A response was stored by a worker of this model: it is to be asked for there."""
-        self._owners[response_id] = name
-        if len(self._owners) > MOST_OWNERS:
-            self._owners.popitem(last=False)
-
-    def owner(self, response_id: str) -> str | None:
-        """The name of the model whose worker may have stored this response."""
-        return self._owners.get(response_id)
-
-    def find_owner(self, response_id: str, key: Key) -> Model:
-        """The model whose worker may have stored this response.
-
-        Raises:
-            ResponseNotFound: nobody knows whose it is, or this key may not use that model.
-        """
-        try:
-            return self.find(self.owner(response_id), key)
-        except InvalidRequest:
-            raise ResponseNotFound(
-                f"Response with id '{response_id}' not found.", param="response_id"
-            ) from None
-
     def take_over(self, former: "Models") -> None:
         """Keep what another table has learned, for this one comes in its place."""
-        self._owners = former._owners
         self._created = former._created
 
     def _only(self, key: Key) -> Model:

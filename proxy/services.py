@@ -15,6 +15,7 @@ from proxy.models import Models
 from proxy.settings import Settings
 from proxy.sharing import Sharing
 from proxy.shield import Shield
+from proxy.stored_responses import StoredResponses
 from proxy.warm import Warmer
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Services:
     warmer: Warmer
     shield: Shield
     sharing: Sharing
+    stored_responses: StoredResponses
     keys: Keys
     models: Models
     is_draining: bool = False

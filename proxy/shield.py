@@ -20,7 +20,6 @@ from proxy.call import Call, JSONContent
 from proxy.endpoint import JobStatus
 from proxy.models import Model
 from proxy.rewriting import wants_usage
-from proxy.watch import State
 from proxy.wire import JSON, SSE, Head
 
 LONGEST_TITLE: Final = 40
@@ -64,9 +63,9 @@ class Shield:
     async def answer(self, call: Call, model: Model, terms: Terms) -> Answer:
         """The model's answer, or one that wakes no GPU."""
         text = task_answer(call) if self._is_up else None
-        if text is None or await _is_awake(model):
+        if text is None or await model.is_awake():
             return model.ask(call, terms)
-        if (fallback := model.fallback) is not None and await _is_awake(fallback):
+        if (fallback := model.fallback) is not None and await fallback.is_awake():
             model.metrics.note_fallback(model.name)
             return fallback.ask(call, fallback.terms)
         assert isinstance(call.content, JSONContent)
@@ -103,12 +102,6 @@ def _title(prompt: str) -> str:
             return title + " …"
         title += " " + word
     return title
-
-
-async def _is_awake(model: Model) -> bool:
-    if model.backend.watch is None:
-        return True
-    return await model.backend.watch.current() is State.READY
 
 
 class LocalAnswer:

@@ -27,7 +27,8 @@ from proxy.wire import JSON
 PATIENCE = "x-cold-start-timeout"
 """A client's own limit, in seconds, for how long a worker may be waited for."""
 
-_RESPONSE_ID = re.compile(rb'"id": ?"(resp_[A-Za-z0-9_-]+)"')
+_RESPONSE_ID = re.compile(rb'"id": ?"([A-Za-z0-9._:-]{1,200})"')
+"""The first one in an answer; a client may choose it, as vLLM's `request_id`."""
 
 
 def create_router(patterns: Iterable[str]) -> APIRouter:
@@ -50,10 +51,7 @@ async def _serve(request: Request, pattern: str) -> Response:
     route = route_of(request, pattern)
     key = here.keys.check(request)
     call = await read_call(request, route, max_bytes=here.settings.max_body_bytes)
-    if route.response_id and not call.model:
-        model = here.models.find_owner(route.response_id, key)
-    else:
-        model = here.models.find(call.model, key)
+    model = await _model(here, call, key)
     label = request.state.model = model.label or model.name
     call, rewriter = _rewriter(here, call, label)
     terms = _terms(request, model, key)
@@ -64,6 +62,17 @@ async def _serve(request: Request, pattern: str) -> Response:
     except BaseException:
         answer.close()
         raise
+
+
+async def _model(here: Services, call: Call, key: Key) -> Model:
+    """The model that is asked, or the one that has the stored response."""
+    if call.route.response_id is not None:
+        return await here.stored_responses.model_of(
+            call.route.response_id, key, here.keys, here.models
+        )
+    model = here.models.find(call.model, key)
+    await here.stored_responses.check(call, key, here.keys, here.models)
+    return model
 
 
 def _rewriter(here: Services, call: Call, label: str) -> tuple[Call, Rewriter | None]:
@@ -100,7 +109,7 @@ async def _respond(
     rewriter: Rewriter | None,
 ) -> Response:
     """A stream begins after a short hold, so that an early failure keeps its HTTP status."""
-    opening = asyncio.create_task(_open(here, call, model, answer))
+    opening = asyncio.create_task(_open(here, call, key, model, answer))
     try:
         hold = _hold_seconds(model, key) if call.wants_stream else None
         await unless_client_leaves(request, asyncio.wait({opening}, timeout=hold))
@@ -130,13 +139,13 @@ def _hold_seconds(model: Model, key: Key) -> float:
     return model.first_byte_hold_seconds if wanted is None else wanted
 
 
-async def _open(here: Services, call: Call, model: Model, answer: Answer) -> bytes:
+async def _open(here: Services, call: Call, key: Key, model: Model, answer: Answer) -> bytes:
     """Open the answer, and learn from its beginning what it tells by the way."""
     began = time.monotonic()
     first = await answer.open()
     here.metrics.note_first_byte(model.label or model.name, time.monotonic() - began)
     if call.route.path == "/v1/responses" and (found := _RESPONSE_ID.search(first)):
-        here.models.note_owner(found[1].decode(), model.name)
+        here.stored_responses.note(found[1].decode(), key, model)
     return first
 
 

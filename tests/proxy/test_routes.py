@@ -53,14 +53,15 @@ def test_a_route_whose_clients_need_not_name_a_model_gets_the_only_one(
 def test_a_stored_response_is_read_and_cancelled_without_a_body(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
-    runpod.script = [Page("COMPLETED", [FRAME])]
+    made = Page("COMPLETED", [FRAME | {"text": '{"id":"resp_1"}'}])
+    runpod.scripts["ep"] = [made, *(Page("COMPLETED", [FRAME]) for _ in range(2))]
+    client.post("/v1/responses", json={"model": "m", "input": "hi"})
     assert client.get("/v1/responses/resp_1?starting_after=3").status_code == 200
-    assert runpod.jobs[0]["input"]["route"] == "/v1/responses/resp_1?starting_after=3"
-    assert runpod.jobs[0]["input"]["method"] == "GET"
-    runpod.stream_calls = 0
+    assert runpod.jobs[1]["input"]["route"] == "/v1/responses/resp_1?starting_after=3"
+    assert runpod.jobs[1]["input"]["method"] == "GET"
     assert client.post("/v1/responses/resp_1/cancel").status_code == 200
-    assert runpod.jobs[1]["input"]["route"] == "/v1/responses/resp_1/cancel"
-    assert runpod.jobs[1]["input"]["method"] == "POST"
+    assert runpod.jobs[2]["input"]["route"] == "/v1/responses/resp_1/cancel"
+    assert runpod.jobs[2]["input"]["method"] == "POST"
 
 
 def test_an_upload_reaches_the_worker_byte_for_byte(
