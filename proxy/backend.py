@@ -11,7 +11,10 @@ from proxy.call import Call
 from proxy.jobs import Jobs
 from proxy.metrics import Metrics
 from proxy.watch import Watch
-from proxy.wire import PROTOCOL, Head
+from proxy.wire import PROTOCOL, Head, is_name
+
+MAX_SERVED = 1_000
+"""How many models an endpoint may be said to serve; a broken worker might tell ever new ones."""
 
 
 class Backend(Protocol):
@@ -59,8 +62,8 @@ class QueueBackend:
 
     def _learn(self, head: Head, first: bytes) -> None:
         """Note what a worker serves: it says so itself, or at least its answer names its model."""
-        for told in head.models:
-            self.served[told["id"]] = told.get("max_model_len")
+        for model in head.models:
+            self._note(model["id"], model["max_model_len"])
         if self.served:
             return
         try:
@@ -68,8 +71,12 @@ class QueueBackend:
         except (ValueError, RecursionError):
             return
         match fields:
-            case {"model": str(name)}:
-                self.served[name] = None
+            case {"model": name} if is_name(name):
+                self._note(name, None)
+
+    def _note(self, name: str, max_model_len: int | None) -> None:
+        if name in self.served or len(self.served) < MAX_SERVED:
+            self.served[name] = max_model_len
 
 
 def job_input(call: Call, served_as: str | None) -> dict[str, Any]:

@@ -16,9 +16,7 @@ from typing import Any
 import msgspec
 
 from proxy.errors import ProxyError, VLLMError
-from proxy.events import split_end
-
-DONE = b"data: [DONE]"
+from proxy.events import DONE, events_of, fields_of, split_end
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -57,7 +55,7 @@ class Dialect:
     """What the proxy itself says in a stream, and how it knows that vLLM has said its last."""
 
     ends: tuple[bytes, ...]
-    """What the last event of a stream begins with."""
+    """What names the last event of a stream. See `events.Completion`."""
     error: Callable[[ProxyError, StreamContext], bytes]
     """An error as the end of a stream."""
     keep_alive_event: Callable[[StreamContext], bytes] | None
@@ -163,10 +161,8 @@ def _anthropic_error(error: ProxyError, context: StreamContext) -> bytes:
 
 def _anthropic_passing(whole: bytes, context: StreamContext) -> bytes:
     """vLLM's own error at the end of a stream has a type of its own (0.32: `internal_error`)."""
-    if b"event: error" not in whole:
-        return whole
-    before, last = split_end(whole, (b"event: error",))
-    body = last.partition(b"data: ")[2].strip()
+    before, last = split_end(whole, ())
+    body = next((fields_of(event)[1] for event in events_of(last)), b"")
     return before + _anthropic_error(VLLMError(500, body), context) if body else whole
 
 
@@ -203,13 +199,13 @@ OPENAI = Dialect((DONE,), _openai_error, None, _openai_body)
 CHAT = Dialect((DONE,), _openai_error, _empty_chat_chunk, _openai_body, "chatcmpl-")
 COMPLETIONS = Dialect((DONE,), _openai_error, _empty_completion_chunk, _openai_body, "cmpl-")
 RESPONSES = Dialect(
-    (b"event: response.completed", b"event: response.incomplete", b"event: response.failed"),
+    (b"response.completed", b"response.incomplete", b"response.failed"),
     _responses_error,
     _responses_keep_alive,
     _openai_body,
 )
 MESSAGES = Dialect(
-    (b"event: message_stop", b"event: error"),
+    (b"message_stop",),
     _anthropic_error,
     _ping,
     _anthropic,

@@ -6,6 +6,7 @@ until there is something to say, takes `?wait=` in milliseconds (1000 to 300000)
 output out once.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,6 +35,10 @@ SHORTEST_HOLD_SECONDS = 1.0
 LONGEST_RETRY_AFTER_SECONDS = 300
 
 
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:~-]{0,199}")
+"""What can stand in a URL, a header and the log as it is; RunPod's are UUIDs with a suffix."""
+
+
 class JobStatus(StrEnum):
     """RunPod's job states; a state that we do not know counts as running."""
 
@@ -50,6 +55,12 @@ class JobStatus(StrEnum):
         return self not in (JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS)
 
     @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> "JobStatus":
+        """The state that RunPod's answer tells."""
+        status = answer.get("status")
+        return cls(status if isinstance(status, str) else "")
+
+    @classmethod
     def _missing_(cls, value: object) -> "JobStatus":
         return cls.IN_PROGRESS
 
@@ -61,6 +72,15 @@ class StreamPage:
     status: JobStatus
     outputs: list[Any]
 
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> "StreamPage":
+        """From RunPod's answer; raises UpstreamUnavailable if it is none of /stream."""
+        items = answer.get("stream") or []
+        if not isinstance(items, list):
+            raise UpstreamUnavailable("RunPod's answer has no list of outputs.")
+        outputs = [item["output"] for item in items if isinstance(item, dict) and "output" in item]
+        return cls(JobStatus.of(answer), outputs)
+
 
 @dataclass(frozen=True, slots=True)
 class JobState:
@@ -71,6 +91,17 @@ class JobState:
     error: Any = None
     delay_ms: int | None = None
     execution_ms: int | None = None
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> "JobState":
+        """From RunPod's answer; a time that is none counts as not told."""
+        return cls(
+            status=JobStatus.of(answer),
+            output=answer.get("output"),
+            error=answer.get("error"),
+            delay_ms=_milliseconds(answer.get("delayTime")),
+            execution_ms=_milliseconds(answer.get("executionTime")),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +160,7 @@ class Endpoint:
             )
         except JobNotFound:
             raise UpstreamMisconfigured("RunPod knows no endpoint of this id.") from None
-        match answer:
-            case {"id": str(job_id)}:
-                return job_id
-        raise UpstreamUnavailable("RunPod accepted the job but gave it no id.")
+        return job_id_of(answer)
 
     async def stream(self, job_id: str, *, wait_seconds: float, urgent: bool) -> StreamPage:
         """The outputs since the last call; held for up to `wait_seconds` while there are none.
@@ -146,25 +174,17 @@ class Endpoint:
         answer = await self._call(
             self._stream, "GET", path, hold_seconds=hold_seconds, urgent=urgent
         )
-        items = answer.get("stream") or []
-        outputs = [item["output"] for item in items if isinstance(item, dict) and "output" in item]
-        return StreamPage(JobStatus(str(answer.get("status"))), outputs)
+        return StreamPage.of(answer)
 
     async def status(self, job_id: str) -> JobState:
         """How the job stands, with everything it has put out if it is done."""
         answer = await self._call(self._status, "GET", f"/status/{job_id}")
-        return JobState(
-            status=JobStatus(str(answer.get("status"))),
-            output=answer.get("output"),
-            error=answer.get("error"),
-            delay_ms=answer.get("delayTime"),
-            execution_ms=answer.get("executionTime"),
-        )
+        return JobState.of(answer)
 
     async def cancel(self, job_id: str) -> JobStatus:
         """Ask for the job to be stopped, and return its state after that."""
         answer = await self._call(self._cancel, "POST", f"/cancel/{job_id}")
-        return JobStatus(str(answer.get("status")))
+        return JobStatus.of(answer)
 
     def seconds_for_cancels(self, count: int) -> float:
         """How long so many calls of /cancel take by RunPod's limit."""
@@ -229,6 +249,22 @@ class Endpoint:
 def create_client(*, connect_timeout_seconds: float) -> httpx.AsyncClient:
     """The HTTP client that all calls to RunPod share."""
     return pooled_client(httpx.Timeout(ANSWER_MARGIN_SECONDS, connect=connect_timeout_seconds))
+
+
+def job_id_of(answer: Mapping[str, Any]) -> str:
+    """The id of the job that RunPod has taken.
+
+    Raises:
+        WorkerFailed: there is none by which the job could be asked for.
+    """
+    job_id = answer.get("id")
+    if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
+        raise WorkerFailed("RunPod took the job, but gave it no id that can be used.")
+    return job_id
+
+
+def _milliseconds(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**53 else None
 
 
 def _checked(response: httpx.Response) -> Mapping[str, Any]:

@@ -39,9 +39,15 @@ SDKs raise their own classes. Messages never hold a key, a prompt or a traceback
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from contextlib import suppress
+from typing import Any, ClassVar, Final
 
 import msgspec
+
+from proxy.foreign_json import encode
+
+MAX_MESSAGE_CHARS: Final = 2_000
+"""How much is told of what a server says in place of an error."""
 
 
 class ProxyError(Exception):
@@ -321,7 +327,11 @@ class TotalTimeout(DeadlinePassed):
 
 
 class VLLMError(ProxyError):
-    """An error that vLLM itself answered: its status and its body are handed on as they are."""
+    """An error that vLLM itself answered: its status and its body are handed on as they are.
+
+    A body that no client would read as an error (FastAPI's `detail`, a plain text, a page of HTML
+    of somebody on the way, nothing at all) is put in the envelope.
+    """
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"vLLM answered {status}")
@@ -330,28 +340,54 @@ class VLLMError(ProxyError):
 
     @property
     def body(self) -> bytes:
-        """vLLM's own body."""
-        return self._body
+        """vLLM's own body, or its envelope."""
+        error, is_told = _error_object(self.status, self._body)
+        return self._body if is_told else encode({"error": error})
 
     @property
     def envelope(self) -> bytes:
         """vLLM's error on one line, in the envelope that the SDKs look for."""
-        return msgspec.json.encode({"error": _error_object(self._body)})
+        return encode({"error": _error_object(self.status, self._body)[0]})
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A server that is too busy may be asked again."""
+        return {} if self.status == 429 else super().headers
 
 
 class JobNotFound(Exception):
     """RunPod knows no such job, or has forgotten it."""
 
 
-def _error_object(body: bytes) -> Mapping[str, Any]:
-    """The inner error of vLLM's answer: its envelope's, an older flat one, or its text."""
-    try:
+def _error_object(status: int, body: bytes) -> tuple[Mapping[str, Any], bool]:
+    """The error that a body tells, and whether it has a form that clients read as one.
+
+    Clients read an object with a `message`, alone (Cohere's, and vLLM's older ones) or as the
+    `error` of another.
+    """
+    parsed: Any = None
+    with suppress(ValueError, RecursionError):
         parsed = msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        parsed = body.decode(errors="replace")
-    if isinstance(parsed, dict):
-        inner = parsed.get("error", parsed)
-        if isinstance(inner, dict):
-            return inner
-        parsed = inner
-    return {"message": str(parsed), "type": "server_error", "param": None, "code": None}
+    inner = parsed.get("error", parsed) if isinstance(parsed, dict) else None
+    if isinstance(inner, dict) and isinstance(inner.get("message"), str):
+        return inner, True
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    message = _message(parsed, inner) if parsed is not None else _text(body)
+    message = message or f"The model's server answered HTTP {status} and no reason."
+    return {"message": message, "type": kind, "param": None, "code": None}, False
+
+
+def _message(parsed: Any, inner: Any) -> str:
+    """What JSON that is no error says: FastAPI's `detail`, an `error` that is a text."""
+    details = (
+        parsed.get("detail", parsed.get("title", inner)) if isinstance(parsed, dict) else parsed
+    )
+    items = details if isinstance(details, list) else [details]
+    texts = [item.get("msg") if isinstance(item, dict) else item for item in items]
+    return "; ".join(text for text in texts if isinstance(text, str))[:MAX_MESSAGE_CHARS]
+
+
+def _text(body: bytes) -> str:
+    """A plain text; a page of HTML says nothing to a program."""
+    text = body[: 4 * MAX_MESSAGE_CHARS].decode(errors="replace").strip()
+    return "" if text.startswith("<") else text[:MAX_MESSAGE_CHARS]

@@ -1,39 +1,186 @@
-"""Server-Sent Events as bytes: cut anywhere when they arrive, whole when they are passed on."""
+"""Server-Sent Events as bytes: cut anywhere when they arrive, whole when they are passed on.
+
+Read as the standard says (https://html.spec.whatwg.org/multipage/server-sent-events.html): a line
+ends with LF, CRLF or CR, the blank after a field's colon may be missing, fields come in any order,
+and a byte order mark may come first. Passed on, lines end with LF.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from proxy.errors import WorkerFailed
+
+DONE: Final = b"[DONE]"
+"""The data of the last event, where OpenAI's API has one of its own."""
+MAX_EVENT_BYTES: Final = 16 * 2**20
+"""An answer may be without end, an event not: it has to be held until it is whole."""
+
+_BOM: Final = b"\xef\xbb\xbf"
 
 
 class WholeEvents:
-    """Holds back the beginning of an event until its end has come.
+    """Holds back the beginning of an event until its end has come."""
 
-    `ends` says what the last event of a stream begins with.
-    """
-
-    def __init__(self, ends: tuple[bytes, ...]) -> None:
-        self.have_ended = False
-        """Has the last event come?"""
-        self._ends = ends
-        self._partial = b""
+    def __init__(self) -> None:
+        self._partial = bytearray()
+        self._has_begun = False
+        self._ends_with_cr = False
 
     def take(self, piece: bytes) -> bytes:
-        """All events that are whole by now."""
-        text = self._partial + piece
-        end = end_of_last_event(text)
-        whole, self._partial = text[:end], text[end:]
-        self.have_ended = self.have_ended or split_end(whole, self._ends)[1] != b""
+        """All events that are whole by now; raises WorkerFailed if one gets too large."""
+        piece = self._with_lf(piece)
+        if not self._partial and piece.endswith(b"\n\n"):
+            return self._begun(piece)
+        searched = max(0, len(self._partial) - 1)
+        self._partial += piece
+        end = self._partial.rfind(b"\n\n", searched) + 2
+        if end < 2:
+            if len(self._partial) > MAX_EVENT_BYTES:
+                raise WorkerFailed("The worker's answer has an event that is too large.")
+            return b""
+        whole = bytes(self._partial[:end])
+        del self._partial[:end]
+        return self._begun(whole)
+
+    def rest(self) -> bytes:
+        """What is left when the stream is over, if only the blank line behind it is missing."""
+        rest = bytes(self._partial).rstrip(b"\n") + b"\n\n"
+        self._partial.clear()
+        return self._begun(rest) if _is_whole(rest) else b""
+
+    def flush(self) -> bytes:
+        """What is left, whatever it is."""
+        left = bytes(self._partial)
+        self._partial.clear()
+        return left
+
+    def _with_lf(self, piece: bytes) -> bytes:
+        if self._ends_with_cr and piece:
+            self._ends_with_cr = False
+            piece = piece.removeprefix(b"\n")
+        if b"\r" in piece:
+            self._ends_with_cr = piece.endswith(b"\r")
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return piece
+
+    def _begun(self, whole: bytes) -> bytes:
+        if not self._has_begun:
+            self._has_begun = True
+            return whole.removeprefix(_BOM)
         return whole
 
 
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: Any = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+class _Facts(msgspec.Struct):
+    type: Any = None
+    error: Any = None
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+_facts = msgspec.json.Decoder(_Facts)
+
+
+class Completion:
+    """Tells from the events of a stream whether it has come to its end.
+
+    `ends` names its last event: by its data (`[DONE]`), or by its type, which is the event's name
+    or stands in its data. An error is a last event everywhere. Servers other than vLLM leave
+    `[DONE]` out, so a stream that should have one is complete as well when each choice that was
+    begun has a `finish_reason`.
+    """
+
+    def __init__(self, ends: tuple[bytes, ...]) -> None:
+        self.has_end = False
+        """Has the last event come?"""
+        self._ends = ends
+        self._counts_choices = DONE in ends
+        self._open: set[int] = set()
+        self._finished: set[int] = set()
+
+    @property
+    def is_finished(self) -> bool:
+        """Has each choice a reason for its end?"""
+        return bool(self._finished) and not self._open
+
+    def note(self, whole: bytes) -> None:
+        """Take whole events."""
+        if not self.has_end:
+            self.has_end = split_end(whole, self._ends)[1] != b""
+            if self._counts_choices:
+                self._note_choices(whole)
+
+    def _note_choices(self, whole: bytes) -> None:
+        for event in events_of(whole):
+            try:
+                choices = _chunk.decode(fields_of(event)[1]).choices
+            except (ValueError, RecursionError):
+                continue
+            for choice in choices:
+                if choice.finish_reason is not None:
+                    self._finished.add(choice.index)
+                    self._open.discard(choice.index)
+                elif choice.index not in self._finished:
+                    self._open.add(choice.index)
+
+
 def split_end(whole: bytes, ends: tuple[bytes, ...]) -> tuple[bytes, bytes]:
-    """Whole events, and apart from them the last event of the stream, if it is among them."""
-    start = end_of_last_event(whole.rstrip())
-    if whole.startswith(ends, start):
-        return whole[:start], whole[start:]
+    """Whole events, and apart from them those from the stream's last event on. See Completion."""
+    if not any(mark in whole for mark in (*ends, b"error")):
+        return whole, b""
+    start = 0
+    for event in events_of(whole):
+        if _is_last(event, ends):
+            return whole[:start], whole[start:]
+        start += len(event)
     return whole, b""
 
 
-def end_of_last_event(text: bytes) -> int:
-    """Where the last whole event ends; 0 if there is none."""
-    return max(_after(text.rfind(mark), mark) for mark in (b"\n\n", b"\r\n\r\n"))
+def events_of(whole: bytes) -> Iterator[bytes]:
+    """Whole events one by one."""
+    return (event + b"\n\n" for event in whole.split(b"\n\n")[:-1])
 
 
-def _after(position: int, mark: bytes) -> int:
-    return position + len(mark) if position >= 0 else 0
+def fields_of(event: bytes) -> tuple[bytes, bytes]:
+    """An event's name and data; comments and other fields are left out."""
+    name, data = b"", []
+    for line in event.split(b"\n"):
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            data.append(value.removeprefix(b" "))
+        elif field == b"event":
+            name = value.removeprefix(b" ")
+    return name, b"\n".join(data)
+
+
+def _is_last(event: bytes, ends: tuple[bytes, ...]) -> bool:
+    name, data = fields_of(event)
+    if data.strip() in ends or name in ends or name == b"error":
+        return True
+    try:
+        facts = _facts.decode(data)
+    except (ValueError, RecursionError):
+        return False
+    kind = facts.type.encode() if isinstance(facts.type, str) else b""
+    return bool(facts.error) or kind in ends or kind == b"error"
+
+
+def _is_whole(event: bytes) -> bool:
+    """Is this, of which the end may be missing, an event of which nothing is missing?"""
+    data = fields_of(event)[1]
+    if data.strip() == DONE:
+        return True
+    try:
+        msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -15,11 +15,13 @@ A start that failed is told in two forms beside our own worker's (`wire.py`):
 
 import ast
 import re
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from proxy.errors import ModelStartFailed, ProxyError, StartCancelled, VLLMError, WorkerFailed
+from proxy.foreign_json import encode
 from proxy.scrubbing import scrubbed
 
 LONGEST_LITERAL = 100_000
@@ -53,7 +55,7 @@ _ADVICE = (
     ),
 )
 _NAME = re.compile(r"[A-Za-z_][\w.]{0,79}")
-_VLLM_ANSWERED = re.compile(r"vLLM returned HTTP (\d{3}): (.*)", re.DOTALL)
+_VLLM_ANSWERED = re.compile(r"vLLM returned HTTP ([45]\d\d): (.*)", re.DOTALL | re.ASCII)
 
 
 def error_from(error: Any) -> ProxyError:
@@ -65,12 +67,13 @@ def error_from(error: Any) -> ProxyError:
         details = details["error"]
     if not isinstance(details, dict):
         return WorkerFailed("The worker failed to run the job.")
-    message = str(details.get("message", ""))
-    if answered := _VLLM_ANSWERED.match(message):
-        return VLLMError(int(answered[1]), _envelope(answered[2]))
-    code = details.get("code")
-    if isinstance(code, int) and 400 <= code <= 599:
-        return VLLMError(code, msgspec.json.encode({"error": details}))
+    message, code = details.get("message"), details.get("code")
+    answered = _VLLM_ANSWERED.match(message) if isinstance(message, str) else None
+    with suppress(ValueError):  # what cannot be written as JSON again is not told
+        if answered:
+            return VLLMError(int(answered[1]), _envelope(answered[2]))
+        if type(code) is int and 400 <= code <= 599:
+            return VLLMError(code, encode({"error": details}))
     return WorkerFailed("The worker failed to run the job.")
 
 
@@ -123,7 +126,7 @@ def _envelope(text: str) -> bytes:
         msgspec.json.decode(text)
     except (ValueError, RecursionError):
         error = {"message": text, "type": "server_error", "param": None, "code": None}
-        return msgspec.json.encode({"error": error})
+        return encode({"error": error})
     return text.encode()
 
 

@@ -25,10 +25,10 @@ from proxy.errors import (
     UpstreamUnavailable,
     WorkerFailed,
 )
-from proxy.events import WholeEvents
+from proxy.events import DONE, Completion, WholeEvents
 from proxy.jobs import Bounds
 from proxy.watch import Watch
-from proxy.wire import JSON, Head
+from proxy.wire import JSON, Head, checked_head
 
 T = TypeVar("T")
 
@@ -108,7 +108,8 @@ class RelayedAnswer:
         self.head: Head | None = None
         self._relay = relay
         self._request = request
-        self._events = WholeEvents(ends)
+        self._events = WholeEvents()
+        self._completion = Completion(ends)
         self._deadlines = Deadlines(terms, relay.shutdown, self._cold_start_reason)
         self._answered = time.monotonic()
         self._response: httpx.Response | None = None
@@ -131,7 +132,11 @@ class RelayedAnswer:
         self._chunks = response.aiter_bytes()
         self._answered = time.monotonic()
         self._deadlines.note_started()
-        self.head = Head(response.status_code, response.headers.get("content-type", JSON))
+        self.head = checked_head(
+            response.status_code,
+            response.headers.get("content-type", JSON),
+            headers=response.headers,
+        )
         return b""
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -139,10 +144,27 @@ class RelayedAnswer:
         assert self.head is not None, "open() comes first"
         is_stream = self.head.is_event_stream
         while (chunk := await self._next_chunk()) is not None:
-            yield self._events.take(chunk) if is_stream else chunk
-        if is_stream and not self._events.have_ended:
-            raise WorkerFailed("The worker's answer ended before it was complete.")
+            yield self._whole_events(self._events.take(chunk)) if is_stream else chunk
+        if is_stream:
+            yield self._last_events()
         self.close()
+
+    def _whole_events(self, whole: bytes) -> bytes:
+        if whole:
+            self._completion.note(whole)
+        return whole
+
+    def _last_events(self) -> bytes:
+        """What is missing at the end of a stream that was closed in order.
+
+        Some servers leave out the last blank line, or `[DONE]`.
+        """
+        rest = self._whole_events(self._events.rest())
+        if self._completion.has_end:
+            return rest
+        if self._completion.is_finished:
+            return rest + b"data: " + DONE + b"\n\n"
+        raise WorkerFailed("The worker's answer ended before it was complete.")
 
     def close(self) -> None:
         """See Answer: the connection is closed, unless the answer has come to its end."""

@@ -13,8 +13,9 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from proxy.answer import Answer, rest_of
-from proxy.dialects import DONE, Dialect, StreamContext
+from proxy.dialects import Dialect, StreamContext
 from proxy.errors import InternalError, ProxyError, VLLMError
+from proxy.events import DONE
 from proxy.keep_alive import KeepAlive
 from proxy.rewriting import Rewriter
 
@@ -111,8 +112,8 @@ async def _as_events(
 ) -> bytes:
     """An answer that is no event stream, and came too late to be sent as what it is."""
     body = first + await rest_of(answer)
-    if answer.head is not None and answer.head.status < 400:
-        end = DONE + b"\n\n" if DONE in dialect.ends else b""
+    if answer.head is not None and 200 <= answer.head.status < 300:
+        end = b"data: " + DONE + b"\n\n" if DONE in dialect.ends else b""
         return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end
     error = VLLMError(answer.head.status if answer.head else 502, body)
     return dialect.error(error, context)

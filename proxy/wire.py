@@ -20,20 +20,39 @@ import binascii
 import hashlib
 import re
 import time
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import msgspec
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 from proxy.errors import VLLMError, WorkerFailed
-from proxy.events import end_of_last_event, split_end
+from proxy.events import DONE, Completion, WholeEvents, split_end
 from proxy.failure import start_failure
+from proxy.foreign_json import encode
 
 PROTOCOL = 1
 SSE = "text/event-stream"
 JSON = "application/json"
+MAX_HEADER_CHARS: Final = 65_536
+"""The longest value of a header; Python's own HTTP client reads no longer line."""
+MAX_MODELS: Final = 100
+"""How many models one worker may tell of."""
+MAX_NAME_CHARS: Final = 200
+MAX_HELD_BYTES: Final = 16 * 2**20
+"""What is held of frames behind a hole. The aggregate has them as well."""
 CHECK_SECONDS = 5.0
 """How long the end of a stream without numbers waits for the job's, so that it can be checked."""
+
+_HEADERS = re.compile(r"metadata|location|retry-after(-ms)?|x-ratelimit-[a-z-]{1,50}")
+"""Headers of an answer that are handed on beside its content type.
+
+vLLM puts the places of embeddings asked for as bytes into `metadata`; the others are of servers
+that limit their clients, or have moved.
+"""
+_HEADER_VALUE = re.compile(r"[\t -~]*")
+_MEDIA_TYPE = re.compile(
+    r"[\w!#$&^.+-]{1,100}/[\w!#$&^.+-]{1,100}[ \t]*(;[\t -~]{0,500})?", re.ASCII
+)
+_WITHOUT_BODY = (204, 205, 304)
 
 _ID = re.compile(rb'^data: \{"id": ?"([^"]*)"', re.MULTILINE)
 """vLLM puts the id first. It is escaped where it stands in a text, so only ids are found."""
@@ -45,8 +64,11 @@ class Head:
 
     status: int
     content_type: str
+    """Empty where there is no body."""
     models: tuple[dict[str, Any], ...] = ()
     """What the worker serves, if it says so: `id`, and perhaps `max_model_len`."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those that are handed on, by their names in lower case."""
 
     start_failed: str | None = None
     """Which cause, in a word, if the worker answers because its model could not be started."""
@@ -54,7 +76,36 @@ class Head:
     @property
     def is_event_stream(self) -> bool:
         """Is the answer a stream of events that went well?"""
-        return self.status < 400 and self.content_type.startswith(SSE)
+        return 200 <= self.status < 300 and self.content_type.startswith(SSE)
+
+    @property
+    def may_have_body(self) -> bool:
+        """Can there be a body behind it?"""
+        return self.content_type != "" and self.status not in _WITHOUT_BODY
+
+
+def checked_head(
+    status: Any,
+    content_type: Any,
+    *,
+    models: Any = None,
+    headers: Any = None,
+    start_failed: Any = None,
+) -> Head:
+    """A head that can be sent on as it is.
+
+    Raises:
+        WorkerFailed: the status is none of an answer, or a value is none of a header.
+    """
+    if type(status) is not int or not 200 <= status <= 599:
+        raise WorkerFailed("The worker's answer has no status that one can have.")
+    is_type = isinstance(content_type, str) and (
+        content_type == "" or _MEDIA_TYPE.fullmatch(content_type)
+    )
+    if not is_type:
+        raise WorkerFailed("The worker's answer has a content type that is none.")
+    cause = start_failed if is_name(start_failed) else None
+    return Head(status, content_type, _models(models), _headers(headers), cause)
 
 
 class Reader(Protocol):
@@ -87,7 +138,7 @@ class Reader(Protocol):
 def reader_for(output: Any, *, wants_stream: bool, ends: tuple[bytes, ...]) -> Reader:
     """The reader for a worker whose first output is `output`.
 
-    `ends` says what the last event of a stream begins with.
+    `ends` names the last event of a stream. See Completion.
     """
     if isinstance(output, dict) and "seq" in output:
         return FrameReader()
@@ -108,21 +159,26 @@ class FrameReader:
         self.head: Head | None = None
         self.ended = False
         self.lost = 0
-        self._run: Any = None
+        self._run: str | None = None
         self._next = 0
         self._held: dict[int, dict[str, Any]] = {}
-        self._partial = b""
+        self.held_bytes = 0
+        """About what the frames behind a hole take in memory."""
+        self._events = WholeEvents()
 
     def feed(self, outputs: list[Any]) -> bytes:
         """The bytes of all frames up to the first that is missing."""
-        for frame in outputs:
-            seq = _seq(frame)
-            self._check_run(frame.get("run"))
-            if seq >= self._next:
-                self._held.setdefault(seq, frame)
         parts = []
-        while (frame := self._held.pop(self._next, None)) is not None:
-            parts.append(self._take(frame))
+        for frame in outputs:
+            if self.ended:
+                break
+            seq = _seq(frame)
+            self._check_run(frame)
+            if seq == self._next:
+                parts.append(self._take(frame))
+                parts += self._take_held()
+            elif seq > self._next:
+                self._hold(seq, frame)
         return self._whole_events(b"".join(parts))
 
     def doubt(self) -> None:
@@ -137,32 +193,54 @@ class FrameReader:
             raise WorkerFailed("A part of the worker's answer was lost and could not be recovered.")
         return rest
 
-    def _check_run(self, run: Any) -> None:
+    def _check_run(self, frame: dict[str, Any]) -> None:
+        run = frame.get("run")
+        if run is not None and not (isinstance(run, str) and len(run) <= MAX_NAME_CHARS):
+            raise WorkerFailed("The worker put out a frame whose run is no name.")
         if run == self._run:
             return
         if self._next:
             raise WorkerFailed("The worker died in the middle of its answer.")
         self._run = run
+        self._drop_held()
+
+    def _hold(self, seq: int, frame: dict[str, Any]) -> None:
+        if seq not in self._held:
+            self._held[seq] = frame
+            self.held_bytes += _size(frame)
+        if self.held_bytes > MAX_HELD_BYTES:
+            self._drop_held()
+
+    def _drop_held(self) -> None:
         self._held.clear()
+        self.held_bytes = 0
+
+    def _take_held(self) -> Iterator[bytes]:
+        while (frame := self._held.pop(self._next, None)) is not None:
+            self.held_bytes -= _size(frame)
+            yield self._take(frame)
 
     def _whole_events(self, piece: bytes) -> bytes:
-        text = self._partial + piece
-        is_stream = self.head is not None and self.head.is_event_stream
-        end = end_of_last_event(text) if is_stream and not self.ended else len(text)
-        self._partial = text[end:]
-        return text[:end]
+        if self.head is None or not self.head.is_event_stream:
+            return piece
+        whole = self._events.take(piece)
+        return whole + self._events.flush() if self.ended else whole
 
     def _take(self, frame: dict[str, Any]) -> bytes:
         if self._next == 0:
-            self.head = _head(frame)
+            self.head = checked_head(
+                frame.get("status"),
+                frame.get("content_type"),
+                models=frame.get("models"),
+                headers=frame.get("headers"),
+                start_failed=frame.get("start_failed"),
+            )
         self._next += 1
         self.ended = self.ended or bool(frame.get("end"))
-        if "base64" in frame:
-            return _decoded(frame["base64"])
-        text = frame.get("text", "")
-        if not isinstance(text, str):
-            raise WorkerFailed("The worker put out a frame whose text is no string.")
-        return text.encode()
+        piece = _decoded(frame["base64"]) if "base64" in frame else _encoded(frame.get("text", ""))
+        if piece and self.head is not None and not self.head.may_have_body:
+            raise WorkerFailed("The worker's answer has a body where its head allows none.")
+        return piece
 
 
 class PieceReader:
@@ -180,11 +258,11 @@ class PieceReader:
         self.lost = 0
         self._ends = ends
         self._is_in_doubt = False
-        self._partial = b""
+        self._events = WholeEvents()
         self._passed_bytes = 0
         self._passed = hashlib.blake2b()
         self._id: bytes | None = None
-        self._end = b"data: [DONE]\n\n"
+        self._end = b"data: " + DONE + b"\n\n"
         self._done_at: float | None = None
 
     def doubt(self) -> None:
@@ -200,7 +278,7 @@ class PieceReader:
             return b""
         if self.head is None:
             self.head = Head(200, SSE)
-        return self._whole_events(b"".join(map(_piece, outputs)))
+        return self._passed_on(self._events.take(b"".join(map(_piece, outputs))))
 
     def complete(self, aggregate: Any) -> bytes:
         """The rest of the answer, if what has been passed on is a beginning of the aggregate."""
@@ -209,25 +287,28 @@ class PieceReader:
         if not outputs and self._done_at is not None:
             self.ended = True  # a worker that aggregates nothing; there is nothing to check
             return self._end
-        whole = b"".join(map(_piece, outputs))
+        events = WholeEvents()
+        whole = events.take(b"".join(map(_piece, outputs))) + events.rest()
         beginning = hashlib.blake2b(whole[: self._passed_bytes])
         if beginning.digest() != self._passed.digest():
             raise WorkerFailed("The worker's answer is not the one that it began with.")
         self.head = self.head or Head(200, SSE)
-        self._partial = b""
-        events = self._whole_events(whole[self._passed_bytes :])
-        self.lost = 1 if events else 0
-        # Parsed chunks carry no end mark; the end of the job is theirs.
-        is_parsed = bool(outputs) and not isinstance(outputs[-1], str)
-        if self._done_at is None and not is_parsed:
+        rest = self._passed_on(whole[self._passed_bytes :])
+        self.lost = 1 if rest else 0
+        if self._done_at is None and not self._is_complete(whole, outputs):
             raise WorkerFailed("The worker's answer ended before it was complete.")
         self.ended = True
-        return events + self._end
+        return rest + self._end
 
-    def _whole_events(self, piece: bytes) -> bytes:
-        text = self._partial + piece
-        end = end_of_last_event(text)
-        whole, self._partial = text[:end], text[end:]
+    def _is_complete(self, whole: bytes, outputs: list[Any]) -> bool:
+        """Is an answer without a last event whole all the same?"""
+        # Parsed chunks carry no end mark; the end of the job is theirs.
+        is_parsed = bool(outputs) and not isinstance(outputs[-1], str)
+        completion = Completion(self._ends)
+        completion.note(whole)
+        return is_parsed or completion.is_finished
+
+    def _passed_on(self, whole: bytes) -> bytes:
         whole, last = split_end(whole, self._ends)
         if last:
             self._done_at = time.monotonic()
@@ -258,12 +339,14 @@ class ObjectReader:
             return b""
         output = outputs[0]
         raise_for_error(output)
+        if not isinstance(output, str | dict | list):
+            raise WorkerFailed("The worker put out something that is no answer.")
         self.ended = True
         if isinstance(output, str):
             self.head = Head(200, "text/plain; charset=utf-8")
-            return output.encode()
+            return _encoded(output)
         self.head = Head(200, JSON)
-        return msgspec.json.encode(output)
+        return _json(output)
 
     def doubt(self) -> None:
         """Nothing to do: the object is there or it is not."""
@@ -290,32 +373,53 @@ def raise_for_error(output: Any) -> None:
     if isinstance(error, dict) and ("error" in output or output.get("object") == "error"):
         code = error.get("code")
         status = code if isinstance(code, int) and 400 <= code <= 599 else 502
-        raise VLLMError(status, msgspec.json.encode({"error": error}))
+        raise VLLMError(status, _json({"error": error}))
 
 
 def _seq(frame: Any) -> int:
     seq = frame.get("seq") if isinstance(frame, dict) else None
-    if not isinstance(seq, int) or seq < 0:
+    if type(seq) is not int or seq < 0:
         raise WorkerFailed("The worker put out something that is not a numbered frame.")
     return seq
 
 
-def _head(frame: dict[str, Any]) -> Head:
-    match frame:
-        case {"status": int(status), "content_type": str(content_type)} if 100 <= status <= 599:
-            slug = frame.get("start_failed")
-            return Head(
-                status,
-                content_type,
-                _models(frame.get("models")),
-                slug if isinstance(slug, str) and slug else None,
-            )
-    raise WorkerFailed("The worker's first frame has no status and content type.")
+def _size(frame: dict[str, Any]) -> int:
+    """About how much memory a frame takes, in bytes."""
+    return 500 + sum(len(value) for value in frame.values() if isinstance(value, str))
 
 
 def _models(told: Any) -> tuple[dict[str, Any], ...]:
-    models = told if isinstance(told, list) else []
-    return tuple(m for m in models if isinstance(m, dict) and isinstance(m.get("id"), str))
+    """What a worker tells of its models, without what is none."""
+    models = told[:MAX_MODELS] if isinstance(told, list) else []
+    named = [model for model in models if isinstance(model, dict) and is_name(model.get("id"))]
+    return tuple({"id": m["id"], "max_model_len": _length(m.get("max_model_len"))} for m in named)
+
+
+def is_name(value: Any) -> bool:
+    """Can this be the name of a model?"""
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
+
+
+def _length(value: Any) -> int | None:
+    return value if type(value) is int and 0 < value < 2**53 else None
+
+
+def _headers(told: Any) -> dict[str, str]:
+    """Of an answer's headers those that are handed on."""
+    headers = {} if told is None else told
+    if not isinstance(headers, Mapping):
+        raise WorkerFailed("The worker's answer has headers that are none.")
+    found = {name.lower(): headers[name] for name in headers if isinstance(name, str)}
+    kept = {name: value for name, value in found.items() if _HEADERS.fullmatch(name)}
+    for name, value in kept.items():
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            raise WorkerFailed(f"The worker's answer has a header {name} that is none.")
+        if len(value) > MAX_HEADER_CHARS:
+            raise WorkerFailed(
+                f"The worker's answer has a header {name} that is too long to be sent on. "
+                "Ask for less at a time."
+            )
+    return kept
 
 
 def _decoded(text: Any) -> bytes:
@@ -325,11 +429,28 @@ def _decoded(text: Any) -> bytes:
         raise WorkerFailed("The worker put out a frame whose base64 is broken.") from exc
 
 
-def _piece(output: Any) -> bytes:
+def _encoded(text: Any) -> bytes:
+    try:
+        return bytes(text.encode())
+    except (AttributeError, UnicodeEncodeError) as exc:
+        raise WorkerFailed("The worker put out a text that is none.") from exc
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return encode(value)
+    except ValueError as exc:
+        raise WorkerFailed("The worker put out JSON that cannot be passed on.") from exc
+
+
+def _piece(output: Any, *, may_be_list: bool = True) -> bytes:
     """One output of a stream as SSE text."""
-    if isinstance(output, str):
-        return output.encode()
-    if isinstance(output, list):
-        return b"".join(map(_piece, output))
-    raise_for_error(output)
-    return b"data: " + msgspec.json.encode(output) + b"\n\n"
+    match output:
+        case str():
+            return _encoded(output)
+        case dict():
+            raise_for_error(output)
+            return b"data: " + _json(output) + b"\n\n"
+        case list() if may_be_list:
+            return b"".join(_piece(part, may_be_list=False) for part in output)
+    raise WorkerFailed("The worker put out something that is no part of a stream.")

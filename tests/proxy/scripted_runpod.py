@@ -46,6 +46,14 @@ class Fault:
     """Outputs that are handed out with the answer that breaks, so they count as given."""
 
 
+@dataclass
+class Raw:
+    """An answer of /stream byte for byte."""
+
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
 class ScriptedRunPod:
     """State and routes; `jobs` holds every body that /run was given, `endpoints` for whom."""
 
@@ -68,7 +76,7 @@ class ScriptedRunPod:
         What still comes for jobs of an earlier one takes nothing from this one's script.
         """
         self._jobs_here: set[str] = set()
-        self.script: Sequence[Page | Fault] = []
+        self.script: Sequence[Page | Fault | Raw] = []
         self.final: dict[str, Any] | None = None
         self.states: list[dict[str, Any]] = []
         """What /status says at first, one for each call."""
@@ -151,6 +159,8 @@ class ScriptedRunPod:
         self.stream_calls += 1
         if isinstance(step, Fault):
             return _broken() if step.status == 0 else Response(b"", step.status, step.headers)
+        if isinstance(step, Raw):
+            return Response(step.body, headers=step.headers, media_type="application/json")
         seconds = int(request.query_params["wait"]) / 1000
         if step.hold is not None:
             await wait_for(step.hold, seconds)
@@ -175,9 +185,11 @@ class ScriptedRunPod:
             return _json(self.final)
         outputs: list[Any] = []
         for step in self.script:
-            outputs += step.outputs if isinstance(step, Page) else step.loses
+            if not isinstance(step, Raw):
+                outputs += step.outputs if isinstance(step, Page) else step.loses
         last = self.script[-1]
-        return _json({"status": last.status, "output": outputs})
+        status = "COMPLETED" if isinstance(last, Raw) else last.status
+        return _json({"status": status, "output": outputs})
 
     async def _health(self, request: Request) -> Response:
         self.looks[request.path_params["endpoint"]] += 1

@@ -220,6 +220,67 @@ def test_a_stream_that_just_stops_is_an_error_and_no_end(
     assert last_error(text)["code"] == "worker_failed"
 
 
+STOP = b'data:{"choices":[{"finish_reason":"stop","index":0}]}\n\n'
+WHOLE_STREAMS = [
+    (CHAT, [BODY.replace("\n", "\r\n").encode()], BODY),
+    (CHAT, [BODY.replace("\n", "\r").encode()], BODY),
+    (CHAT, [b"\xef\xbb\xbf", BODY.encode()], BODY),
+    (CHAT, [b"data:{}\n\ndata:[DONE]\n\n"], "data:{}\n\ndata:[DONE]\n\n"),
+    (CHAT, [b"data: {}\n\ndata: [DONE]\n\n: bye\n\n"], "data: {}\n\ndata: [DONE]\n\n: bye\n\n"),
+    (CHAT, [b"data: {}\n\ndata: [DONE]"], "data: {}\n\ndata: [DONE]\n\n"),
+    (CHAT, [STOP[:9], STOP[9:]], STOP.decode() + "data: [DONE]\n\n"),
+    (CHAT, [STOP.rstrip()], STOP.decode() + "data: [DONE]\n\n"),
+    (
+        "/v1/responses",
+        [b'data: {"type":"response.completed"}\n\n'],
+        'data: {"type":"response.completed"}\n\n',
+    ),
+    (
+        "/v1/responses",
+        [b'event: response.completed\ndata: {"type":"response.completed"}\n\ndata: [DONE]\n\n'],
+        'event: response.completed\ndata: {"type":"response.completed"}\n\ndata: [DONE]\n\n',
+    ),
+    (
+        "/v1/messages",
+        [b'data: {"type":"message_stop"}\nevent: message_stop\n\n'],
+        'data: {"type":"message_stop"}\nevent: message_stop\n\n',
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "pieces", "wanted"), WHOLE_STREAMS)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_whole_stream_of_any_server_is_whole(
+    start: Start, server: ScriptedServer, path: str, pieces: list[bytes], wanted: str, is_cut: bool
+) -> None:
+    if is_cut:
+        pieces = [bytes([byte]) for byte in b"".join(pieces)]
+    server.replies = [Reply(200, pieces, content_type=SSE)]
+    with start(first_byte_hold_seconds=20, keep_alive_seconds=20) as client:  # no comments
+        response = client.post(path, json=chat(stream=True, input="hi", max_tokens=5))
+    assert (response.status_code, response.text) == (200, wanted)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (CHAT, 'data: {"choices":[{"finish_reason":null,"index":0}]}\n\n'),
+        (CHAT, STOP.decode() + 'data: {"choices":[{"finish_reason":null,"index":1}]}\n\n'),
+        (CHAT, 'data: {"choices":[{"delta":{"content":"[DONE]"},"index":0}]}\n\n'),
+        ("/v1/responses", 'data: {"type":"response.created"}\n\ndata: [DONE]\n\n'),
+        ("/v1/messages", 'event: message_start\ndata: {"type":"message_start"}\n\n'),
+    ],
+)
+def test_a_stream_that_only_closes_in_order_is_not_whole(
+    client: httpx.Client, server: ScriptedServer, path: str, text: str
+) -> None:
+    server.replies = [Reply(200, [text.encode()], content_type=SSE)]
+    response = client.post(path, json=chat(stream=True, input="hi", max_tokens=5))
+    assert response.text.startswith(text)
+    assert "worker_failed" in response.text.removeprefix(text) or path == "/v1/messages"
+    assert '"error"' in response.text.removeprefix(text)
+
+
 def test_a_worker_that_falls_silent_is_hung_up_on(start: Start, server: ScriptedServer) -> None:
     pieces = [event("a").encode(), event("b").encode()]
     server.replies = [Reply(200, pieces, content_type=SSE, hold=threading.Event())]
