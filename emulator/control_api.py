@@ -1,6 +1,7 @@
 """The face RunPod does not have: /_emulator, to look inside and to make things go wrong."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
@@ -52,6 +53,7 @@ async def reset(request: Request) -> Response:
     for endpoint in endpoints.values():
         endpoint.reset()
         endpoint.scaler.throttle(False)
+        endpoint.scaler.starts.clear()
     _faults(request).reset()
     request.app.state.meters.clear()
     return Json({})
@@ -113,4 +115,5 @@ def _calls(request: Request, endpoint_id: str) -> dict[str, dict[str, int]]:
 
 
 def _inside(endpoint: Endpoint, calls: dict[str, dict[str, int]]) -> dict[str, Any]:
-    return {"health": endpoint.health(), "calls": calls, **endpoint.inside()}
+    starts = [asdict(start) for start in endpoint.scaler.starts]
+    return {"health": endpoint.health(), "calls": calls, "starts": starts, **endpoint.inside()}

@@ -8,14 +8,18 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
+from typing import Final
 
 from emulator.demand import Demand
 from emulator.settings import EndpointSettings
-from emulator.slot import Backoff, Site, Slot, State
+from emulator.slot import Backoff, Site, Slot, Start, State
 
 log = logging.getLogger("emulator")
+
+MAX_STARTS: Final = 1000
+"""So many are remembered."""
 
 
 class Scaler:
@@ -30,6 +34,7 @@ class Scaler:
         self._api_key = api_key
         self._slots: dict[Slot, asyncio.Task[None]] = {}
         self._backoff = Backoff(settings.max_backoff_seconds)
+        self.starts: deque[Start] = deque(maxlen=MAX_STARTS)
         self._is_throttled = False
         self._task: asyncio.Task[None] | None = None
 
@@ -174,6 +179,7 @@ class Scaler:
 
     def _start_worker(self, site: Site) -> None:
         slot = Slot(site, self._backoff)
+        self.starts.append(slot.start)
         task = self._slots[slot] = asyncio.create_task(slot.live())
         task.add_done_callback(lambda _: self._remove(slot))
         task.add_done_callback(_report_failure)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +38,18 @@ class Site:
     log_directory: Path
 
 
+@dataclass(slots=True)
+class Start:
+    """One start of a worker, for whoever asks what was paid for; moments are Unix times."""
+
+    worker: str
+    started_at: float
+    ready_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    """None as well for one that was stopped before it had a process."""
+
+
 class Backoff:
     """The pause after a crash, which doubles as long as workers do nothing but crash."""
 
@@ -62,6 +75,7 @@ class Slot:
         self.state = State.UP
         self._site = site
         self._backoff = backoff
+        self.start = Start(self.worker_id, time.time())
         self._wanted_at = site.demand.clock.now()
         self._is_ready = False
         self._stop_asked = asyncio.Event()
@@ -69,14 +83,16 @@ class Slot:
 
     async def live(self) -> None:
         """Wait out the cold start, run the process, and after a crash the pause before the next."""
-        delay_seconds = self._site.settings.cold_start_delay_seconds
-        if await _happens(self._stop_asked, delay_seconds):
-            return
         try:
+            delay_seconds = self._site.settings.cold_start_delay_seconds
+            if await _happens(self._stop_asked, delay_seconds):
+                return
             trouble = await self._run_process()
         except OSError as error:
             self._leave()
             trouble = f"could not be started: {error}"
+        finally:
+            self.start.ended_at = time.time()
         if trouble is not None:
             await self._pause(trouble)
 
@@ -97,6 +113,7 @@ class Slot:
         """The worker can work: say so, once."""
         if not self._is_ready:
             self._is_ready = True
+            self.start.ready_at = time.time()
             self._say(f"ready after {self._site.demand.clock.now() - self._wanted_at:.1f} s")
 
     async def _run_process(self) -> str | None:
@@ -110,6 +127,7 @@ class Slot:
             raise
         finally:
             self._process = None
+        self.start.exit_code = code
         has_worked = self._leave()
         if self._stop_asked.is_set() or (code == 0 and has_worked):
             self._say(f"stopped ({_exit_text(code)})")

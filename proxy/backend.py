@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from proxy.answer import Answer, JobAnswer
+from proxy.backends.cold_start import ColdStartAnswer
 from proxy.backends.deadlines import Terms
 from proxy.call import Call
 from proxy.jobs import Jobs
@@ -51,7 +52,7 @@ class QueueBackend:
 
     def ask(self, call: Call, served_as: str | None, terms: Terms) -> Answer:
         """See Backend."""
-        return JobAnswer(
+        answer = JobAnswer(
             lambda: self.jobs.submit(job_input(call, served_as), terms),
             wants_stream=call.wants_stream,
             ends=call.route.dialect.ends,
@@ -59,6 +60,10 @@ class QueueBackend:
             metrics=self._metrics,
             on_head=self._learn,
         )
+        return ColdStartAnswer(answer, self.watch, self._worker_of)
+
+    async def _worker_of(self, job_id: str) -> str | None:
+        return (await self.jobs.endpoint.status(job_id)).worker_id
 
     def _learn(self, head: Head, first: bytes) -> None:
         """Note what a worker serves: it says so itself, or at least its answer names its model."""

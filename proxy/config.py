@@ -100,6 +100,8 @@ class EndpointConfig(_Table):
     stream_limit: RateLimit | None = None
     status_limit: RateLimit | None = None
     cancel_limit: RateLimit | None = None
+    failed_start_pause_seconds: Hold | None = None
+    """How long no other start is tried after one has failed."""
     price_per_second: float = Field(default=0, ge=0, le=MAX_DOLLARS)
     """What a second of one worker costs, in dollars; for the metrics only."""
 

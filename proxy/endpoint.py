@@ -26,13 +26,14 @@ from proxy.errors import (
     WorkerFailed,
 )
 from proxy.metrics import Metrics
-from proxy.pacing import Budget, Limit
+from proxy.pacing import CANCEL_BURST, Budget, Limit
 
 ANSWER_MARGIN_SECONDS = 15
 """How long RunPod may take to answer a call, beyond the time we asked it to hold the call."""
 SHORTEST_HOLD_SECONDS = 1.0
 """RunPod's lower limit of `?wait=`."""
 LONGEST_RETRY_AFTER_SECONDS = 300
+MAX_WORKER_ID_CHARS = 200
 
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:~-]{0,199}")
@@ -91,6 +92,8 @@ class JobState:
     error: Any = None
     delay_ms: int | None = None
     execution_ms: int | None = None
+    worker_id: str | None = None
+    """The worker that has the job, or had it last."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "JobState":
@@ -101,6 +104,7 @@ class JobState:
             error=answer.get("error"),
             delay_ms=_milliseconds(answer.get("delayTime")),
             execution_ms=_milliseconds(answer.get("executionTime")),
+            worker_id=_worker_id(answer.get("workerId")),
         )
 
 
@@ -142,7 +146,7 @@ class Endpoint:
         self._run = Budget(limits.run)
         self._stream = Budget(limits.stream)
         self._status = Budget(limits.status)
-        self._cancel = Budget(limits.cancel)
+        self._cancel = Budget(limits.cancel, burst=CANCEL_BURST)
 
     async def run(self, job: bytes, *, connect_seconds: float, on_turn: Callable[[], None]) -> str:
         """Queue a job, given as its JSON, and return its id.
@@ -289,6 +293,10 @@ def _checked(response: httpx.Response) -> Mapping[str, Any]:
     if not isinstance(answer, dict):
         raise UpstreamUnavailable("RunPod's answer is not a JSON object.")
     return answer
+
+
+def _worker_id(value: Any) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_WORKER_ID_CHARS else None
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -20,6 +20,8 @@ HEADROOM = 0.95
 """The share of RunPod's limit that is used: its clock is not ours."""
 BURST = 0.05
 """The share of it that may go out without any spacing after a quiet time."""
+CANCEL_BURST = 0.3
+"""The same for cancels, which come in volleys: what waits in RunPod's queue starts workers."""
 SLOWER, FASTER = 1.5, 0.8
 """What a 429 does to the interval between calls, and every window without one after it."""
 SLOWEST = 10.0
@@ -44,10 +46,10 @@ class Limit:
 class Budget:
     """The turns of one operation of one endpoint."""
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: Limit, *, burst: float = BURST) -> None:
         self._at_once = limit.at_once
-        self._base_interval = self._interval = WINDOW_SECONDS / (limit.calls * (HEADROOM - BURST))
-        self._burst_seconds = limit.calls * BURST * self._base_interval
+        self._base_interval = self._interval = WINDOW_SECONDS / (limit.calls * (HEADROOM - burst))
+        self._burst_seconds = limit.calls * burst * self._base_interval
         self._due = 0.0
         """When the next call would go out if all went out evenly."""
         self._slowed = 0.0

@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
+from proxy.answer import Answer
+from proxy.backends.cold_start import ColdStartAnswer
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.call import Call
 from proxy.endpoint import JobStatus
@@ -66,7 +68,7 @@ class Relay:
         self._url = url.rstrip("/").removesuffix("/v1")
         self._api_key = api_key
 
-    def ask(self, call: Call, served_as: str | None, terms: Terms) -> "RelayedAnswer":
+    def ask(self, call: Call, served_as: str | None, terms: Terms) -> Answer:
         """See Backend."""
         headers = {"accept-encoding": "identity", "x-request-id": call.request_id}
         if self._api_key:
@@ -80,7 +82,8 @@ class Relay:
             headers=headers,
             timeout=httpx.Timeout(None, connect=terms.connect),
         )
-        return RelayedAnswer(self, request, call.route.dialect.ends, terms)
+        answer = RelayedAnswer(self, request, call.route.dialect.ends, terms)
+        return answer if self.watch is None else ColdStartAnswer(answer, self.watch)
 
     def admit(self, answer: "RelayedAnswer") -> None:
         """Count an answer as under way; raises EndpointOverloaded if there are too many."""

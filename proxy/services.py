@@ -54,6 +54,9 @@ class Services:
             return
         models = self.backends.build(config)
         models.take_over(self.models)
+        for model in models:
+            if model.backend.watch is not None:
+                model.backend.watch.starts.forgive()
         self.models, self.keys = models, Keys(self.settings.api_keys, config.keys)
         self.warmer.schedule(models)
         log.info("the configuration has been read again")

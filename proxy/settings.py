@@ -164,6 +164,8 @@ class Settings(BaseSettings):
     """How long a worker may be silent between two outputs."""
     total_timeout_seconds: Seconds = 1800
     """How long a request may take, waiting included."""
+    failed_start_pause_seconds: Hold = 300
+    """How long no other start is tried after one has failed; 0 to try each time."""
     first_byte_hold_seconds: Hold = 0.75
     """How long a stream's headers are held back, so that an early failure keeps its HTTP status."""
     keep_alive_mode: Mode = "comment"

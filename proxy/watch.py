@@ -2,11 +2,9 @@
 
 It is asked in the background, and only while somebody wants to know: a client that lists models,
 or a request that waits for a worker. One look tells whether workers are up; what one look cannot
-tell (workers that crash again and again, an endpoint that may have no workers at all) shows in
-several.
-
-Source of the counters: https://docs.runpod.io/serverless/endpoints/operation-reference#health;
-`ready` includes idle workers.
+tell (starts that fail, an endpoint that may have no workers at all) shows in several. While a
+request waits and no worker is up, looks follow one another quickly, so that a worker which is
+started anew between two of them does not hide that the first has failed.
 """
 
 import asyncio
@@ -14,28 +12,26 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
-from proxy.errors import JobNotFound, ProxyError
+from proxy.backends.health import OLD_SECONDS, Health, StartHistory
+from proxy.backends.starts import UNKNOWN_CAUSE, Starts
+from proxy.errors import JobNotFound, ModelStartFailed, ProxyError
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
+QUICK_LOOK_SECONDS = 0.5
+"""While a request waits and no worker is up. RunPod allows 200 calls a second."""
 WANTED_SECONDS = 60.0
 """How long one question keeps the looks going."""
 FIRST_LOOK_SECONDS = 2.0
 """How long a request may wait for the first look."""
-FAILED_STARTS = 2
-"""So many starts that came to nothing are a crash loop."""
 STARTLESS_SECONDS = 45.0
 """Jobs that wait so long without any worker being started wait in vain."""
-FORGIVEN_SECONDS = 300.0
-"""So long after the last job that waited, nobody knows any more whether workers would crash."""
-OLD_SECONDS = 60.0
-"""What was seen so long ago says nothing of today."""
 
 
 class State(StrEnum):
@@ -47,30 +43,6 @@ class State(StrEnum):
     READY = "ready"
     THROTTLED = "throttled"
     UNHEALTHY = "unhealthy"
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """The counters of /health."""
-
-    up: int
-    """Workers that take jobs."""
-    initializing: int
-    throttled: int
-    unhealthy: int
-    in_queue: int
-
-    @classmethod
-    def of(cls, answer: Mapping[str, Any]) -> "Health":
-        """From RunPod's answer; a counter that is missing counts as 0."""
-        workers, jobs = answer.get("workers"), answer.get("jobs")
-        return cls(
-            up=max(_count(workers, "ready"), _count(workers, "idle") + _count(workers, "running")),
-            initializing=_count(workers, "initializing"),
-            throttled=_count(workers, "throttled"),
-            unhealthy=_count(workers, "unhealthy"),
-            in_queue=_count(jobs, "inQueue"),
-        )
 
 
 REASONS = {
@@ -86,29 +58,38 @@ UNREACHABLE = "RunPod does not tell how the endpoint is"
 
 
 class Watch:
-    """Looks at one endpoint. `ask` calls its /health."""
+    """Looks at one endpoint. `ask` calls its /health; `starts` hears of starts that failed."""
 
-    def __init__(self, name: str, ask: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
+    def __init__(
+        self, name: str, ask: Callable[[], Awaitable[Mapping[str, Any]]], starts: Starts
+    ) -> None:
+        self.starts = starts
         self._state = State.UNKNOWN
         self._name = name
         self._ask = ask
         self._reason = REASONS[State.UNKNOWN]
         self._wanted_until = 0.0
         self._looking: asyncio.Task[None] | None = None
-        self._was_starting = False
-        self._failed_starts = 0
+        self._history = StartHistory()
+        self._health: Health | None = None
+        self._waiting = 0
         self._waiting_since: float | None = None
-        self._noted = self._had_queue = self._told = self._looked = -math.inf
+        self._noted = self._told = self._looked = -math.inf
         self._has_looked = asyncio.Event()
+        self._is_urgent = asyncio.Event()
 
     @property
     def state(self) -> State:
         """The state as it was last seen; unknown if that is too long ago."""
+        if self.starts.failure is not None:
+            return State.UNHEALTHY
         return State.UNKNOWN if self._is_old else self._state
 
     @property
     def reason(self) -> str:
         """The state in a few words."""
+        if (failure := self.starts.failure) is not None:
+            return failure.message
         return REASONS[State.UNKNOWN] if self._is_old else self._reason
 
     @property
@@ -132,9 +113,22 @@ class Watch:
             self._has_looked.clear()
             self._looking = asyncio.create_task(self._look())
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Look more often meanwhile, unless a worker is up: a request waits for one."""
+        self._waiting += 1
+        self.touch()
+        if self._state is not State.READY and self._age >= QUICK_LOOK_SECONDS:
+            self._is_urgent.set()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._history.forget()
+
     def note_answer(self) -> None:
         """A worker has answered: whatever the last look said, one is up."""
-        self._failed_starts = 0
         self._set(State.READY)
 
     async def current(self) -> State:
@@ -155,10 +149,14 @@ class Watch:
     def note(self, health: Health, now: float) -> None:
         """Take one look's counters, seen at `now` (seconds, monotonic)."""
         before = self._state
-        self._note_history(health, now)
+        self._health = health
+        if self._history.note(health, now):
+            self.starts.note_failure(ModelStartFailed(UNKNOWN_CAUSE), exits=True)
+        self.starts.note_up(health.up)
+        self._note_startless(health, now)
         if health.up:
             self._set(State.READY)
-        elif health.unhealthy or self._failed_starts >= FAILED_STARTS:
+        elif health.unhealthy:
             self._set(State.UNHEALTHY, CRASHING)
         elif health.initializing:
             self._set(State.WARMING)
@@ -171,19 +169,11 @@ class Watch:
         if self._state is not before:
             log.info("endpoint %s is %s: %s", self._name, self._state, self._reason)
 
-    def _note_history(self, health: Health, now: float) -> None:
-        if now - self._noted > OLD_SECONDS:  # nobody has seen what was in between
-            self._was_starting, self._waiting_since = False, None
+    def _note_startless(self, health: Health, now: float) -> None:
+        if now - self._noted > OLD_SECONDS:  # what was in between has not been seen
+            self._waiting_since = None
         self._noted = now
-        if health.in_queue:
-            self._had_queue = now
-        is_starting = health.initializing > 0
-        if health.up or now - self._had_queue > FORGIVEN_SECONDS:
-            self._failed_starts = 0
-        elif self._was_starting and not is_starting and health.in_queue:
-            self._failed_starts += 1
-        self._was_starting = is_starting
-        has_workers = health.up or is_starting or health.throttled or health.unhealthy
+        has_workers = health.up or health.initializing or health.throttled or health.unhealthy
         if has_workers or not health.in_queue:
             self._waiting_since = None
         elif self._waiting_since is None:
@@ -193,17 +183,28 @@ class Watch:
         self._state, self._reason = state, reason or REASONS[state]
         self._told = time.monotonic()
 
+    @property
+    def _age(self) -> float:
+        return time.monotonic() - self._looked
+
+    @property
+    def _pause_seconds(self) -> float:
+        """Until the next look."""
+        health = self._health
+        is_awaited = self._waiting and health is not None and not health.up
+        is_throttled = health is not None and health.throttled and not health.initializing
+        return QUICK_LOOK_SECONDS if is_awaited and not is_throttled else LOOK_SECONDS
+
     async def _look(self) -> None:
-        while time.monotonic() < self._wanted_until:
+        while self._waiting or time.monotonic() < self._wanted_until:
             try:
                 self.note(Health.of(await self._ask()), time.monotonic())
             except (ProxyError, JobNotFound):
+                self._health = None
                 self._set(State.UNKNOWN, UNREACHABLE)
             self._looked = time.monotonic()
             self._has_looked.set()
-            await asyncio.sleep(LOOK_SECONDS)
-
-
-def _count(counters: Any, name: str) -> int:
-    value = counters.get(name) if isinstance(counters, dict) else None
-    return value if isinstance(value, int) else 0
+            self._is_urgent.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_seconds):
+                    await self._is_urgent.wait()

@@ -9,6 +9,7 @@ import httpx
 
 from proxy.backend import Backend, QueueBackend
 from proxy.backends.deadlines import Shutdown, Terms
+from proxy.backends.starts import Starts
 from proxy.cancellation import Canceller
 from proxy.config import Config, EndpointConfig, FallbackURL, ModelConfig, secret
 from proxy.endpoint import Endpoint, Limits
@@ -119,7 +120,10 @@ class Backends:
             ),
             metrics=self._metrics,
         )
-        watch = Watch(name, endpoint.health)
+        pause_seconds = config.failed_start_pause_seconds
+        if pause_seconds is None:
+            pause_seconds = settings.failed_start_pause_seconds
+        watch = Watch(name, endpoint.health, Starts(name, pause_seconds=pause_seconds))
         bounds = Bounds(
             config.max_requests or settings.max_requests,
             config.max_waiting or settings.max_waiting,

@@ -32,12 +32,14 @@ async def get_model(request: Request, model_id: str) -> Response:
 
 @router.post("/{model_id:path}/warm")
 async def warm_model(request: Request, model_id: str) -> Response:
-    """Wake a worker for a model, and answer at once, while it starts."""
+    """Wake a worker for a model, and answer at once, while it starts; even if starts failed."""
     here = services(request)
     key = here.keys.check(request)
     model = here.models.find(model_id, key)
     if not key.may_warm:
         raise NotPermitted("This API key may not wake workers.")
+    if model.backend.watch is not None:
+        model.backend.watch.starts.forgive()
     here.warmer.wake(model)
     body = {"id": model.name, "object": "model.warm", "state": model.state}
     return JSONResponse(body, status_code=202)

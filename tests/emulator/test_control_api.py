@@ -59,6 +59,18 @@ def test_a_crash_kills_the_workers(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.slow
+def test_it_tells_of_every_start_of_a_worker() -> None:
+    with one_endpoint(worker=LIGHT) as client:
+        client.run({"exit": 3})
+        eventually(lambda: len(client.control("GET", "")["endpoints"]["ep"]["starts"]) >= 2)
+        first, second = client.control("GET", "")["endpoints"]["ep"]["starts"][:2]
+        assert first["exit_code"] == 3
+        assert first["started_at"] < first["ended_at"] <= second["started_at"]
+        client.control("POST", "/reset")
+        assert client.control("GET", "")["endpoints"]["ep"]["starts"] == []
+
+
+@pytest.mark.slow
 def test_while_throttled_no_worker_starts() -> None:
     with one_endpoint(worker=LIGHT) as client:
         client.control("POST", "/ep/throttle")

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.backends.health import Health
+from proxy.backends.starts import Starts
 from proxy.dialects import CHAT, MESSAGES, RESPONSES, Dialect, StreamContext
 from proxy.endpoint import JobState, JobStatus, StreamPage, job_id_of
 from proxy.errors import ProxyError
 from proxy.failure import error_from
-from proxy.watch import Health, Watch
+from proxy.watch import Watch
 from proxy.wire import FrameReader, Head, ObjectReader, PieceReader, reader_for
 
 pytestmark = pytest.mark.slow
@@ -174,7 +176,7 @@ def test_any_object_of_runpods_is_read_or_refused(answer: dict[str, Any]) -> Non
     assert isinstance(state.status, JobStatus)
     for value in (state.delay_ms, state.execution_ms):
         assert value is None or type(value) is int
-    Watch("ep", never).note(Health.of(answer), 0.0)
+    Watch("ep", never, Starts("ep", pause_seconds=1)).note(Health.of(answer), 0.0)
 
 
 async def never() -> dict[str, Any]:

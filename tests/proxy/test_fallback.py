@@ -193,6 +193,19 @@ def test_an_endpoint_known_to_be_broken_is_not_even_asked(
     assert runpod.jobs == []
 
 
+def test_an_endpoint_whose_start_failed_is_answered_for_and_not_asked_again(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    error = str({"message": "Lower it.", "type": "startup_error", "code": None})
+    runpod.script, runpod.final = [Page("FAILED")], {"status": "FAILED", "error": error}
+    for _ in range(3):
+        assert client.post(CHAT, json=chat()).json() == {"from": "the cloud"}
+    assert len(runpod.jobs) == 1
+    entry = client.get("/v1/models/m").json()
+    assert entry["state"] == "unhealthy"
+    assert "Lower it." in entry["state_reason"]
+
+
 def test_an_endpoint_that_is_well_again_is_asked_again_though_nobody_lists_it(
     client: httpx.Client,
     runpod: ScriptedRunPod,

@@ -10,18 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.watch import (
-    CRASHING,
-    FORGIVEN_SECONDS,
-    LOOK_SECONDS,
-    NO_WORKERS,
-    OLD_SECONDS,
-    REASONS,
-    STARTLESS_SECONDS,
-    Health,
-    State,
-    Watch,
-)
+from proxy.backends.health import OLD_SECONDS, Health
+from proxy.backends.starts import UNKNOWN_CAUSE, Starts
+from proxy.watch import LOOK_SECONDS, NO_WORKERS, REASONS, STARTLESS_SECONDS, State, Watch
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_metrics import value
@@ -39,7 +30,7 @@ Look = tuple[dict[str, int], int]
 
 def seen(*looks: Look, apart: float = 5.0) -> Watch:
     """A watch that has taken these looks: counters of workers, and jobs in queue."""
-    watch = Watch("ep", _never)
+    watch = Watch("ep", _never, Starts("ep", pause_seconds=300))
     for number, (workers, in_queue) in enumerate(looks):
         health = Health.of({"workers": workers, "jobs": {"inQueue": in_queue}})
         watch.note(health, 100 + number * apart)
@@ -65,27 +56,15 @@ async def test_one_look_tells_how_the_workers_are(workers: dict[str, int], state
     assert seen((workers, 1)).state is state
 
 
-async def test_workers_that_start_in_vain_again_and_again_are_a_crash_loop() -> None:
+async def test_a_start_that_failed_is_told_until_a_worker_is_up() -> None:
     starting: Look = ({"initializing": 1}, 1)
     gone: Look = ({}, 1)
     assert seen(starting, gone).state is State.COLD
     watch = seen(starting, gone, starting, gone)
-    assert (watch.state, watch.reason) == (State.UNHEALTHY, CRASHING)
+    assert (watch.state, watch.reason) == (State.UNHEALTHY, UNKNOWN_CAUSE)
     assert seen(starting, gone, starting, gone, starting).state is State.UNHEALTHY
     healed = seen(starting, gone, starting, gone, ({"ready": 1}, 0), gone)
     assert healed.state is State.COLD
-
-
-async def test_a_crash_loop_is_forgotten_in_time_when_nobody_asks_for_workers() -> None:
-    starting: Look = ({"initializing": 1}, 1)
-    gone: Look = ({}, 1)
-    idle: Look = ({}, 0)
-    loop = starting, gone, starting, gone
-    assert seen(*loop, idle).state is State.UNHEALTHY
-    quiet = [idle] * (int(FORGIVEN_SECONDS / 5) + 1)
-    assert seen(*loop, *quiet).state is State.COLD
-    still_asked = [gone] * (int(FORGIVEN_SECONDS / 5) + 1)
-    assert seen(*loop, *still_asked).state is State.UNHEALTHY
 
 
 async def test_looks_that_are_far_apart_are_not_taken_for_one_long_wait() -> None:
@@ -93,6 +72,7 @@ async def test_looks_that_are_far_apart_are_not_taken_for_one_long_wait() -> Non
     starting: Look = ({"initializing": 1}, 1)
     assert seen(waiting, waiting, apart=3600).state is State.COLD
     assert seen(starting, waiting, starting, waiting, apart=3600).state is State.COLD
+    assert seen(starting, ({"unhealthy": 1}, 1), apart=3600).starts.failure is None
 
 
 async def test_a_state_that_was_seen_long_ago_is_not_told_as_todays(
@@ -139,7 +119,7 @@ async def test_a_worker_that_answers_is_up_whatever_the_last_look_said() -> None
     )
 )
 async def test_any_answer_gives_some_state(answer: Any) -> None:
-    watch = Watch("ep", _never)
+    watch = Watch("ep", _never, Starts("ep", pause_seconds=300))
     watch.note(Health.of(answer if isinstance(answer, dict) else {}), 0)
     assert watch.state in State
 

@@ -1,0 +1,110 @@
+"""An answer whose worker may have to be started first, and may not start at all."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from proxy.answer import Answer
+from proxy.endpoint import JobStatus
+from proxy.errors import JobNotFound, ModelStartFailed, ProxyError, VLLMError
+from proxy.watch import Watch
+from proxy.wire import Head
+
+REQUEUED_LOOK_SECONDS = 1.0
+WORKER_ID_SECONDS = 5.0
+"""How long a client whose start failed may have to wait until we know which worker that was."""
+
+
+class ColdStartAnswer:
+    """An endpoint's answer; while it waits for a worker it ends when a start fails. See Answer.
+
+    `worker_of` tells which worker has a job, where that can be told.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        watch: Watch,
+        worker_of: Callable[[str], Awaitable[str | None]] | None = None,
+    ) -> None:
+        self._answer = answer
+        self._watch = watch
+        self._starts = watch.starts
+        self._worker_of = worker_of
+
+    @property
+    def head(self) -> Head | None:
+        """See Answer."""
+        return self._answer.head
+
+    @property
+    def job_id(self) -> str | None:
+        """See Answer."""
+        return self._answer.job_id
+
+    @property
+    def status(self) -> JobStatus:
+        """See Answer."""
+        return self._answer.status
+
+    async def open(self) -> bytes:
+        """See Answer.
+
+        Raises:
+            ModelStartFailed: no worker of the endpoint could start; at once, without a job, while
+                no further start is tried.
+        """
+        if self._starts.failure is not None:
+            self._watch.touch()
+            self._starts.check()
+        opening = asyncio.create_task(self._answer.open())
+        try:
+            with self._watch.waiting():
+                await self._wait_for(opening)
+            first = opening.result()
+        except VLLMError:
+            self._starts.note_answer(self)
+            raise
+        except ModelStartFailed as exc:
+            if opening.done():  # the worker of this very job has told its cause
+                self._starts.note_failure(exc, exits=False)
+                await self._note_worker()
+            raise
+        finally:
+            opening.cancel()
+        self._starts.note_answer(self)
+        return first
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """See Answer."""
+        return self._answer.pieces()
+
+    def close(self) -> None:
+        """See Answer."""
+        self._starts.note_end(self)
+        self._answer.close()
+
+    async def _wait_for(self, opening: asyncio.Task[bytes]) -> None:
+        """Wait for the answer; raises ModelStartFailed if a start fails while no worker has it."""
+        while not opening.done():
+            with self._starts.told() as failed:
+                events: set[asyncio.Future[Any]] = {opening, failed}
+                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+                if not failed.done():
+                    return
+            while self._answer.status is not JobStatus.IN_QUEUE and self._starts.failure:
+                # A worker has the job; should it lose it, the job would wait for another in vain.
+                if (await asyncio.wait({opening}, timeout=REQUEUED_LOOK_SECONDS))[0]:
+                    return
+            if self._answer.status is JobStatus.IN_QUEUE and not opening.done():
+                self._answer.close()
+                raise failed.result()
+
+    async def _note_worker(self) -> None:
+        if self._worker_of is None or (job_id := self._answer.job_id) is None:
+            return
+        with contextlib.suppress(ProxyError, JobNotFound, TimeoutError):
+            async with asyncio.timeout(WORKER_ID_SECONDS):
+                if (worker_id := await self._worker_of(job_id)) is not None:
+                    self._starts.note_failed_worker(worker_id)
