@@ -12,6 +12,7 @@ ProxyError                          what the client sees
 │   ├── RequestTimeout              408  invalid_request_error  request_timeout
 │   ├── RequestTooLarge             413  invalid_request_error  request_too_large
 │   ├── UnsupportedMediaType        415  invalid_request_error  unsupported_media_type
+│   ├── WebSocketsNotServed         426  invalid_request_error  websockets_not_served
 │   └── HeadersTooLarge             431  invalid_request_error  headers_too_large
 ├── EndpointOverloaded              429  requests               endpoint_overloaded, Retry-After
 ├── InternalError                   500  server_error           internal_error
@@ -178,6 +179,24 @@ class UnsupportedMediaType(InvalidRequest):
     code = "unsupported_media_type"
 
 
+class WebSocketsNotServed(InvalidRequest):
+    """The request was a WebSocket's handshake."""
+
+    status = 426
+    code = "websockets_not_served"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "WebSockets are not served. Send the request by POST over HTTP, "
+            'with "stream": true to have its answer as Server-Sent Events.'
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """With the protocol that is served, as RFC 9110 (15.5.22) asks, and closing."""
+        return super().headers | {"upgrade": "HTTP/1.1", "connection": "upgrade, close"}
+
+
 class HeadersTooLarge(InvalidRequest):
     """The headers, with the request line, are larger than any honest request's."""
 
@@ -332,6 +351,8 @@ class VLLMError(ProxyError):
     A body that no client would read as an error (FastAPI's `detail`, a plain text, a page of HTML
     of somebody on the way, nothing at all) is put in the envelope.
     """
+
+    code = "vllm_error"  # for the log and the metrics: the body has vLLM's own
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"vLLM answered {status}")

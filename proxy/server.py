@@ -6,9 +6,18 @@ head a size, a client that takes nothing of its answer is given up, and connecti
 response costs nothing more per chunk: the deadlines of a request end with the request, and the one
 for reading is looked at only while the write buffer is full.
 
-Differences from uvicorn, on purpose: what it refuses is told in OpenAI's envelope, never in the
-middle of a response that has begun; and a refused connection is read on for a moment, since closing
-it at once would reset it and take the answer along.
+Differences from uvicorn, on purpose:
+
+- What it refuses is told in OpenAI's envelope, never in the middle of a response that has begun;
+  and a refused connection is read on for a moment, since closing it at once would reset it and take
+  the answer along.
+- An offer to speak another protocol (`Upgrade`) is declined, and the request answered as it is
+  (RFC 9110, 7.8). Java's HttpClient offers HTTP/2 at every `http://` URL; httptools's
+  parser stops at such a head and takes the body for the other protocol's.
+- A connection is read on while it has requests that wait for their turn, so that a client that
+  leaves is noticed; what it may send ahead is bounded.
+- What follows a request and is not HTTP does not cost that request its answer.
+- HTTP/1.0 knows no chunks: a body without a length ends with the connection.
 """
 
 import asyncio
@@ -22,24 +31,33 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from proxy.connections import MAX_CONNECTIONS
 from proxy.errors import (
     HeadersTooLarge,
     InvalidRequest,
+    MethodNotAllowed,
     ProxyError,
     RequestTimeout,
     TooManyConnections,
 )
 from proxy.settings import Settings
+from proxy.websockets import WEBSOCKET_OFFER
 
 IDLE_CONNECTION_SECONDS = 75
 """Longer than the 60 s after which load balancers drop an idle connection, so that they do it."""
 LINGER_SECONDS = 2
 """How long a connection that was refused is read on."""
+WAITING_REQUEST_BYTES = 1000
+"""What a request that waits for its turn costs beside its own bytes."""
 OTHER_DESCRIPTORS = 100
 RETRY_AFTER_CONNECTIONS_SECONDS = 5
 
@@ -78,6 +96,7 @@ class _Config(uvicorn.Config):
             host=settings.host,
             port=settings.port,
             http=_BoundedProtocol,
+            ws="none",
             log_level=settings.log_level,
             access_log=False,
             server_header=False,
@@ -95,10 +114,15 @@ class _BoundedProtocol(HttpToolsProtocol):
         assert isinstance(config, _Config)
         self._bounds = config.bounds
         self._in_body = False
+        self._offers_websocket = False
         self._unclaimed_bytes = 0
         """How much came since the last byte of a body, or since the last request's end."""
         self._is_done_reading = False
-        """Refused, or not HTTP any more."""
+        """Whatever comes now is dropped; reading goes on to notice that the client leaves."""
+        self._answering: RequestResponseCycle | None = None
+        """The request whose turn it is; `cycle` is the one that came last."""
+        self._ahead_bytes = 0
+        """The size of the requests that wait for their turn."""
         self._deadline: asyncio.TimerHandle | None = None
         self._reading_deadline: asyncio.TimerHandle | None = None
         self._unsent_bytes = 0
@@ -118,6 +142,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
         self._clear_reading_deadline()
+        self._abandon(self._answering)
         super().connection_lost(exc)
 
     # The request: its size, and its deadlines.
@@ -128,7 +153,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         # A head is cut at the limit, so that the body that came with it is not counted.
         room = len(data) if self._in_body else self._bounds.max_header_bytes - self._unclaimed_bytes
         self._unclaimed_bytes += len(data)
-        super().data_received(data[:room])
+        self._feed(data[:room])
         if self._is_done_reading:
             return
         if self._unclaimed_bytes > self._bounds.max_header_bytes:
@@ -145,31 +170,82 @@ class _BoundedProtocol(HttpToolsProtocol):
         elif self._deadline is None and self._is_idle:
             self._set_deadline(self._bounds.header_timeout_seconds, self._head_is_late)
 
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(InvalidRequest("The request is not valid HTTP."))
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the request again, without its offer."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(MethodNotAllowed("Not allowed to CONNECT.", allow=["GET", "POST"]))
+            return
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self._offers_websocket = method == b"GET" and any(
+            name == b"upgrade" and b"websocket" in value.lower() for name, value in self.headers
+        )
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(b"\r\n".join([*lines, b"", rest]))
+
     def on_headers_complete(self) -> None:
+        if self._is_done_reading or self.parser.should_upgrade():
+            return
+        if self._offers_websocket:
+            self._offers_websocket = False
+            self.headers.append(WEBSOCKET_OFFER)
         super().on_headers_complete()
+        if self.scope["http_version"] < "1.1":
+            _send_without_chunks(self.cycle)
         self._in_body = True
         self._unclaimed_bytes = 0
         self._clear_deadline()
+        if self.pipeline:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            self._count_ahead(WAITING_REQUEST_BYTES + size)
 
     def on_body(self, body: bytes) -> None:
+        if self._is_done_reading:
+            return
         self._unclaimed_bytes = 0
         super().on_body(body)
+        if self.pipeline:
+            self._count_ahead(len(body))
 
     def on_message_complete(self) -> None:
+        if self._is_done_reading or self.parser.should_upgrade():
+            return
         self._in_body = False
         self._unclaimed_bytes = 0
         self._clear_deadline()
         super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._in_body:
+        if not self.pipeline:
+            self._ahead_bytes = 0
+        if self._in_body and not self._is_done_reading:
             self._await_body()
 
-    def handle_websocket_upgrade(self) -> None:
-        self._is_done_reading = True
-        self._clear_deadline()
-        super().handle_websocket_upgrade()
+    def _count_ahead(self, size: int) -> None:
+        """Read on for a while, which uvicorn does not: a client that left would go unnoticed."""
+        self._ahead_bytes += size
+        if self._ahead_bytes > self._bounds.max_header_bytes:
+            log.info("%s: too much was sent ahead of its turn", self.client)
+            self._close_once_answered()
+        else:
+            self.flow.resume_reading()
 
     @property
     def _is_idle(self) -> bool:
@@ -226,18 +302,17 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     # Refusals.
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidRequest("The request is not valid HTTP."))
-
     def _refuse(self, error: ProxyError) -> None:
         """Close the connection, with this answer if the request at fault can still have one."""
+        if self._is_done_reading:
+            return
         log.info("%s: %d %s", self.client, error.status, error.message)
+        if not self._can_answer:
+            self._close_once_answered()
+            return
         self._is_done_reading = True
         self._clear_deadline()
-        if not self._can_answer:
-            self.transport.close()
-            return
-        self._abandon_request()
+        self._abandon(self.cycle)
         self.transport.write(self._as_response(error))
         self.transport.write_eof()
         self.flow.resume_reading()
@@ -249,11 +324,26 @@ class _BoundedProtocol(HttpToolsProtocol):
             return not self.pipeline and not self.cycle.response_started
         return self._is_idle
 
-    def _abandon_request(self) -> None:
-        """What waits for the rest of the request is told that nobody is there any more."""
-        if not self._is_idle:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+    def _close_once_answered(self) -> None:
+        """Take nothing more, and close behind the answers to the requests that are whole."""
+        self._is_done_reading = True
+        self._clear_deadline()
+        if self._in_body and self.pipeline:
+            self.pipeline.popleft()
+        last = self.pipeline[0][0] if self.pipeline else self._answering
+        if last is None or last.response_complete:
+            self.transport.close()
+            return
+        last.keep_alive = False
+        self.cycle = last
+        self.flow.resume_reading()
+
+    @staticmethod
+    def _abandon(cycle: RequestResponseCycle | None) -> None:
+        """Tell what waits for the request, or answers it, that the client is gone."""
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _as_response(self, error: ProxyError) -> bytes:
         body = error.body
@@ -272,6 +362,19 @@ class _BoundedProtocol(HttpToolsProtocol):
         """The one that the log has, if the application has seen the request."""
         known = self.scope["state"].get("request_id") if self._in_body else None
         return known or f"req_{uuid.uuid4().hex}"
+
+
+def _send_without_chunks(cycle: RequestResponseCycle) -> None:
+    """uvicorn frames every body without a length as chunks; make it send this one's as it is."""
+    send = cycle.send
+
+    async def send_without_chunks(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.chunked_encoding = False
+    cycle.send = send_without_chunks  # type: ignore[method-assign]
 
 
 def allow_descriptors(settings: Settings) -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import msgspec
@@ -22,6 +21,18 @@ import pytest
 
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.process import ROOT, Proxy
+from tests.proxy.raw_http import (
+    AUTHORIZED,
+    JSON,
+    PATIENCE_SECONDS,
+    all_of,
+    connected,
+    head,
+    parsed,
+    read_until,
+    refusal,
+    send,
+)
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_streaming import CHAT, FRAMES
 from tests.waiting import wait_until
@@ -30,9 +41,6 @@ pytestmark = pytest.mark.slow
 
 DEADLINE_SECONDS = 1.0
 MAX_HEADER_BYTES = 10_000
-PATIENCE_SECONDS = 30.0
-AUTHORIZED = f"authorization: Bearer {KEY}\r\n".encode()
-JSON = msgspec.json.encode(chat())
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +78,7 @@ def connect() -> Iterator[Connect]:
     with ExitStack() as stack:
 
         def connect(proxy: Proxy) -> socket.socket:
-            port = httpx.URL(proxy.url).port
-            connection = socket.create_connection(("127.0.0.1", port or 80), PATIENCE_SECONDS)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return stack.enter_context(connection)
+            return stack.enter_context(connected(proxy.url))
 
         yield connect
 
@@ -99,43 +104,6 @@ def use(connect: Connect) -> Connect:
         return used[-1]
 
     return use
-
-
-def head(*, length: int, extra: bytes = b"") -> bytes:
-    lines = b"POST %s HTTP/1.1\r\nhost: x\r\n" % CHAT.encode()
-    return lines + AUTHORIZED + extra + b"content-length: %d\r\n\r\n" % length
-
-
-def all_of(wire: socket.socket) -> bytes:
-    """Everything until the proxy closes the connection."""
-    received = b""
-    with suppress(ConnectionError):  # closed while something of ours was still on its way
-        while data := wire.recv(65536):
-            received += data
-    return received
-
-
-def send(wire: socket.socket, data: bytes) -> None:
-    """Send it, or as much of it as the proxy takes."""
-    with suppress(ConnectionError):
-        wire.sendall(data)
-
-
-def parsed(received: bytes) -> tuple[int, bytes]:
-    """The status and the body of one response."""
-    top, _, body = received.partition(b"\r\n\r\n")
-    assert top.startswith(b"HTTP/1.1 ")
-    return int(top.split()[1]), body
-
-
-def refusal(received: bytes) -> tuple[int, dict[str, Any]]:
-    """The status and the error of one answer that closes the connection."""
-    status, body = parsed(received)
-    assert b"\r\nconnection: close\r\n" in received
-    assert b"\r\nx-request-id: req_" in received
-    envelope = msgspec.json.decode(body)
-    assert set(envelope["error"]) == {"message", "type", "param", "code"}
-    return status, envelope["error"]
 
 
 def is_served(proxy: Proxy) -> bool:
@@ -167,18 +135,6 @@ def is_used(wire: socket.socket) -> bool:
     return (
         read_until(wire, b'{"status":"ok"}', sent=b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n") != b""
     )
-
-
-def read_until(wire: socket.socket, end: bytes, *, sent: bytes) -> bytes:
-    """What is answered to that, up to its end; nothing if the connection is closed before."""
-    received = b""
-    with suppress(ConnectionError):
-        wire.sendall(sent)
-        while data := wire.recv(65536):
-            received += data
-            if received.endswith(end):
-                return received
-    return b""
 
 
 def test_a_request_is_served_however_it_is_cut(wire: socket.socket, runpod: ScriptedRunPod) -> None:
@@ -295,18 +251,6 @@ def test_a_broken_body_is_an_openai_error(wire: socket.socket, runpod: ScriptedR
     wire.sendall(lines + AUTHORIZED + b"transfer-encoding: chunked\r\n\r\nno number\r\n")
     assert refusal(all_of(wire))[0] == 400
     assert runpod.jobs == []
-
-
-def test_garbage_behind_a_request_never_gets_into_its_answer(
-    wire: socket.socket, runpod: ScriptedRunPod
-) -> None:
-    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", hold=threading.Event())]
-    body = msgspec.json.encode(chat(stream=True))
-    wire.sendall(head(length=len(body)) + body)
-    received = wire.recv(65536)
-    wire.sendall(b"garbage\r\n\r\n")
-    assert (received + all_of(wire)).count(b"HTTP/1.1") == 1
-    wait_until(lambda: set(runpod.cancelled) == {runpod.job_id})
 
 
 def test_no_deadline_of_a_request_ends_a_stream_or_an_idle_connection(

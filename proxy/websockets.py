@@ -1,0 +1,37 @@
+"""WebSockets, which are not served: a handshake is answered so that its client takes HTTP instead.
+
+Codex tries `GET /v1/responses` as a WebSocket before it sends `POST`. At 426 it does that at once;
+any other refusal it repeats, with pauses (openai/codex, seen with 0.153.4, issue 43353).
+"""
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from proxy.errors import WebSocketsNotServed
+
+WEBSOCKET_OFFER = (b"upgrade", b"websocket")
+"""The header by which `server.py` hands on a handshake; other upgrades it declines by itself."""
+
+
+class WithoutWebSockets:
+    """Answers 426 to a handshake, whatever its path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "websocket":  # a server other than ours
+            await WebSocket(scope, receive, send).send_denial_response(_refusal(scope))
+        elif scope["type"] == "http" and WEBSOCKET_OFFER in scope["headers"]:
+            await _refusal(scope)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _refusal(scope: Scope) -> Response:
+    error, state = WebSocketsNotServed(), scope["state"]
+    state["outcome"] = error.code
+    body = state["dialect"].body(error, state["request_id"])
+    return Response(body, error.status, error.headers, "application/json")
