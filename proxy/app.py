@@ -20,7 +20,7 @@ from proxy.journal import Journal
 from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.paths import ForgivingPaths
-from proxy.request_log import RequestLog
+from proxy.request_log import LastResort, RequestLog
 from proxy.routes import api, health, metrics, models
 from proxy.services import Services
 from proxy.settings import Settings
@@ -28,6 +28,7 @@ from proxy.sharing import Sharing
 from proxy.shield import Shield
 from proxy.stored_responses import StoredResponses
 from proxy.warm import Warmer
+from proxy.websockets import WithoutWebSockets
 
 log = logging.getLogger(__name__)
 
@@ -56,16 +57,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(api.create_router(settings.routes))
     document = openapi.page(app.title, app.version, settings.routes)
     app.openapi = lambda: document  # type: ignore[method-assign]
-    app.add_middleware(RequestLog)
-    app.add_middleware(ForgivingPaths)
+    app.add_middleware(WithoutWebSockets)  # the last one added is the outermost
+    app.add_middleware(LastResort)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=READABLE_HEADERS,
         )
+    app.add_middleware(RequestLog)
+    app.add_middleware(ForgivingPaths)
     app.add_exception_handler(errors.ProxyError, _proxy_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientLeft, _nobody_there)
@@ -110,6 +114,7 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
 
 async def _proxy_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, errors.ProxyError)
+    request.state.outcome = exc.code or exc.type
     headers = dict(exc.headers)
     answer = getattr(request.state, "answer", None)
     if answer is not None and answer.job_id:
@@ -140,4 +145,5 @@ async def _http_error(request: Request, exc: Exception) -> Response:
 
 
 async def _nobody_there(request: Request, exc: Exception) -> Response:
+    request.state.outcome = "client_left"
     return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -48,6 +48,8 @@ class StreamContext:
     """The last ones."""
     chunk_id: str = ""
     """The id that an empty chunk has; if none is set, it follows from the request's."""
+    outcome: str = ""
+    """How it ended, once it has: `completed`, or an error's code. See `request_log.py`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = self._counter("proxy_requests", "Requests answered", "model", "status")
+        self._requests = self._counter(
+            "proxy_requests", "Requests answered", "model", "status", "outcome"
+        )
         self._first_byte = Histogram(
             "proxy_first_byte_seconds",
             "From a request's arrival to the first byte of its answer, keep-alives not counted",
@@ -56,9 +58,12 @@ class Metrics:
             "proxy_jobs", "Jobs in flight", ("endpoint", "phase"), registry=self._registry
         )
 
-    def note_request(self, model: str, status: int) -> None:
-        """A request was answered; `model` is empty if it named none of ours."""
-        self._requests.labels(model, str(status)).inc()
+    def note_request(self, model: str, status: int, outcome: str) -> None:
+        """A request was answered; `model` is empty if it named none of ours.
+
+        The outcome is `completed`, `client_left`, or what went wrong: a code of our errors.
+        """
+        self._requests.labels(model, str(status), outcome).inc()
 
     def note_first_byte(self, model: str, seconds: float) -> None:
         """The first byte of an answer has come."""

@@ -12,16 +12,66 @@ from urllib.parse import quote
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.dialects import Dialect, error_dialect
+from proxy.dialects import error_dialect
 from proxy.errors import InternalError
 
 log = logging.getLogger("proxy.access")
 
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_USABLE_ID = re.compile(rb"[A-Za-z0-9._:=/+@~-]{1,200}")
+_STARTS = frozenset({"http.response.start", "websocket.http.response.start"})
 
 
 class RequestLog:
-    """Gives each request an id, which the answer's headers tell its client, and logs it."""
+    """Gives each request an id, which the answer's headers tell its client; logs and counts it.
+
+    `state["outcome"]` says how an answer ended where its status does not: an error's code, or
+    `client_left`. An answer is `completed` unless something else was noted.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        request_id, remark = _request_id(scope)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        dialect = state["dialect"] = error_dialect(scope["path"])
+        id_headers = [(name.encode(), request_id.encode()) for name in dialect.request_id_headers]
+        began = state["began"] = time.monotonic()
+        state["status"] = 0
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] in _STARTS:
+                state["status"] = message["status"]
+                message["headers"] = [*message["headers"], *id_headers]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            status = state["status"]
+            outcome = state.get("outcome") or _outcome(status)
+            model = state.get("model", "")
+            scope["app"].state.services.metrics.note_request(model, status, outcome)
+            log.info(
+                "%s %s %s %d %s %.3fs job=%s%s",
+                request_id,
+                scope.get("method", "GET"),
+                quote(scope["path"]),  # unpacked, it could hold a line of its own
+                status,
+                outcome,
+                time.monotonic() - began,
+                getattr(state.get("answer"), "job_id", None) or "-",
+                remark,
+            )
+
+
+class LastResort:
+    """Answers what no handler caught. It stands inside CORS, so that a page can read the answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -31,49 +81,33 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        dialect = state["dialect"] = error_dialect(scope["path"])
-        id_headers = [(name.encode(), request_id.encode()) for name in dialect.request_id_headers]
-        status = 0
-        began = state["began"] = time.monotonic()
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], *id_headers]
-            await send(message)
-
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send)
         except Exception:
-            log.exception("%s failed", request_id)
-            if not status:
-                await _internal_error(dialect, request_id)(scope, receive, send_with_id)
-        finally:
-            scope["app"].state.services.metrics.note_request(state.get("model", ""), status)
-            log.info(
-                "%s %s %s %d %.3fs job=%s",
-                request_id,
-                scope["method"],
-                quote(scope["path"]),  # unpacked, it could hold a line of its own
-                status,
-                time.monotonic() - began,
-                getattr(state.get("answer"), "job_id", None) or "-",
+            state = scope["state"]
+            log.exception("%s failed", state["request_id"])
+            error = InternalError(
+                "The proxy failed to answer. The request id names it in the proxy's log."
             )
+            state["outcome"] = error.code
+            if not state["status"]:
+                body = state["dialect"].body(error, state["request_id"])
+                answer = Response(body, error.status, error.headers, "application/json")
+                await answer(scope, receive, send)
 
 
-def _internal_error(dialect: Dialect, request_id: str) -> Response:
-    error = InternalError("The proxy failed to answer. The request id names it in the proxy's log.")
-    body = dialect.body(error, request_id)
-    return Response(body, error.status, error.headers, "application/json")
+def _outcome(status: int) -> str:
+    if status == 0:
+        return "client_left"
+    return "completed" if status < 400 else "failed"
 
 
-def _request_id(scope: Scope) -> str:
-    """The client's own id if it sent a sane one, else a new one."""
+def _request_id(scope: Scope) -> tuple[str, str]:
+    """The client's own id if it is usable, else a new one, and a remark on why for the log."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
-            return str(value.decode())
-    return f"req_{uuid.uuid4().hex}"
+        if name == b"x-request-id":
+            if _USABLE_ID.fullmatch(value):
+                return str(value.decode()), ""
+            remark = f" (its x-request-id of {len(value)} characters is no plain id)"
+            return f"req_{uuid.uuid4().hex}", remark
+    return f"req_{uuid.uuid4().hex}", ""

@@ -6,6 +6,7 @@ without data may be sent (openai-python's decoder fails on them); a plain commen
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 
@@ -20,6 +21,9 @@ from proxy.keep_alive import KeepAlive
 from proxy.rewriting import Rewriter
 
 log = logging.getLogger(__name__)
+
+_ERROR_EVENT = re.compile(rb'^(data: ?\{"error"|event: ?(error|response\.failed)\b)', re.MULTILINE)
+"""How vLLM ends a stream that fails: by chat's form, or by that of Responses and Messages."""
 
 
 class EventStream(EventSourceResponse):
@@ -47,7 +51,9 @@ class EventStream(EventSourceResponse):
             ping=0,  # our own comments know whether anything was sent
             shutdown_grace_period=longest_drain_seconds,
         )
+        del self.headers["connection"]  # "keep-alive", also on one that the server will close
         self._answer = answer
+        self._context = context
         self._opening = opening
         self._rewriter = rewriter
 
@@ -56,6 +62,7 @@ class EventStream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
+            scope["state"]["outcome"] = self._context.outcome or "client_left"
             if self._rewriter is not None:
                 self._rewriter.end()
             self._opening.cancel()
@@ -80,6 +87,8 @@ async def _events(
             piece = keep_alive.passing(piece)
             context.first = context.first or piece
             context.last = piece
+            if b"error" in piece and _ERROR_EVENT.search(piece):
+                context.outcome = VLLMError.code
         return piece
 
     try:
@@ -89,6 +98,7 @@ async def _events(
         first = opening.result()
         if answer.head is None or not answer.head.is_event_stream:
             yield await _as_events(answer, first, dialect, context)
+            context.outcome = context.outcome or "completed"
             return
         if first:
             yield passed_on(first)
@@ -100,11 +110,15 @@ async def _events(
                 sent = time.monotonic()
         if rewriter is not None:
             yield rewriter.rest()
+        context.outcome = context.outcome or "completed"
     except ProxyError as exc:
+        context.outcome = exc.code or exc.type
         yield (rewriter.rest() if rewriter else b"") + dialect.error(exc, context)
     except Exception:
         log.exception("a stream broke")
-        yield dialect.error(InternalError("The proxy failed to relay the answer."), context)
+        error = InternalError("The proxy failed to relay the answer.")
+        context.outcome = error.code or error.type
+        yield dialect.error(error, context)
 
 
 async def _as_events(
@@ -116,4 +130,5 @@ async def _as_events(
         end = b"data: " + DONE + b"\n\n" if DONE in dialect.ends else b""
         return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end
     error = VLLMError(answer.head.status if answer.head else 502, body)
+    context.outcome = VLLMError.code
     return dialect.error(error, context)

@@ -166,6 +166,7 @@ async def _plain(
     assert head is not None
     content_type = head.content_type
     if head.status >= 400:
+        request.state.outcome = VLLMError.code
         headers["x-should-retry"] = "false"
         dialect = call.route.dialect
         if dialect.passing is not None:

@@ -8,13 +8,13 @@ from proxy.services import services
 router = APIRouter()
 
 
-@router.get("/health")
+@router.api_route("/health", methods=["GET", "HEAD"])
 async def health() -> Response:
     """200 as long as the process serves at all."""
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/ready")
+@router.api_route("/ready", methods=["GET", "HEAD"])
 async def ready(request: Request) -> Response:
     """200 while new requests are welcome, 503 once the proxy is shutting down."""
     if services(request).is_draining:

@@ -8,7 +8,7 @@ from proxy.services import services
 router = APIRouter()
 
 
-@router.get("/metrics")
+@router.api_route("/metrics", methods=["GET", "HEAD"])
 async def metrics(request: Request) -> Response:
     """All counters, in Prometheus' text format."""
     here = services(request)

@@ -12,7 +12,7 @@ from proxy.services import services
 router = APIRouter(prefix="/v1/models")
 
 
-@router.get("")
+@router.api_route("", methods=["GET", "HEAD"])
 async def list_models(request: Request) -> Response:
     """OpenAI's list of models, with the state of each one's endpoint."""
     here = services(request)
@@ -21,7 +21,7 @@ async def list_models(request: Request) -> Response:
     return JSONResponse(here.models.listing(key))
 
 
-@router.get("/{model_id:path}")
+@router.api_route("/{model_id:path}", methods=["GET", "HEAD"])
 async def get_model(request: Request, model_id: str) -> Response:
     """One model; ids such as `Qwen/Qwen3-0.6B` hold slashes."""
     here = services(request)

@@ -24,7 +24,9 @@ def leave_after(client: httpx.Client, awaited: bytes) -> None:
 
 def has_noticed(client: httpx.Client) -> bool:
     """Does the proxy know that one client has left, before there was anything to tell it?"""
-    return value(client, "proxy_requests_total", model="m", status="499") == 1
+    return (
+        value(client, "proxy_requests_total", model="m", status="499", outcome="client_left") == 1
+    )
 
 
 def submissions(client: httpx.Client) -> float:

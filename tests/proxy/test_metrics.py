@@ -1,5 +1,6 @@
 """The numbers at /metrics say what happened."""
 
+import logging
 import signal
 import threading
 from pathlib import Path
@@ -8,11 +9,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.proxy.conftest import chat
+from tests.proxy.conftest import asked, chat
 from tests.proxy.process import Proxy
-from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
 from tests.proxy.test_streaming import CHAT, FRAMES
 from tests.waiting import wait_until
+
+VLLM_ERROR = 'data: {"error": {"message": "out of memory", "code": 500}}\n\ndata: [DONE]\n\n'
 
 
 def value(client: httpx.Client, name: str, **labels: str) -> float:
@@ -36,12 +39,60 @@ def test_requests_calls_and_first_bytes_are_counted(
     fresh_client.post(CHAT, json=chat(stream=True))
     fresh_client.post(CHAT, json=chat(model="of a client's making"))
     counted = "proxy_requests_total"
-    wait_until(lambda: value(fresh_client, counted, model="m", status="200") == 1)
-    wait_until(lambda: value(fresh_client, counted, model="", status="404") == 1)
+    good = {"model": "m", "status": "200", "outcome": "completed"}
+    wait_until(lambda: value(fresh_client, counted, **good) == 1)
+    unknown = {"model": "", "status": "404", "outcome": "model_not_found"}
+    wait_until(lambda: value(fresh_client, counted, **unknown) == 1)
     assert value(fresh_client, "proxy_first_byte_seconds_count", model="m") == 1
     calls = {"endpoint": "ep", "operation": "run", "outcome": "200"}
     assert value(fresh_client, "runpod_calls_total", **calls) == 1
     assert value(fresh_client, "proxy_worker_seconds_total", endpoint="ep") > 0
+
+
+BROKEN_STREAMS: dict[str, tuple[list[Page | Fault], str]] = {
+    "a job that is forgotten": ([Page("IN_PROGRESS", FRAMES[:1]), Fault(404)], "worker_failed"),
+    "vLLM's own error": (
+        [Page("COMPLETED", [FRAMES[0], {"seq": 1, "text": VLLM_ERROR, "end": True}])],
+        "vllm_error",
+    ),
+    "an early error": ([Page("FAILED")], "worker_failed"),
+}
+
+
+@pytest.mark.parametrize(("script", "outcome"), BROKEN_STREAMS.values(), ids=BROKEN_STREAMS.keys())
+def test_a_stream_that_fails_is_counted_and_logged_by_what_failed(
+    fresh_client: httpx.Client,
+    runpod: ScriptedRunPod,
+    caplog: pytest.LogCaptureFixture,
+    script: list[Page | Fault],
+    outcome: str,
+) -> None:
+    runpod.script = script
+    with caplog.at_level(logging.INFO, "proxy.access"):
+        status = fresh_client.post(CHAT, json=chat(stream=True)).status_code
+        wait_until(lambda: f" {status} {outcome} " in caplog.text)
+    labels = {"model": "m", "status": str(status), "outcome": outcome}
+    assert value(fresh_client, "proxy_requests_total", **labels) == 1
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_client_that_leaves_is_counted_as_such(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, is_stream: bool
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
+    with asked(fresh_client, stream=is_stream):
+        wait_until(lambda: runpod.stream_calls > 0)
+    labels = {"model": "m", "outcome": "client_left"}
+
+    def is_counted() -> bool:
+        statuses = ("0", "200", "499")
+        counts = [
+            value(fresh_client, "proxy_requests_total", status=status, **labels)
+            for status in statuses
+        ]
+        return sum(counts) == 1
+
+    wait_until(is_counted)
 
 
 @pytest.mark.parametrize(
