@@ -59,6 +59,8 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "/v1/embeddings": ("input", "messages"),
     "/v1/messages": ("messages",),
 }
+FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
+"""What takes a multipart form. A route that an operator has added may take one as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Route:
     prompts: tuple[str, ...] = ()
     """The fields of which one must be there; the first names what is missing."""
     dialect: Dialect = OPENAI
+    takes_form: bool = False
+    """Its body may be a multipart form."""
 
     @property
     def needs_model(self) -> bool:
@@ -107,4 +111,5 @@ def route_of(request: Request, pattern: str) -> Route:
         values.get("id") if pattern.startswith("/v1/responses/") else None,
         PROMPTS.get(pattern, ()),
         _DIALECTS.get(pattern, OPENAI),
+        pattern in FORMS or f"{request.method} {pattern}" not in ROUTES,
     )
