@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from proxy import config, errors, openapi
 from proxy.auth import Keys
 from proxy.backends.registry import Backends
+from proxy.body import BodyReader
 from proxy.cancellation import Canceller
 from proxy.dialects import Dialect
 from proxy.disconnect import ClientLeft
@@ -90,6 +91,7 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
             here = app.state.services = Services(
                 settings=settings,
                 memory=memory,
+                bodies=BodyReader(max_bytes=settings.max_body_bytes, memory=memory),
                 metrics=numbers,
                 backends=backends,
                 warmer=warmer,

@@ -6,7 +6,6 @@ values stay slices of the body (`msgspec.Raw`), so a body of a million messages 
 """
 
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -15,16 +14,21 @@ import msgspec
 from starlette.requests import Request
 
 from proxy.allowed import Route
-from proxy.errors import InvalidRequest, RequestTooLarge, UnsupportedMediaType
+from proxy.body import MAX_CONTENT_TYPE_BYTES, Body, BodyReader
+from proxy.errors import InvalidRequest, UnsupportedMediaType
 from proxy.forms import FormContent, is_form
+from proxy.json_scan import Scan, count_items, finds_too_large_a_number, needs_no_scan
+from proxy.memory import Reservation
+from proxy.turns import Steps, Turns, at_once
 
-DISCARDED_BYTES = 64 * 1024 * 1024
-"""How much of a body that is too large is still read, so that the client gets to our answer."""
-DEEPEST = 100
-"""How deep a body may be nested. Deeper ones break the parsers on the way to vLLM."""
-MOST_MESSAGES = 100_000
+MAX_MESSAGES = 100_000
+MAX_NAME_LENGTH = 1_000
+"""Of a top-level field, and of a model."""
+MAX_SMALL_BYTES = 64 * 1024
+"""Of a body that is checked in one go."""
+MAX_GLANCE_BYTES = 1024 * 1024
+"""Of a body that may need no scan; to see that takes a millisecond."""
 
-_NO_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[^\[\]{}"]++', re.DOTALL)
 _KEY = re.compile(rb'[\s,{]*+("(?:[^"\\]++|\\.)*+")\s*+:\s*+', re.DOTALL)
 _NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
@@ -58,7 +62,7 @@ class Content(Protocol):
         ...
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     role: str
 
 
@@ -75,6 +79,8 @@ class JSONContent:
     model: str | None
     wants_stream: bool
     content_type: str = "application/json"
+    reservation: Reservation | None = None
+    """What it holds of the memory for all."""
 
     def naming(self, model: str | None) -> bytes:
         """See Content. All other values keep their bytes."""
@@ -111,90 +117,86 @@ class Call:
         return f"{self.route.path}?{self.query}" if self.query else self.route.path
 
 
-async def read_call(request: Request, route: Route, *, max_bytes: int) -> Call:
+async def read_call(request: Request, route: Route, bodies: BodyReader) -> Call:
     """Read a request's body and check it.
 
     Raises:
         InvalidRequest: with the name of the field that is wrong as its `param`.
-        RequestTooLarge: the body is longer than `max_bytes`, as it came or unpacked.
-        UnsupportedMediaType: it is packed in a way that we do not read.
-        ClientDisconnect: the client left before it was sent.
+        UnsupportedMediaType: it is neither JSON nor a form that this route takes.
+        RequestTooLarge, MemoryLimitReached, ClientDisconnect: see BodyReader.read.
     """
     request_id: str = request.state.request_id
     if route.method == "GET":
         query = request.scope["query_string"].decode("latin-1")
         return Call(request_id, route, query if query.isprintable() else "", None)
-    raw = _unpacked(request, await _read(request, max_bytes), max_bytes)
+    body = await bodies.read(request)
     content_type = request.headers.get("content-type", "")
-    content: Content
-    if is_form(content_type):
-        content = FormContent(raw, content_type)
-    elif raw or route.needs_model:
-        content = _json_content(raw, route)
-    else:
-        return Call(request_id, route, "", None)
+    content = await _content(body, content_type, route, bodies.turns)
+    if content is not None and len(content.model or "") > MAX_NAME_LENGTH:
+        raise InvalidRequest(
+            f"The model's name is longer than {MAX_NAME_LENGTH:,} characters.", param="model"
+        )
     return Call(request_id, route, "", content)
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= max_bytes:
-            chunks.append(chunk)
-        elif size > DISCARDED_BYTES:
-            break
-    if size > max_bytes:
-        raise _too_large(max_bytes)
-    return b"".join(chunks)
+async def _content(body: Body, content_type: str, route: Route, turns: Turns) -> Content | None:
+    if len(content_type) > MAX_CONTENT_TYPE_BYTES:
+        raise UnsupportedMediaType(
+            f"The content type is longer than {MAX_CONTENT_TYPE_BYTES} characters."
+        )
+    if is_form(content_type) and route.takes_form:
+        return FormContent(body.raw, content_type, body.reservation)
+    if not body.raw and not route.needs_model:
+        return None
+    steps = _json_content(body, route)
+    return at_once(steps) if len(body.raw) <= MAX_SMALL_BYTES else await turns.run(steps)
 
 
-def _unpacked(request: Request, raw: bytes, max_bytes: int) -> bytes:
-    """The body as it was before the client's HTTP library packed it; never more than the limit."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding in ("identity", ""):
-        return raw
-    if encoding not in ("gzip", "x-gzip"):
-        raise UnsupportedMediaType("The body's content encoding is neither gzip nor identity.")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    try:
-        unpacked = unpacker.decompress(raw, max_bytes + 1)
-    except zlib.error:
-        raise InvalidRequest("The body of your request is not valid gzip.") from None
-    if len(unpacked) > max_bytes:
-        raise _too_large(max_bytes)
-    if not unpacker.eof or unpacker.unused_data:
-        raise InvalidRequest("The body of your request is not valid gzip.")
-    return unpacked
-
-
-def _too_large(max_bytes: int) -> RequestTooLarge:
-    return RequestTooLarge(
-        f"The request body is larger than {max_bytes:,} bytes, the most this service takes."
-    )
-
-
-def _json_content(raw: bytes, route: Route) -> JSONContent:
-    try:
-        raw.decode()
-        fields = _fields.decode(raw)
-    except msgspec.ValidationError:
-        raise InvalidRequest("The body of your request must be a JSON object.") from None
-    except (ValueError, RecursionError):
-        raise InvalidRequest(_NOT_JSON) from None
-    if _is_too_deep(raw):
-        raise InvalidRequest(f"The body of your request is nested deeper than {DEEPEST} levels.")
-    if twice := _named_twice(raw, fields):
-        raise InvalidRequest(f"The body of your request names '{twice}' twice.", param=twice)
+def _json_content(body: Body, route: Route) -> Steps[JSONContent]:
+    raw = body.raw
+    fields = yield from _fields_of(raw)
     model = _typed(fields, "model", str, "a non-empty string")
     if model is None and route.needs_model:
         raise InvalidRequest("you must provide a model parameter", param="model")
     if model == "":
         raise _wrong_type("model", "a non-empty string")
     stream = _typed(fields, "stream", bool, "a boolean")
-    _check_prompt(fields, route.prompts)
-    return JSONContent(raw, fields, model, bool(stream))
+    yield from _check_prompt(fields, route.prompts)
+    return JSONContent(raw, fields, model, bool(stream), reservation=body.reservation)
+
+
+def _fields_of(raw: bytes) -> Steps[Mapping[str, msgspec.Raw]]:
+    """The top-level values of a JSON object, once it is known that they can be had quickly."""
+    scan = Scan(raw)
+    if len(raw) > MAX_GLANCE_BYTES or not needs_no_scan(raw):
+        yield from scan.slices()
+    try:
+        if not raw.isascii():
+            raw.decode()
+            yield
+        fields = _fields.decode(raw)
+        yield
+    except msgspec.ValidationError:
+        raise InvalidRequest("The body of your request must be a JSON object.") from None
+    except (ValueError, RecursionError):
+        raise InvalidRequest(_NOT_JSON) from None
+    if any(len(name) > MAX_NAME_LENGTH for name in fields):
+        raise InvalidRequest(f"A field's name is longer than {MAX_NAME_LENGTH:,} characters.")
+    if twice := _named_twice(raw, fields):
+        raise InvalidRequest(f"The body of your request names '{twice}' twice.", param=twice)
+    if scan.has_odd_numbers:
+        yield from _check_numbers(fields)
+    return fields
+
+
+def _check_numbers(fields: Mapping[str, msgspec.Raw]) -> Steps[None]:
+    for name, value in fields.items():
+        for is_found in finds_too_large_a_number(bytes(value)):
+            if is_found:
+                raise InvalidRequest(
+                    f"Invalid value for '{name}': it holds a number that is too large.", param=name
+                )
+            yield
 
 
 def _typed(fields: Mapping[str, msgspec.Raw], name: str, kind: type[T], wanted: str) -> T | None:
@@ -207,26 +209,31 @@ def _typed(fields: Mapping[str, msgspec.Raw], name: str, kind: type[T], wanted: 
         raise _wrong_type(name, wanted) from None
 
 
-def _check_prompt(fields: Mapping[str, msgspec.Raw], names: tuple[str, ...]) -> None:
+def _check_prompt(fields: Mapping[str, msgspec.Raw], names: tuple[str, ...]) -> Steps[None]:
     given = [name for name in names if not _is_null(fields.get(name))]
     if names and not given:
         raise InvalidRequest(f"Missing required parameter: '{names[0]}'.", param=names[0])
     for name in given:
         if name == "messages":
-            _check_messages(fields[name])
+            yield from _check_messages(fields[name])
         elif bytes(memoryview(fields[name])[:1]) not in (b'"', b"["):
             raise _wrong_type(name, "a string or an array")
 
 
-def _check_messages(value: msgspec.Raw) -> None:
+def _check_messages(value: msgspec.Raw) -> Steps[None]:
+    raw = bytes(value)
+    if raw.count(b"{") > MAX_MESSAGES:
+        for count in count_items(raw):
+            if count > MAX_MESSAGES:
+                raise InvalidRequest(f"More than {MAX_MESSAGES:,} messages.", param="messages")
+            yield
     try:
-        messages = _messages.decode(value)
+        messages = _messages.decode(raw)
+        yield
     except msgspec.ValidationError as exc:
         raise _wrong_message(str(exc)) from None
     if not messages:
         raise _wrong_type("messages", "a non-empty array")
-    if len(messages) > MOST_MESSAGES:
-        raise InvalidRequest(f"More than {MOST_MESSAGES:,} messages.", param="messages")
 
 
 def _wrong_message(said: str) -> InvalidRequest:
@@ -242,17 +249,6 @@ def _wrong_message(said: str) -> InvalidRequest:
 
 def _is_null(value: msgspec.Raw | None) -> bool:
     return value is None or bytes(memoryview(value)[:5]) == b"null"
-
-
-def _is_too_deep(raw: bytes) -> bool:
-    if raw.count(b"[") + raw.count(b"{") <= DEEPEST:
-        return False
-    brackets = _NO_BRACKETS.sub(b"", raw)
-    for _ in range(DEEPEST):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if not brackets:
-            return False
-    return True
 
 
 def _named_twice(raw: bytes, fields: Mapping[str, msgspec.Raw]) -> str | None:

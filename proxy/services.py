@@ -7,6 +7,7 @@ from starlette.requests import HTTPConnection
 
 from proxy.auth import Keys
 from proxy.backends.registry import Backends
+from proxy.body import BodyReader
 from proxy.config import load
 from proxy.config_file import ConfigError
 from proxy.memory import Memory
@@ -27,6 +28,7 @@ class Services:
 
     settings: Settings
     memory: Memory
+    bodies: BodyReader
     metrics: Metrics
     backends: Backends
     warmer: Warmer

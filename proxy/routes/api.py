@@ -50,7 +50,7 @@ async def _serve(request: Request, pattern: str) -> Response:
     here = services(request)
     route = route_of(request, pattern)
     key = here.keys.check(request)
-    call = await read_call(request, route, max_bytes=here.settings.max_body_bytes)
+    call = await read_call(request, route, here.bodies)
     model = await _model(here, call, key)
     label = request.state.model = model.label or model.name
     call, rewriter = _rewriter(here, call, label)

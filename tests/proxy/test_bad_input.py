@@ -64,9 +64,25 @@ def test_a_wrong_body_is_a_clear_error_and_no_job(
     assert runpod.jobs == []
 
 
+@pytest.mark.parametrize("number", [b"9" * 4301, b"-" + b"9" * 4301, b"1e999", b"9" * 309 + b".5"])
+@pytest.mark.parametrize("place", [b"%s", b"-%s", b'[{"y": ["1e999", %s]}]', b"[0, %s \n]"])
+@pytest.mark.parametrize("padding", [0, 100_000])
+def test_a_number_that_is_too_large_is_refused_by_its_fields_name(
+    client: httpx.Client, runpod: ScriptedRunPod, number: bytes, place: bytes, padding: int
+) -> None:
+    value = place % number.removeprefix(b"-")
+    body = b'{"model": "m", %s, "y": 1, "x": %s, "z": "%s"}' % (MESSAGES, value, b"a" * padding)
+    response = client.post(CHAT, content=body)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "x"
+    assert runpod.jobs == []
+
+
 @pytest.mark.parametrize(
     "fields",
     [
+        {"x": [1e308, 12345678901234567890, -1e-999]},
+        {"x": "1e999", "y": ["9" * 5000]},
         {"x": [[[1]], {"y": {"z": []}}] * 100},
         {"x": '", "model": "other", "model": "other'},
         {"x": "}" * 500 + "[" * 500},
