@@ -11,16 +11,14 @@ So no frame has that key, and where a job must fail, the value is JSON text alre
 import base64
 import json
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from worker.answer import Answer
 from worker.chunks import ends_event
 from worker.errors import ModelStartFailed, WorkerError
 from worker.job_input import JSON
 from worker.server import ServedModel
-
-MESSAGES: Final = "/v1/messages"
-"""Anthropic's route: its clients read events by their name, and pass over those that have none."""
+from worker.stream_errors import error_events
 
 Output = dict[str, Any] | list[Any] | str
 
@@ -49,31 +47,27 @@ class FramedOutputs:
         self._run = run
         self._models = models
         self._seq = 0
-        self._stream: Answer | None = None
-        self._ends_event = True
+        self._stream = _StreamEnd()
 
     def add(self, answer: Answer, piece: bytes) -> list[Output]:
         """One frame; the first carries the head, the last says so."""
         frame = self._next_frame(answer.status, answer.content_type)
         if piece:
             frame |= _data(piece)
-            self._ends_event = ends_event(piece)
         if answer.is_complete:
             frame["end"] = True
-        self._stream = answer if answer.is_event_stream else None
+        self._stream.note(answer, piece)
         return [frame]
 
     def fail(self, error: WorkerError) -> list[Output]:
         """An answer of its own, or an error event, or, inside a plain body, a failed job."""
-        if self._seq > 0 and self._stream is None:
+        if self._seq > 0 and self._stream.route is None:
             return [{"error": error.body()}]
         frame = self._next_frame(error.status, JSON)
         if isinstance(error, ModelStartFailed):
             frame["start_failed"] = error.cause
-        if self._stream is None:
-            frame["text"] = error.body()
-        else:
-            frame["text"] = _error_event(self._stream, error, self._ends_event)
+        in_stream = self._stream.route is not None
+        frame["text"] = self._stream.error(error) if in_stream else error.body()
         frame["end"] = True
         return [frame]
 
@@ -92,14 +86,12 @@ class BareOutputs:
 
     def __init__(self) -> None:
         self._body = bytearray()
-        self._stream: Answer | None = None
-        self._ends_event = True
+        self._stream = _StreamEnd()
 
     def add(self, answer: Answer, piece: bytes) -> list[Output]:
         """The piece as text if it is a stream's, else the whole body when it is complete."""
         if answer.is_event_stream:
-            self._stream = answer
-            self._ends_event = ends_event(piece)
+            self._stream.note(answer, piece)
             return [piece.decode(errors="replace")] if piece else []
         self._body += piece
         if not answer.is_complete:
@@ -110,8 +102,8 @@ class BareOutputs:
 
     def fail(self, error: WorkerError) -> list[Output]:
         """An error event inside a stream, else a failed job."""
-        if self._stream is not None:
-            return [_error_event(self._stream, error, self._ends_event)]
+        if self._stream.route is not None:
+            return [self._stream.error(error)]
         # The type that the official image gives to a failed start.
         kind = "startup_error" if isinstance(error, ModelStartFailed) else None
         return [{"error": error.body(kind)}]
@@ -124,12 +116,24 @@ def _data(piece: bytes) -> dict[str, Any]:
         return {"base64": base64.b64encode(piece).decode()}
 
 
-def _error_event(stream: Answer, error: WorkerError, after_event: bool) -> str:
-    gap = "" if after_event else "\n\n"
-    if stream.route.partition("?")[0] == MESSAGES:
-        body = error.body(error_type="api_error")
-        return f'{gap}event: error\ndata: {{"type":"error",{body[1:]}\n\n'
-    return f"{gap}data: {error.body()}\n\n"
+class _StreamEnd:
+    """What is needed of a stream to end it with an error: its route, first and last piece."""
+
+    def __init__(self) -> None:
+        self.route: str | None = None
+        self._first = self._last = b""
+
+    def note(self, answer: Answer, piece: bytes) -> None:
+        """This piece of the answer goes out."""
+        self.route = answer.route if answer.is_event_stream else None
+        self._first = self._first or piece
+        self._last = piece or self._last
+
+    def error(self, error: WorkerError) -> str:
+        """The events that end it, on a line of their own."""
+        assert self.route is not None
+        gap = "" if not self._last or ends_event(self._last) else "\n\n"
+        return gap + error_events(self.route, error, self._first, self._last)
 
 
 def _parsed(body: bytes | bytearray) -> Output:

@@ -71,6 +71,44 @@ def test_an_error_event_has_a_name_where_anthropics_clients_read_it() -> None:
         assert (said["type"], said["code"]) == ("api_error", "engine_failed")
 
 
+BEGUN = (
+    b'event: response.created\ndata: {"type":"response.created","sequence_number":0,"response":'
+    b'{"id":"resp_1","object":"response","status":"in_progress","output":[]}}\n\n'
+)
+DELTA = b'event: x\ndata: {"type":"x","sequence_number":41,"delta":"\\"sequence_number\\":7"}\n\n'
+
+
+def test_an_error_in_a_responses_stream_has_both_forms_that_its_clients_read() -> None:
+    for outputs in (FramedOutputs("a"), BareOutputs()):
+        outputs.add(answer(route="/v1/responses"), BEGUN)
+        outputs.add(answer(route="/v1/responses"), DELTA)
+        [last] = outputs.fail(EngineFailed())
+        text = last["text"] if isinstance(last, dict) else last
+        assert isinstance(text, str)
+        events = [event.split("\ndata: ") for event in text.split("\n\n")[:-1]]
+        assert [name for name, _ in events] == ["event: error", "event: response.failed"]
+        error, failed = (json.loads(data) for _, data in events)
+        assert (error["type"], error["sequence_number"]) == ("error", 42)
+        assert error["code"] == error["error"]["code"] == "engine_failed"
+        assert error["message"] == error["error"]["message"] == str(EngineFailed())
+        assert (failed["type"], failed["sequence_number"]) == ("response.failed", 43)
+        assert failed["response"]["id"] == "resp_1"
+        assert failed["response"]["status"] == "failed"
+        assert failed["response"]["error"] == {
+            "code": "engine_failed",
+            "message": str(EngineFailed()),
+        }
+
+
+def test_a_responses_stream_that_says_nothing_known_still_ends_in_both_forms() -> None:
+    outputs = FramedOutputs("a")
+    outputs.add(answer(route="/v1/responses?x=1"), b"data: cut in the mid")
+    [last] = outputs.fail(EngineFailed())
+    assert isinstance(last, dict)
+    assert last["text"].startswith("\n\nevent: error\ndata: {")
+    assert "\n\nevent: response.failed\ndata: {" in last["text"]
+
+
 def test_an_error_event_after_a_whole_event_adds_no_lines() -> None:
     outputs = FramedOutputs("a")
     outputs.add(answer(), b"data: 1\n\n")
