@@ -5,13 +5,15 @@ Three forms, told apart by their keys:
 - `openai_route` + `openai_input`: what RunPod's own OpenAI route and our proxy send;
 - `route` + `method` + `body`: any route vLLM serves; `body_base64` + `content_type` in place of
   `body` for one that is not JSON, such as an audio upload;
-- `prompt` or `messages` + `sampling_params` + `stream`: RunPod's native shorthand.
+- `prompt` or `messages` + `sampling_params` + `stream`: RunPod's native shorthand. What belongs in
+  `sampling_params` may stand beside it too, where RunPod's two packages for LangChain put it.
 
 The body itself is vLLM's to judge and passes untouched.
 """
 
 import base64
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +22,34 @@ from urllib.parse import unquote
 
 from worker.errors import InvalidInput
 
+log = logging.getLogger(__name__)
+
 PROTOCOL: Final = 1
 METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 JSON: Final = "application/json"
+
+_SAMPLING_NAMES: Final = """
+add_generation_prompt add_special_tokens allowed_token_ids bad_words cache_salt chat_template
+chat_template_kwargs continue_final_message documents echo frequency_penalty ignore_eos
+include_reasoning include_stop_str_in_output length_penalty logit_bias logprobs
+max_completion_tokens max_tokens min_p min_tokens mm_processor_kwargs model n parallel_tool_calls
+presence_penalty priority prompt_logprobs reasoning_effort repetition_penalty response_format
+return_token_ids return_tokens_as_token_ids seed skip_special_tokens spaces_between_special_tokens
+stop stop_token_ids stream_options structured_outputs suffix temperature thinking_token_budget
+tool_choice tools top_k top_logprobs top_p truncate_prompt_tokens use_beam_search user vllm_xargs
+"""
+SAMPLING: Final = frozenset(_SAMPLING_NAMES.split())
+"""Fields of vLLM's requests (0.32, 0.33) that are taken beside a prompt."""
+
+_SHORTHAND_NAMES: Final = """
+prompt messages sampling_params stream proxy method
+max_batch_size min_batch_size batch_size_growth_factor apply_chat_template use_openai_format
+"""
+SHORTHAND: Final = frozenset(_SHORTHAND_NAMES.split())
+"""The other fields of the shorthand. Those of the second line once steered how the official image
+cut streams, and in which shape it answered."""
 
 _ROUTE: Final = re.compile(r"/(?![/\\])[!-~]*")
 _HEADER_VALUE: Final = re.compile(r"[!-~]{1,200}")
@@ -113,6 +138,7 @@ def _shorthand_request(
     job_input: dict[str, Any], request_id: str, model: str | None
 ) -> VLLMRequest:
     body: dict[str, Any] = {"model": model} if model else {}
+    body |= _beside(job_input)
     body |= _typed(job_input, "sampling_params", dict, {})
     body["stream"] = _typed(job_input, "stream", bool, False)
     if job_input.get("messages") is not None:
@@ -126,6 +152,14 @@ def _shorthand_request(
             "input",
         )
     return VLLMRequest("POST", route, _json(body), JSON, request_id)
+
+
+def _beside(job_input: dict[str, Any]) -> dict[str, Any]:
+    """What stands beside the prompt and belongs in a request; the log names what does not."""
+    if unknown := sorted(set(job_input) - SAMPLING - SHORTHAND):
+        log.warning("a job's input has fields that mean nothing: %s", ", ".join(map(repr, unknown)))
+    taken = SAMPLING & set(job_input)
+    return {name: job_input[name] for name in sorted(taken) if job_input[name] is not None}
 
 
 def _typed(job_input: dict[str, Any], key: str, kind: type, default: Any) -> Any:

@@ -87,6 +87,34 @@ def test_the_shorthand_with_messages_is_a_chat() -> None:
     assert body_of(request) == {"model": "lora", "stream": False, "messages": MESSAGES}
 
 
+def test_sampling_fields_beside_a_prompt_count_unless_sampling_params_has_them() -> None:
+    request = parsed(
+        prompt="once", max_tokens=5, temperature=0, stop=["x"], top_k=None, sampling_params={"n": 2}
+    )
+    assert body_of(request) == {
+        "model": "tiny-chat",
+        "max_tokens": 5,
+        "temperature": 0,
+        "stop": ["x"],
+        "n": 2,
+        "stream": False,
+        "prompt": "once",
+    }
+    request = parsed(messages=MESSAGES, max_tokens=5, sampling_params={"max_tokens": 6}, model="l")
+    assert (body_of(request)["max_tokens"], body_of(request)["model"]) == (6, "l")
+
+
+def test_what_means_nothing_beside_a_prompt_is_named_and_never_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert "max_tokenz" not in body_of(parsed(prompt="x", max_tokenz="private", stream=False))
+    assert "'max_tokenz'" in caplog.text
+    assert "private" not in caplog.text
+    caplog.clear()
+    parsed(prompt="x", sampling_params={}, stream=True, proxy=PROXY, max_batch_size=1)
+    assert not caplog.text
+
+
 def test_a_lone_surrogate_in_a_prompt_reaches_vllm_as_it_came() -> None:
     request = parsed(prompt="\ud800")
     assert body_of(request)["prompt"] == "\ud800"
