@@ -20,6 +20,7 @@ from typing import NoReturn
 from worker.answer import VLLMClient
 from worker.command import (
     chosen_settings,
+    flag_variables,
     printable,
     smaller_footprint,
     vllm_arguments,
@@ -32,8 +33,9 @@ from worker.handler import Handler, create_handler, create_refusing_handler
 from worker.hub import check_model
 from worker.names import complaints
 from worker.server import VLLMServer
-from worker.settings import WorkerSettings, start_failure_seconds
+from worker.settings import WorkerSettings, own_names, start_failure_seconds
 from worker.shutdown import REPORT_SECONDS, Shutdown
+from worker.translation import LIBRARIES, unquote
 
 log = logging.getLogger("worker")
 
@@ -50,6 +52,7 @@ def main() -> int:
     # At its default level, DEBUG, the SDK prints every output of every job.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", os.environ.get("RUNPOD_DEBUG_LEVEL", "INFO"))
     try:
+        unquote(os.environ, own_names() | {*LIBRARIES, "MODEL_NAME"})
         run(WorkerSettings.from_environment())
     except StartError as error:
         if error.in_configuration:
@@ -98,6 +101,7 @@ def prepare(settings: WorkerSettings) -> Launch:
         StartError: the settings are wrong, or vLLM cannot be asked for its flags.
     """
     flags = load(settings)
+    unquote(os.environ, flag_variables(flags))
     for complaint in complaints(os.environ, flags):
         log.warning("%s", complaint)
     port = settings.vllm_port or _free_port()

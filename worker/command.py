@@ -16,6 +16,7 @@ from typing import Final
 from worker.errors import SettingsError
 from worker.flags import Flag, VLLMFlags
 from worker.settings import WorkerSettings
+from worker.translation import translate
 
 Environment = Mapping[str, str]
 
@@ -86,6 +87,7 @@ def vllm_arguments(
     Raises:
         SettingsError: a value that cannot be right, or no model.
     """
+    environment = translate(environment)
     arguments: dict[str, list[str]] = {}
     for flag in flags.flags.values():
         if flag.variable not in RESERVED:
@@ -117,10 +119,14 @@ def vllm_environment(environment: Environment, settings: WorkerSettings) -> dict
     return kept
 
 
+def flag_variables(flags: VLLMFlags) -> set[str]:
+    """The variables that become flags."""
+    return {flag.variable for flag in flags.flags.values()} - RESERVED | set(ALIASES)
+
+
 def chosen_settings(environment: Environment, flags: VLLMFlags) -> dict[str, str]:
     """The variables that the user set for vLLM, without blanks around their values."""
-    names = {flag.variable for flag in flags.flags.values()} - RESERVED
-    names |= set(ALIASES) | {"VLLM_EXTRA_ARGS"}
+    names = flag_variables(flags) | {"VLLM_EXTRA_ARGS"}
     given = ((name, environment.get(name, "").strip()) for name in names)
     return {name: value for name, value in sorted(given) if value}
 

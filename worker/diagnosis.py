@@ -108,7 +108,7 @@ KNOWN: Final = (
     Known(
         "model_not_found",
         r"(?:RepositoryNotFoundError|Repository Not Found)"
-        r"(?:.*?https?://[^/\s]+/(?:api/models/)?(?P<repository>[\w.-]+/[\w.-]+))?",
+        r"(?:(?s:.{0,200}?)https?://[^/\s]+/(?:api/models/)?(?P<repository>[\w.-]+/[\w.-]+))?",
         "Hugging Face has no model {named}, or it is private and HF_TOKEN may not read it. Correct "
         "{variable}, or set HF_TOKEN.",
     ),

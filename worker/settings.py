@@ -6,12 +6,13 @@ here: see `command.py`. Names that begin with `VLLM_` would be read by vLLM too 
 of its own), so we add none.
 """
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
@@ -52,6 +53,22 @@ class WorkerSettings(BaseSettings):
     base_path: Path = Field(default=Path("/runpod-volume"), validation_alias="BASE_PATH")
     extra_args: str = Field(default="", validation_alias="VLLM_EXTRA_ARGS")
 
+    @field_validator("vllm_command", "extra_args")
+    @classmethod
+    def _is_a_command_line(cls, value: str) -> str:
+        try:
+            shlex.split(value)
+        except ValueError:
+            raise ValueError("a quotation is not closed, or a backslash ends it") from None
+        return value
+
+    @field_validator("vllm_command")
+    @classmethod
+    def _has_a_program(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("it names no program")
+        return value
+
     @classmethod
     def from_environment(cls) -> Self:
         """Read the environment.
@@ -63,7 +80,8 @@ class WorkerSettings(BaseSettings):
             return cls()
         except ValidationError as error:
             faults = (
-                f"{_variable(cls, fault['loc'][0])}: {fault['msg']}" for fault in error.errors()
+                f"{_variable(cls, fault['loc'][0])}: {fault['msg'].removeprefix('Value error, ')}"
+                for fault in error.errors()
             )
             raise SettingsError("; ".join(faults)) from None
 
@@ -88,9 +106,10 @@ def start_failure_seconds(environment: Mapping[str, str]) -> float:
     what is wrong, and that has to be told as well.
     """
     try:
-        return float(environment.get("WORKER_START_FAILURE_SECONDS") or START_FAILURE_SECONDS)
+        seconds = float(environment.get("WORKER_START_FAILURE_SECONDS") or START_FAILURE_SECONDS)
     except ValueError:
         return START_FAILURE_SECONDS
+    return max(seconds, 0) if math.isfinite(seconds) else START_FAILURE_SECONDS
 
 
 def own_names() -> set[str]:

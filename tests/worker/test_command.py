@@ -13,8 +13,9 @@ from worker.command import (
 )
 from worker.errors import SettingsError
 from worker.flags import Flag, VLLMFlags
-from worker.names import complaints
+from worker.names import RETIRED, complaints
 from worker.settings import WorkerSettings
+from worker.translation import unquote, without_quotes
 
 FLAGS = VLLMFlags.parse(Path(__file__).with_name("vllm_flags.json").read_text())
 """The flags of vLLM 0.32.0, as `python -m worker.flags` wrote them."""
@@ -242,3 +243,93 @@ def test_the_variables_of_a_container_are_no_complaint() -> None:
 
 def test_the_variable_of_a_flag() -> None:
     assert Flag("--all2all-backend", "value").variable == "ALL2ALL_BACKEND"
+
+
+# Older settings, and quotes that came along
+
+
+def test_the_official_images_limits_become_json() -> None:
+    limits = ["--limit-mm-per-prompt", '{"image": 2, "video": 1}']
+    assert arguments(LIMIT_MM_PER_PROMPT="image=2,video=1") == limits
+    assert arguments(LIMIT_MM_PER_PROMPT=" image = 2, video:1 ") == limits
+    assert arguments(LIMIT_MM_PER_PROMPT=limits[1]) == limits
+    with pytest.raises(SettingsError, match="LIMIT_MM_PER_PROMPT must be like image=2,video=1"):
+        arguments(LIMIT_MM_PER_PROMPT="image=two")
+
+
+@pytest.mark.parametrize(
+    ("task", "flags"),
+    [
+        ("auto", []),
+        ("generate", ["--runner", "generate"]),
+        ("embed", ["--convert", "embed", "--runner", "pooling"]),
+        ("Embedding", ["--convert", "embed", "--runner", "pooling"]),
+        ("score", ["--convert", "classify", "--runner", "pooling"]),
+        ("reward", ["--convert", "auto", "--runner", "pooling"]),
+    ],
+)
+def test_a_task_becomes_a_runner_and_what_it_converts_to(task: str, flags: list[str]) -> None:
+    assert arguments(TASK=task) == flags
+
+
+def test_a_task_gives_way_to_todays_settings_and_an_unknown_one_is_refused() -> None:
+    assert arguments(TASK="embed", RUNNER="auto", CONVERT="none") == [
+        *("--convert", "none", "--runner", "auto")
+    ]
+    with pytest.raises(SettingsError, match="TASK must be one of auto, classify"):
+        arguments(TASK="dance")
+    assert complaint(TASK="embed") == ["TASK is passed on as RUNNER and CONVERT"]
+
+
+def test_what_runpods_template_sets_is_named_with_what_replaced_it() -> None:
+    template = ("DEVICE", "SCHEDULER_DELAY_FACTOR", "ENABLE_REASONING", "USE_V2_BLOCK_MANAGER")
+    others = ("LORA_EXTRA_VOCAB_SIZE", "MAX_SEQ_LEN_TO_CAPTURE", "NUM_LOOKAHEAD_SLOTS")
+    names = sorted({*template, *others, "PREEMPTION_MODE"})
+    said = complaint(**dict.fromkeys(names, "x"))
+    assert [line.partition(" has no effect: ")[0] for line in said] == names
+
+
+def test_no_retired_name_is_a_flag() -> None:
+    assert set(RETIRED) & {flag.variable for flag in FLAGS.flags.values()} == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ('"4096"', "4096"),
+        ("'4096'", "4096"),
+        ("“4096”", "4096"),
+        ("'\"4096\"'", "4096"),
+        ('""', ""),
+        ('\'{"method": "ngram"}\'', '{"method": "ngram"}'),
+        ('"{\\"method\\": \\"ngram\\"}"', '{"method": "ngram"}'),
+        ('{"method": "ngram"}', '{"method": "ngram"}'),
+        ('"a" "b"', '"a" "b"'),
+        ("--x 'a b'", "--x 'a b'"),
+        ('"', '"'),
+        ("'4096\"", "'4096\""),
+    ],
+)
+def test_quotes_around_a_whole_value_are_taken_off(given: str, meant: str) -> None:
+    assert without_quotes(given) == meant
+
+
+def test_quotes_that_came_along_are_named_and_only_those_of_settings_go(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    environment = {"MAX_MODEL_LEN": '"4096"', "SEED": "1", "OTHER": '"x"', "HF_TOKEN": '"hf_x"'}
+    unquote(environment, ["MAX_MODEL_LEN", "SEED", "HF_TOKEN", "DTYPE"])
+    assert environment == {
+        "MAX_MODEL_LEN": "4096",
+        "SEED": "1",
+        "OTHER": '"x"',
+        "HF_TOKEN": "hf_x",
+    }
+    assert [record.message.split()[0] for record in caplog.records] == ["HF_TOKEN", "MAX_MODEL_LEN"]
+    assert "hf_x" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ['"org/m', "org/m'", "org/“m"])
+def test_a_model_with_a_quote_on_one_side_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="MODEL_NAME has a quotation mark in it"):
+        unquote({"MODEL_NAME": name}, ["MODEL_NAME"])

@@ -90,7 +90,7 @@ IN_CONFIGURATION = {
         "no model org/m,",
     ),
     "no tokenizer": (
-        "huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error. "
+        "huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error.\n\n"
         "Repository Not Found for url: https://huggingface.co/api/models/org/t/tree/main.",
         "model_not_found",
         "Correct TOKENIZER_NAME",

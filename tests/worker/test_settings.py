@@ -6,7 +6,7 @@ import pytest
 
 from worker.command import ALIASES
 from worker.errors import SettingsError, VLLMExited
-from worker.settings import VLLM_COMMAND, WorkerSettings, own_names
+from worker.settings import VLLM_COMMAND, WorkerSettings, own_names, start_failure_seconds
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "worker.md"
 
@@ -51,6 +51,29 @@ def test_more_jobs_are_taken_than_vllm_runs_at_once(running: int, taken: int) ->
 def test_a_command_is_split_like_a_shell_does() -> None:
     settings = WorkerSettings(vllm_command="'/a b/python' -m vllm")
     assert settings.command == ["/a b/python", "-m", "vllm"]
+
+
+@pytest.mark.parametrize("name", ["WORKER_VLLM_COMMAND", "VLLM_EXTRA_ARGS"])
+@pytest.mark.parametrize("value", ["vllm 'serve", 'vllm "serve', "vllm \\"])
+def test_a_quotation_that_stays_open_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{name}: a quotation is not closed"):
+        WorkerSettings.from_environment()
+
+
+def test_a_command_that_is_blank_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_VLLM_COMMAND", "  ")
+    with pytest.raises(SettingsError, match="WORKER_VLLM_COMMAND: it names no program"):
+        WorkerSettings.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("", 120), ("30", 30), ("0", 0), ("soon", 120), ("-1", 0), ("nan", 120)]
+)
+def test_jobs_are_refused_for_a_while_whatever_else_is_wrong(value: str, seconds: float) -> None:
+    assert start_failure_seconds({"WORKER_START_FAILURE_SECONDS": value}) == seconds
 
 
 @pytest.mark.parametrize(
