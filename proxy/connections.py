@@ -5,9 +5,12 @@ again. A pool that once held 300 connections cost ten milliseconds of CPU a call
 could not make use of half of what RunPod's limits allow. In small pools this is not felt.
 """
 
+import ssl
 from collections.abc import AsyncIterator
 
 import httpx
+
+from proxy.outbound import OutboundProxies, OutboundProxyError
 
 MAX_CONNECTIONS = 1000
 POOLS = 25
@@ -15,26 +18,63 @@ IDLE_SECONDS = 30
 
 
 def pooled_client(timeout: httpx.Timeout) -> httpx.AsyncClient:
-    """The HTTP client that all calls share.
-
-    If the environment names a proxy on the way, that has a single pool.
-    """
+    """The HTTP client that all calls share, through the proxies that the environment names."""
     return httpx.AsyncClient(
         timeout=timeout,
-        limits=_limits(MAX_CONNECTIONS),
-        mounts={"all://": Pools()},
+        transport=Ways(OutboundProxies.of_environment()),
+        trust_env=False,  # read by Ways
         follow_redirects=False,
     )
+
+
+def trusted_certificates() -> ssl.SSLContext:
+    """Those of SSL_CERT_FILE or SSL_CERT_DIR if they are set, else certifi's.
+
+    Raises:
+        OSError: the file cannot be read, or holds none.
+    """
+    return httpx.create_ssl_context()
+
+
+class Ways(httpx.AsyncBaseTransport):
+    """Calls each URL directly, or through the proxy that the environment names for it."""
+
+    def __init__(self, proxies: OutboundProxies) -> None:
+        self._proxies = proxies
+        self._trusted = trusted_certificates()
+        self._direct = Pools(self._trusted)
+        self._proxied: dict[str, Pools] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request on its way."""
+        return await self._way(request.url).handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for pools in (self._direct, *self._proxied.values()):
+            await pools.aclose()
+
+    def _way(self, url: httpx.URL) -> "Pools":
+        try:
+            found = self._proxies.find(url)
+        except OutboundProxyError as exc:  # start-up has refused it for all URLs known then
+            raise httpx.ConnectError(str(exc)) from None
+        if found is None:
+            return self._direct
+        variable, proxy = found
+        if variable not in self._proxied:
+            self._proxied[variable] = Pools(self._trusted, proxy)
+        return self._proxied[variable]
 
 
 class Pools(httpx.AsyncBaseTransport):
     """Gives each call to the first of the pools that have the fewest calls under way."""
 
-    def __init__(self) -> None:
-        trusted = httpx.create_ssl_context()
+    def __init__(self, trusted: ssl.SSLContext, proxy: httpx.Proxy | None = None) -> None:
         limits = _limits(MAX_CONNECTIONS // POOLS)
         self._pools = [
-            httpx.AsyncHTTPTransport(verify=trusted, limits=limits) for _ in range(POOLS)
+            httpx.AsyncHTTPTransport(verify=trusted, limits=limits, proxy=proxy)
+            for _ in range(POOLS)
         ]
         self._calls = [0] * POOLS
 
