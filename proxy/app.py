@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from proxy import config, errors, openapi
+from proxy import __version__, config, errors, openapi
 from proxy.auth import Keys
 from proxy.backends.registry import Backends
 from proxy.body import BodyReader
@@ -41,8 +41,8 @@ CLIENT_CLOSED_REQUEST = 499
 """For the log only: nobody is there to read it."""
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The proxy as an ASGI application.
+def create_app(settings: Settings, first: config.Config | None = None) -> FastAPI:
+    """The proxy as an ASGI application; `first` is the configuration, if it has been read already.
 
     Raises:
         ConfigError: the configuration file cannot be used.
@@ -51,7 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="runpod-openai-proxy",
         docs_url=None,
         redoc_url=None,
-        lifespan=_lifespan(settings, config.load(settings)),
+        version=__version__,
+        lifespan=_lifespan(settings, first or config.load(settings)),
     )
     for router in (models.router, health.router, metrics.router):
         app.include_router(router)

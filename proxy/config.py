@@ -213,6 +213,16 @@ class Config(_Table):
     open_endpoint: str | None = None
     """The endpoint that names no model is handed to; set by the environment only."""
 
+    def urls(self, settings: Settings) -> set[str]:
+        """What the proxy calls."""
+        found = set()
+        for name, endpoint in self.endpoints.items():
+            found.add(endpoint.runpod_url(name, settings.runpod_endpoint_base_url))
+            if endpoint.kind == "load-balancing":
+                found.add(endpoint.worker_url(name))
+        fallbacks = (model.fallback for model in self.models.values())
+        return found | {f.url for f in fallbacks if isinstance(f, FallbackURL)}
+
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         names: set[str] = set()
@@ -287,7 +297,7 @@ def _of_environment(settings: Settings) -> Config:
 def _check_environment(config: Config, settings: Settings) -> None:
     """Are the keys there that the file only names, and is each of them one holder's alone?"""
     if not settings.api_keys and not config.keys and not settings.allow_anonymous:
-        raise Misplaced(NO_KEYS, "keys")
+        raise Misplaced(f"{NO_KEYS}. PROXY_API_KEYS may name them as well", "keys")
     for number in range(1, len(settings.api_keys) + 1):
         if (name := f"key-{number}") in config.keys:  # two holders must not be taken for one
             raise Misplaced("a key of PROXY_API_KEYS has this name", "keys", name)

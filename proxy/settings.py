@@ -40,8 +40,8 @@ _ORIGIN = re.compile(
 """An `Origin` header as browsers send it: in lower case, and without the scheme's own port."""
 
 NO_KEYS = (
-    "set PROXY_API_KEYS to the keys clients may use, or PROXY_ALLOW_ANONYMOUS=true "
-    "if everybody who can reach this proxy may use the GPU"
+    "required: the keys that clients may use; or set PROXY_ALLOW_ANONYMOUS=true if everybody who "
+    "can reach this proxy may use the GPU"
 )
 LONGEST_POLL_SECONDS = 60
 """How long a poll may be held at most, whatever a model's or a key's keep-alives say."""
@@ -55,6 +55,19 @@ MAX_BYTES = 1_000_000_000
 MIN_HEADER_BYTES = 2048
 """An OpenAI SDK's own headers need more than half of it."""
 MIN_BODY_BYTES = 256
+
+
+_CONTRADICTIONS = (
+    ("keep_alive_seconds", "idle_timeout_seconds", "a stream may end before its first keep-alive"),
+    ("keep_alive_seconds", "send_timeout_seconds", "clients may be given up in a pause"),
+    ("queue_timeout_seconds", "total_timeout_seconds", "the total ends a cold start before it"),
+    ("first_token_timeout_seconds", "total_timeout_seconds", "the total always passes first"),
+    ("idle_timeout_seconds", "total_timeout_seconds", "the total always passes first"),
+    ("first_byte_hold_seconds", "total_timeout_seconds", "no stream shows a sign of life"),
+    ("max_waiting", "max_requests", "it bounds nothing"),
+    ("max_body_bytes", "max_buffered_bytes", "a body of that size is always refused"),
+)
+"""Pairs of settings of which the first should not be above the second, and what it means."""
 
 
 def _limit(value: object) -> object:
@@ -280,6 +293,23 @@ def misspelt(environment: Iterable[str]) -> list[str]:
         for name in sorted(environment)
         if name.startswith("PROXY_") and name not in known
     ]
+
+
+def doubts(settings: Settings) -> list[str]:
+    """One sentence for each setting that works, and probably not as it is meant."""
+    found = []
+    if settings.config is not None:
+        for field in ("runpod_endpoint_id", "models"):
+            if getattr(settings, field):
+                found.append(f"{environment_name(field)} is not used: PROXY_CONFIG names a file")
+    if settings.allow_anonymous and settings.api_keys:
+        found.append("PROXY_ALLOW_ANONYMOUS has no effect: PROXY_API_KEYS names keys")
+    for shorter, longer, effect in _CONTRADICTIONS:
+        less, more = getattr(settings, shorter), getattr(settings, longer)
+        if less > more:
+            names = f"{environment_name(shorter)} ({less:g}) is above {environment_name(longer)}"
+            found.append(f"{names} ({more:g}): {effect}")
+    return found
 
 
 def explained(exc: ValidationError) -> list[str]:

@@ -204,7 +204,7 @@ def _proxy(stack: LocalStack) -> Process:
         "RUNPOD_API_KEY": RUNPOD_API_KEY,
         "RUNPOD_ENDPOINT_BASE_URL": stack.runpod_url,
     }
-    command = [sys.executable, "-m", "proxy"]
+    command = [sys.executable, "-m", "proxy", "--env-file", os.devnull]
     return Process("the proxy", command, environment, stack.logs / "proxy.log")
 
 

@@ -32,7 +32,9 @@ class Proxy:
             "PROXY_LOG_LEVEL": "warning",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "proxy"], cwd=ROOT, env=os.environ | environment
+            [sys.executable, "-m", "proxy", "--env-file", os.devnull],
+            cwd=ROOT,
+            env=os.environ | environment,
         )
         wait_until(lambda: self._ports() != [], seconds=60)
         self.url = f"http://127.0.0.1:{self._ports()[0]}"

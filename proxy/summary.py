@@ -1,0 +1,32 @@
+"""What the proxy serves, in a few lines for its log. They hold names, and no key."""
+
+from proxy.config import Config
+from proxy.settings import Settings
+
+MAX_NAMES = 20
+
+
+def summary(config: Config, settings: Settings) -> list[str]:
+    """One line for each endpoint, and one for the keys."""
+    lines = []
+    for name, endpoint in list(config.endpoints.items())[:MAX_NAMES]:
+        models = [model for model, its in config.models.items() if its.endpoint == name]
+        served = _names(models) if models or not config.open_endpoint else "any model"
+        called = name if endpoint.id in ("", name) else f"{name} ({endpoint.id})"
+        lines.append(
+            f"{endpoint.kind} endpoint {called}, key from {endpoint.api_key_env}: {served}"
+        )
+    if (left_out := len(config.endpoints) - MAX_NAMES) > 0:
+        lines.append(f"and {left_out} more endpoints")
+    keys = len(settings.api_keys) + len(config.keys)
+    if keys:
+        lines.append(f"{keys} {'key' if keys == 1 else 'keys'} may call")
+    else:
+        lines.append("everybody who reaches this proxy may call: PROXY_ALLOW_ANONYMOUS is true")
+    return lines
+
+
+def _names(models: list[str]) -> str:
+    left_out = len(models) - MAX_NAMES
+    more = f" and {left_out} more" if left_out > 0 else ""
+    return (", ".join(models[:MAX_NAMES]) or "no model") + more
