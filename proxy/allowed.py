@@ -14,6 +14,7 @@ from proxy.errors import UnknownRoute
 
 ROUTES = (
     "POST /v1/chat/completions",
+    "POST /v1/chat/completions/batch",
     "POST /v1/completions",
     "POST /v1/embeddings",
     "POST /v2/embed",
@@ -22,6 +23,9 @@ ROUTES = (
     "POST /v1/responses/{id}/cancel",
     "POST /v1/messages",
     "POST /v1/messages/count_tokens",
+    "POST /v1/decisions",
+    "POST /v1/systemone",
+    "POST /generative_scoring",
     "POST /v1/audio/transcriptions",
     "POST /v1/audio/translations",
     "POST /v1/audio/speech",
@@ -35,7 +39,12 @@ ROUTES = (
     "POST /tokenize",
     "POST /detokenize",
 )
-"""What vLLM serves to clients. Its routes for operators (sleep, LoRA loading, ...) are not here."""
+"""What vLLM serves to clients by default, 0.32 and 0.33 (`/v1/decisions` is new there).
+
+Its routes for operators (sleep, LoRA loading, ...) are not here, nor those that it refuses unless
+it was started with `--enable-scale-out` (`*/render`, `*/derender`, `/inference/v1/generate`), nor
+`/v1/realtime`, which is a WebSocket.
+"""
 
 OWN_PATHS = ("/health", "/ready", "/metrics", "/openapi.json", "/v1/models")
 """What the proxy answers itself."""
