@@ -239,7 +239,7 @@ def test_anthropics_client_raises_for_a_stream_that_breaks_off(
     stream = claude.messages.create(**ASKED, stream=True)
     events = iter(stream)
     assert next(events).type == "message_start"
-    with pytest.raises(anthropic.APIStatusError, match="forgotten") as broken:
+    with pytest.raises(anthropic.APIStatusError, match="RunPod") as broken:
         next(events)
     assert broken.value.type == "api_error"
 
