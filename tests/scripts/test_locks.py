@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hatch_build import vllm_version
-from scripts.lock import client_groups
+from scripts.lock import client_groups, next_worker_requirements
 
 ROOT = Path(__file__).parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -45,6 +45,7 @@ def wanted_by(group: str) -> list[str]:
     [
         ("proxy", PROJECT["project"]["dependencies"]),
         ("worker", WORKER),
+        ("worker-next", next_worker_requirements()),
         ("dev", PROJECT["project"]["dependencies"] + WORKER + wanted_by("dev")),
         *((group, wanted_by(group)) for group in client_groups()),
     ],

@@ -31,12 +31,14 @@ SECONDS = 60.0
 class WorkerProcess:
     """A running worker, the engine behind it, and what it writes."""
 
-    def __init__(self, environment: dict[str, str], directory: Path) -> None:
+    def __init__(
+        self, environment: dict[str, str], directory: Path, python: str | Path = sys.executable
+    ) -> None:
         self.log = directory / "worker.log"
         self.engine_port = free_port()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
+                [python, "-m", "worker"],
                 env=environment | {"WORKER_VLLM_PORT": str(self.engine_port)},
                 cwd=directory,
                 stdout=log,
@@ -79,9 +81,17 @@ class WorkerProcess:
 
 @contextmanager
 def start_worker(
-    client: Client, directory: Path, *, engine_flags: str = "", **environment: str
+    client: Client,
+    directory: Path,
+    *,
+    engine_flags: str = "",
+    python: str | Path = sys.executable,
+    **environment: str,
 ) -> Iterator[WorkerProcess]:
-    """Start a worker of this client's endpoint, with these variables on top of what it needs."""
+    """Start a worker of this client's endpoint, with these variables on top of what it needs.
+
+    `python` is one whose environment has the worker's packages.
+    """
     base_url = client.url.rpartition("/v2/")[0]
     settings = EndpointSettings(
         id=client.url.rpartition("/")[2],
@@ -96,7 +106,8 @@ def start_worker(
         },
     )
     worker_id = f"worker-{free_port()}"
-    worker = WorkerProcess(worker_environment(settings, worker_id, base_url, API_KEY), directory)
+    variables = worker_environment(settings, worker_id, base_url, API_KEY)
+    worker = WorkerProcess(variables, directory, python)
     try:
         yield worker
     finally:
