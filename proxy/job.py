@@ -34,6 +34,7 @@ class Job:
     def __init__(self, job_id: str, jobs: "Jobs", deadlines: Deadlines) -> None:
         self.id = job_id
         self.status = JobStatus.IN_QUEUE
+        """As RunPod says; IN_QUEUE also while the worker that has it is not known to be up."""
         self.has_ended = False
         """Nothing is left to cancel: RunPod says so, or the answer is complete."""
         self.has_lost_a_poll = False
@@ -41,6 +42,8 @@ class Job:
         self.deadlines = deadlines
         self._jobs = jobs
         self._taken: float | None = None
+        self._worker_id: str | None = None
+        """Of a worker that has the job and may still be loading its model."""
         self._has_output = False
         self._is_closed = False
         self._failures = 0
@@ -91,6 +94,8 @@ class Job:
                 yield []
                 continue
             self._note(page.status, page.outputs)
+            if page.status is JobStatus.IN_PROGRESS and self.status is JobStatus.IN_QUEUE:
+                await self._ask_for_worker()
             handed_out = time.monotonic()
             yield page.outputs
             self.deadlines.exclude(time.monotonic() - handed_out)
@@ -173,14 +178,43 @@ class Job:
         self._gust.end()
         if self._taken is None and (outputs or status is JobStatus.IN_PROGRESS):
             self._taken = time.monotonic()
-            self._jobs.watch.note_answer()
         if outputs:
             self._has_output = True
             self.deadlines.note_output()
         elif status is JobStatus.IN_QUEUE:
+            self._worker_id = None
             self.deadlines.note_requeued()
             self._jobs.watch.touch()
-        else:
+        elif status.is_terminal or self._is_started:
             self.deadlines.note_started()
+        else:
+            status = JobStatus.IN_QUEUE
         self.status = status
         self.has_ended = self.has_ended or status.is_terminal
+
+    @property
+    def _is_started(self) -> bool:
+        """Is the worker that has the job known to be up?"""
+        if self._has_output or self.status is not JobStatus.IN_QUEUE:
+            return True
+        workers = self._jobs.watch.starts.workers
+        return self._worker_id is not None and workers.has_answered(self._worker_id)
+
+    async def _ask_for_worker(self) -> None:
+        """The job is in progress without an output: has its worker ever answered?
+
+        Where RunPod does not say which worker it is, it counts as one that is up.
+        """
+        if self._worker_id is not None:
+            return
+        try:
+            async with asyncio.timeout(self.deadlines.seconds_left()):
+                state = await self._jobs.endpoint.status(self.id)
+        except (ProxyError, JobNotFound, TimeoutError):
+            return  # it is asked again after the next poll
+        if state.status is JobStatus.IN_QUEUE:
+            return
+        self._worker_id = state.worker_id
+        if state.worker_id is None or state.status.is_terminal or self._is_started:
+            self.status = JobStatus.IN_PROGRESS
+            self.deadlines.note_started()

@@ -72,6 +72,8 @@ class Watch:
         self._looking: asyncio.Task[None] | None = None
         self._history = StartHistory()
         self._health: Health | None = None
+        self._has_answered = False
+        """A worker has, since one was seen to be up."""
         self._waiting = 0
         self._waiting_since: float | None = None
         self._noted = self._told = self._looked = -math.inf
@@ -129,6 +131,7 @@ class Watch:
 
     def note_answer(self) -> None:
         """A worker has answered: whatever the last look said, one is up."""
+        self._has_answered, self._noted = True, time.monotonic()
         self._set(State.READY)
 
     async def current(self) -> State:
@@ -149,6 +152,10 @@ class Watch:
     def note(self, health: Health, now: float) -> None:
         """Take one look's counters, seen at `now` (seconds, monotonic)."""
         before = self._state
+        if now - self._noted > OLD_SECONDS or not health.up:
+            self._has_answered = False
+        if self._waiting and not self._has_answered:
+            health = health.without_loading()
         self._health = health
         if self._history.note(health, now):
             self.starts.note_failure(ModelStartFailed(UNKNOWN_CAUSE), exits=True)

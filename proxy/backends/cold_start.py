@@ -32,6 +32,7 @@ class ColdStartAnswer:
         self._watch = watch
         self._starts = watch.starts
         self._worker_of = worker_of
+        self._learning: asyncio.Task[None] | None = None
 
     @property
     def head(self) -> Head | None:
@@ -64,16 +65,16 @@ class ColdStartAnswer:
                 await self._wait_for(opening)
             first = opening.result()
         except VLLMError:
-            self._starts.note_answer(self)
+            self._note_answer()
             raise
         except ModelStartFailed as exc:
             if opening.done():  # the worker of this very job has told its cause
                 self._starts.note_failure(exc, exits=False)
-                await self._note_worker()
+                await self._learn(self._starts.note_failed_worker)
             raise
         finally:
             opening.cancel()
-        self._starts.note_answer(self)
+        self._note_answer()
         return first
 
     def pieces(self) -> AsyncIterator[bytes]:
@@ -101,10 +102,17 @@ class ColdStartAnswer:
                 self._answer.close()
                 raise failed.result()
 
-    async def _note_worker(self) -> None:
+    def _note_answer(self) -> None:
+        self._watch.note_answer()
+        self._starts.note_answer(self)
+        if self._worker_of is not None and self._starts.workers.may_ask():
+            self._learning = asyncio.create_task(self._learn(self._starts.workers.note_answered))
+
+    async def _learn(self, note: Callable[[str], None]) -> None:
+        """Note which worker had the job, if RunPod tells."""
         if self._worker_of is None or (job_id := self._answer.job_id) is None:
             return
         with contextlib.suppress(ProxyError, JobNotFound, TimeoutError):
             async with asyncio.timeout(WORKER_ID_SECONDS):
                 if (worker_id := await self._worker_of(job_id)) is not None:
-                    self._starts.note_failed_worker(worker_id)
+                    note(worker_id)

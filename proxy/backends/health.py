@@ -7,7 +7,7 @@ again and again need not be counted as unhealthy: it may show as running or thro
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 OLD_SECONDS = 60.0
@@ -35,6 +35,8 @@ class Health:
     throttled: int
     unhealthy: int
     in_queue: int
+    running: int = 0
+    """Those of `up` that have jobs in hand."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "Health":
@@ -49,7 +51,18 @@ class Health:
             throttled=_count(workers, "throttled"),
             unhealthy=_count(workers, "unhealthy"),
             in_queue=in_queue,
+            running=0 if takes_nothing else running,
         )
+
+    def without_loading(self) -> "Health":
+        """The same, if workers that have jobs in hand are still loading their model.
+
+        That is so where a request waits for its answer and no worker has given one: see
+        `workers.py`.
+        """
+        if self.up > self.running:
+            return self
+        return replace(self, up=0, running=0, initializing=self.initializing + self.up)
 
 
 class StartHistory:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from proxy.backends.workers import Workers
 from proxy.errors import ModelStartFailed
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Starts:
     """What is known of the starts of one endpoint. See the module."""
 
     def __init__(self, name: str, *, pause_seconds: float) -> None:
+        self.workers = Workers()
         self._name = name
         self._pause_seconds = pause_seconds
         self._failure: ModelStartFailed | None = None

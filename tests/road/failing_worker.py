@@ -4,6 +4,7 @@
     startup-error stays up and ends each job as RunPod's worker-vllm does (August 2026)
     ours          stays up and answers each job with our worker's frame
     prestart      takes jobs, fails those it has when its start fails, and ends: runpod 2's hooks
+    hook          the same, but its start goes well; a job that says "hang" is never answered
 
 With GOOD, the name of a file, the first worker that comes and finds none makes it, and is well: it
 answers each job with an output.
@@ -90,12 +91,15 @@ def is_good() -> bool:
 def main() -> None:
     """Start, fail, and do what the style does then."""
     good = is_good()
-    job = take() if STYLE == "prestart" and not good else None
+    good = good or STYLE == "hook"
+    job = take() if STYLE in ("prestart", "hook") else None
     time.sleep(START_SECONDS)
     if STYLE == "exits" and not good:
         sys.exit(1)
     while True:
         job = job or take()
+        if job is not None and "hang" in json.dumps(job["input"]):
+            time.sleep(600)
         if job is not None and good:
             answer(job["id"], frame(200, {"choices": [], "worker": WORKER_ID}))
         elif job is not None:

@@ -140,3 +140,36 @@ def test_a_worker_that_is_well_is_asked_on_while_others_fail(style: str, tmp_pat
         wait_until(lambda: ask(client)[0].status_code == 200)
         assert model_of(client)["state"] == "ready"
         assert len(starts_of(runpod)) >= 2
+
+
+def test_a_worker_that_takes_jobs_while_it_loads_is_still_a_cold_start() -> None:
+    deadlines = {"first_token_timeout_seconds": 2, "first_byte_hold_seconds": 0}
+    # Its first job is taken at once, and answered after three times what a first token may take.
+    env = {"START_SECONDS": "6"}
+    with stack("hook", deadlines, env=env, idle_timeout_seconds=60) as (client, runpod):
+        with client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response:
+            pieces = response.iter_text()
+            text = next(pieces)
+            wait_until(lambda: runpod.health()["jobs"]["inProgress"] == 1)
+            states = set()
+            for piece in pieces:
+                text += piece
+                if "choices" not in text:
+                    states.add(model_of(client)["state"])
+        assert "choices" in text
+        assert ": running" not in text
+        assert "ready" not in states
+        assert model_of(client)["state"] == "ready"
+        # The same worker is known to be up now.
+        hangs = chat(messages=[{"role": "user", "content": "hang"}])
+        refused = client.post("/v1/chat/completions", json=hangs)
+        assert refused.json()["error"]["code"] == "first_token_timeout"
+
+
+def test_a_clients_own_patience_covers_the_time_a_worker_loads() -> None:
+    with stack("hook", env={"START_SECONDS": "60"}) as (client, runpod):
+        headers = {"x-cold-start-timeout": "3"}
+        refused = client.post("/v1/chat/completions", json=chat(), headers=headers)
+        assert refused.json()["error"]["code"] == "cold_start_timeout"
+        assert "a worker is starting" in refused.json()["error"]["message"]
+        wait_until(lambda: has_no_jobs(runpod))
