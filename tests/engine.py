@@ -107,6 +107,7 @@ class Engine:
     counters: Counters = field(default_factory=Counters)
     records: deque[RequestRecord] = field(default_factory=lambda: deque(maxlen=200))
     child_pid: int | None = None
+    health: int = 200
     owns_process: bool = False
 
     def begin(self, record: RequestRecord) -> None:
@@ -443,7 +444,13 @@ async def _models(request: Request) -> Response:
 
 
 async def _health(request: Request) -> Response:
-    return Response(status_code=200)
+    return Response(status_code=_engine(request).health)
+
+
+async def _set_health(request: Request) -> Response:
+    """From now on `/health` has this status: 503 is that of a dead engine."""
+    _engine(request).health = request.path_params["status"]
+    return Response(status_code=204)
 
 
 async def _metrics(request: Request) -> Response:
@@ -511,6 +518,7 @@ def create_engine(*models: str) -> Starlette:
         Route("/tokenize", _tokenize, methods=["POST"]),
         Route("/_engine/requests", _requests),
         Route("/_engine/argv", _argv),
+        Route("/_engine/health/{status:int}", _set_health, methods=["POST"]),
         Route("/_engine/reset", _reset, methods=["POST"]),
         Route("/_engine/die", _die, methods=["POST"]),
     ]
@@ -533,6 +541,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--start-seconds", type=float, default=0.0)
     parser.add_argument("--die-at-start", action="store_true")
+    parser.add_argument("--say", type=Path)
     parser.add_argument("--die-saying", type=Path)
     parser.add_argument("--until", default="")
     parser.add_argument("--spawn-child", action="store_true")
@@ -548,6 +557,8 @@ def main() -> None:
     engine.owns_process = True
     if arguments.spawn_child:
         engine.child_pid = _spawn_child()
+    if arguments.say:
+        print(arguments.say.read_text(), file=sys.stderr, flush=True)
     time.sleep(arguments.start_seconds)
     if arguments.die_saying and not (arguments.until and arguments.until in sys.argv):
         print(arguments.die_saying.read_text(), file=sys.stderr, flush=True)

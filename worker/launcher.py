@@ -7,8 +7,10 @@ vLLM. It asks twice a second whether the worker is still its parent, which works
 ended, and it adopts vLLM's orphans (`PR_SET_CHILD_SUBREAPER`), so that it finds them wherever they
 are. `PR_SET_PDEATHSIG` would reach vLLM's root only.
 
-Run as a script: `launcher.py WORKER_PID COMMAND...`. SIGTERM goes on to vLLM; SIGUSR1 means that
-everything shall be killed now. It ends as vLLM ended: with its exit code, or by its signal.
+Run as a script: `launcher.py WORKER_PID FOLDER COMMAND...`. The folder is vLLM's own for temporary
+files, removed in the end, since vLLM leaves its sockets behind. SIGTERM goes on to vLLM; SIGUSR1
+means that everything shall be killed now. It ends as vLLM ended: with its exit code, or by its
+signal.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import ctypes
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,15 +105,17 @@ def end_like(status: int) -> None:
 
 def main() -> None:
     """Run the command until it or the worker ends."""
-    worker_pid, command = int(sys.argv[1]), sys.argv[2:]
+    worker_pid, folder, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     adopt_orphans()
     signals = signal_pipe()
     try:
         vllm = subprocess.Popen(command)
     except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
         sys.exit(f"cannot start vLLM: {error}")
     status = follow(vllm.pid, worker_pid, signals)
     kill_everything_below()
+    shutil.rmtree(folder, ignore_errors=True)
     end_like(status)
 
 

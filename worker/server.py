@@ -1,9 +1,11 @@
 """VLLMServer: vLLM as a process of its own on loopback; started, awaited, stopped."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -33,6 +35,9 @@ ENGINE_FAILED: Final = b"EngineCore failed to start."
 EXIT_SECONDS: Final = 10.0
 """How long vLLM may take to end after its engine has said that."""
 
+MAX_PARENT_BYTES: Final = 48
+"""The path of a folder in which vLLM's folder (14 bytes) and a socket of it (37) find room."""
+
 ServedModel = dict[str, str | int]
 """`id`, and `max_model_len` where vLLM tells it."""
 
@@ -58,9 +63,10 @@ class VLLMServer:
         # One for all looks, since making one takes 30 ms; and a proxy that the environment names
         # is not for loopback.
         self._http = httpx.Client(base_url=self.base_url, trust_env=False, timeout=10)
+        self._folder = temporary_folder(environment)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(LAUNCHER), str(os.getpid()), *command],
-            env=environment,
+            [sys.executable, "-I", str(LAUNCHER), str(os.getpid()), self._folder, *command],
+            env={**environment, "TMPDIR": self._folder},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -128,9 +134,10 @@ class VLLMServer:
             with suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGUSR1)
             self._exits_within(KILL_SECONDS)
-        # Should somebody have killed the launcher, its process group is still there.
+        # If the launcher was killed, its process group is still there, and so is vLLM's folder.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _exits_within(self, seconds: float) -> bool:
         try:
@@ -176,6 +183,18 @@ class VLLMServer:
     def _fail(self, error: StartError) -> None:
         with suppress(InvalidStateError):
             self.failed.set_result(error)
+
+
+def temporary_folder(environment: Mapping[str, str]) -> str:
+    """A new folder for the temporary files of one vLLM, where the environment wants them.
+
+    vLLM puts sockets there, whose paths must not have more than 107 bytes. Where the environment's
+    place is too deep for that, or is none, the folder is below `/tmp`.
+    """
+    parent = environment.get("TMPDIR", "")
+    if not os.path.isdir(parent) or len(os.fsencode(parent)) > MAX_PARENT_BYTES:
+        parent = "/tmp"  # noqa: S108
+    return tempfile.mkdtemp(prefix="vllm-", dir=parent)
 
 
 def _served(entry: dict[str, Any]) -> ServedModel:

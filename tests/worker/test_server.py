@@ -5,9 +5,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -15,8 +17,8 @@ import pytest
 
 from tests.servers import free_port
 from tests.waiting import wait_until
-from worker.errors import VLLMExited, VLLMStartTimeout
-from worker.server import VLLMServer
+from worker.errors import EngineDead, VLLMExited, VLLMStartTimeout
+from worker.server import VLLMServer, temporary_folder
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +67,36 @@ def test_a_server_that_dies_at_the_start_is_not_waited_for(start: Start) -> None
     assert str(caught.value) == (
         "vLLM exited with code 1. It said: RuntimeError: scripted death at start"
     )
+
+
+def test_an_engine_that_failed_is_not_waited_for_although_its_server_lives(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.server.EXIT_SECONDS", 0.5)
+    words = tmp_path / "words"
+    words.write_text(
+        "(EngineCore pid=7) ERROR 11-28 17:23:19 [core.py:1510] EngineCore failed to start.\n"
+        "(EngineCore pid=7) ERROR 11-28 17:23:19 [core.py:1510] ValueError: for a reason\n"
+    )
+    server = start("--say", str(words), "--start-seconds", "3600")
+    with pytest.raises(VLLMExited) as caught:
+        server.wait_until_healthy(3600)
+    assert str(caught.value) == "vLLM has lost its engine. It said: ValueError: for a reason"
+
+
+def test_an_engine_that_is_dead_behind_a_living_server_is_found_by_its_health(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.server.WATCH_SECONDS", 0.05)
+    server = start()
+    server.wait_until_healthy(60)
+    server.watch()
+    httpx.post(f"{server.base_url}/_engine/health/500")
+    with pytest.raises(TimeoutError):  # an error of the server is not the engine's death
+        server.failed.result(1)
+    httpx.post(f"{server.base_url}/_engine/health/503")
+    assert isinstance(server.failed.result(60), EngineDead)
+    assert not server.exited.done()
 
 
 def test_a_server_that_starts_too_slowly_is_given_up(start: Start) -> None:
@@ -119,13 +151,55 @@ def test_a_death_by_signal_is_told_as_that(start: Start) -> None:
     assert are_gone(processes)
 
 
+def temporary_files(base_url: str) -> Path:
+    """The engine's own folder for temporary files, with one in it."""
+    facts = httpx.get(f"{base_url}/_engine/argv", timeout=30).json()
+    folder = Path(facts["environment"]["TMPDIR"])
+    (folder / "socket").touch()
+    return folder
+
+
+def test_vllms_temporary_files_are_gone_when_it_is_stopped(start: Start) -> None:
+    server = start()
+    server.wait_until_healthy(60)
+    folder = temporary_files(server.base_url)
+    server.stop(60)
+    assert not folder.exists()
+
+
+def test_vllms_temporary_files_are_gone_when_it_is_killed(start: Start) -> None:
+    server = start()
+    server.wait_until_healthy(60)
+    folder = temporary_files(server.base_url)
+    os.kill(httpx.get(f"{server.base_url}/_engine/argv").json()["pid"], signal.SIGKILL)
+    server.exited.result(60)
+    assert not folder.exists()
+
+
+def test_temporary_files_go_where_the_environment_wants_them_unless_a_socket_would_not_fit(
+    tmp_path: Path,
+) -> None:
+    near = Path(tempfile.mkdtemp(prefix="near-", dir="/tmp"))
+    deep = tmp_path / ("deep" * 15)
+    deep.mkdir()
+    places = {str(near): near, str(deep): Path("/tmp"), "/nowhere": Path("/tmp"), "": Path("/tmp")}
+    for wanted, parent in places.items():
+        folder = Path(temporary_folder({"TMPDIR": wanted}))
+        assert folder.parent == parent
+        assert len(f"{folder}/{uuid4()}") <= 107
+        folder.rmdir()
+    near.rmdir()
+
+
 def test_a_launcher_that_is_killed_leaves_nothing_behind(start: Start) -> None:
     server = start("--spawn-child")
     server.wait_until_healthy(60)
     processes = tree(server)
+    folder = temporary_files(server.base_url)
     processes[0].parent().kill()  # type: ignore[union-attr] # it has one
     assert server.exited.result(60) == -signal.SIGKILL
     server.stop(1)
+    assert not folder.exists()
     wait_until(lambda: are_gone(processes))
 
 
@@ -158,8 +232,10 @@ def test_a_worker_that_is_killed_leaves_no_vllm_behind() -> None:
         while process.stdout.readline() != b"healthy\n":
             assert process.poll() is None
         processes = tree_at(port)
+        folder = temporary_files(f"http://127.0.0.1:{port}")
         process.kill()
         wait_until(lambda: are_gone(processes))
+        assert not folder.exists()
 
 
 def tree_at(port: int) -> list[psutil.Process]:
