@@ -27,6 +27,7 @@ from proxy.errors import (
 )
 from proxy.metrics import Metrics
 from proxy.pacing import CANCEL_BURST, Budget, Limit
+from proxy.standing import Standing
 
 ANSWER_MARGIN_SECONDS = 15
 """How long RunPod may take to answer a call, beyond the time we asked it to hold the call."""
@@ -137,9 +138,11 @@ class Endpoint:
         api_key: str,
         limits: Limits,
         metrics: Metrics,
+        key_variable: str = "RUNPOD_API_KEY",
     ) -> None:
         self.url = url
         self.name = name
+        self.standing = Standing(f"endpoint {name}", key_variable)
         self._client = client
         self._headers = {"authorization": f"Bearer {api_key}", "content-type": "application/json"}
         self._metrics = metrics
@@ -219,6 +222,7 @@ class Endpoint:
                 self._metrics.note_call(self.name, operation, "error")
                 raise
         self._metrics.note_call(self.name, operation, str(response.status_code))
+        self.standing.note(response.status_code, names_job=operation not in ("run", "health"))
         try:
             return _checked(response)
         except UpstreamBusy as exc:

@@ -29,6 +29,7 @@ from proxy.errors import (
 )
 from proxy.events import DONE, Completion, WholeEvents
 from proxy.jobs import Bounds
+from proxy.standing import Standing
 from proxy.watch import Watch
 from proxy.wire import JSON, Head, checked_head
 
@@ -53,6 +54,7 @@ class Relay:
         *,
         bounds: Bounds,
         shutdown: Shutdown,
+        standing: Standing,
         watch: Watch | None = None,
         on_worker_seconds: Callable[[float], None] = lambda seconds: None,
     ) -> None:
@@ -61,6 +63,7 @@ class Relay:
         self.on_worker_seconds = on_worker_seconds
         """Told of each answer how long a worker was at it."""
         self.shutdown = shutdown
+        self.standing = standing
         self._bounds = bounds
         self._live: set[RelayedAnswer] = set()
         self._client = client
@@ -215,6 +218,8 @@ class RelayedAnswer:
 
     async def _try(self) -> tuple[httpx.Response, ProxyError | None]:
         response = self._response = await self._relay.send(self._request)
+        if WORKER_ID not in response.headers or response.is_success:
+            self._relay.standing.note(response.status_code, names_job=True)
         return response, await self._failure(response)
 
     async def _failure(self, response: httpx.Response) -> ProxyError | None:

@@ -19,6 +19,7 @@ from proxy.metrics import Metrics
 from proxy.models import Model, Models
 from proxy.relay import Relay
 from proxy.settings import Settings
+from proxy.standing import Standing
 from proxy.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class Backends:
                 cancel=config.cancel_limit or settings.cancel_limit,
             ),
             metrics=self._metrics,
+            key_variable=config.api_key_env,
         )
         pause_seconds = config.failed_start_pause_seconds
         if pause_seconds is None:
@@ -135,6 +137,7 @@ class Backends:
                 api_key,
                 bounds=bounds,
                 shutdown=self._shutdown,
+                standing=Standing(f"endpoint {name}", config.api_key_env),
                 watch=watch,
                 on_worker_seconds=lambda seconds: self._metrics.note_worker_seconds(
                     name, seconds, config.price_per_second
@@ -200,8 +203,14 @@ class Backends:
         if key not in self._made:
             api_key = self._api_key(fallback.api_key_env)
             bounds = Bounds(self._settings.max_requests, self._settings.max_waiting)
+            host = httpx.URL(fallback.url).host
             self._made[key] = Relay(
-                self._client, fallback.url, api_key, bounds=bounds, shutdown=self._shutdown
+                self._client,
+                fallback.url,
+                api_key,
+                bounds=bounds,
+                shutdown=self._shutdown,
+                standing=Standing(f"fallback {host}", fallback.api_key_env),
             )
         second = replace(model, backend=self._made[key], served_as=fallback.model)
         return replace(model, fallback=second)
