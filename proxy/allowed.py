@@ -70,6 +70,23 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 }
 FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 """What takes a multipart form. A route that an operator has added may take one as well."""
+_NEVER_STREAMED = {
+    "/v1/embeddings",
+    "/v2/embed",
+    "/v1/messages/count_tokens",
+    "/v1/responses/{id}/cancel",
+    "/v1/audio/speech",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/classify",
+    "/pooling",
+    "/tokenize",
+    "/detokenize",
+}
+"""Routes whose answer is never a stream of events, whatever the request says (vLLM 0.32)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +102,8 @@ class Route:
     dialect: Dialect = OPENAI
     takes_form: bool = False
     """Its body may be a multipart form."""
+    may_stream: bool = True
+    """Does vLLM stream here? Where it does not, it takes no notice of `stream`."""
 
     @property
     def needs_model(self) -> bool:
@@ -121,4 +140,5 @@ def route_of(request: Request, pattern: str) -> Route:
         PROMPTS.get(pattern, ()),
         _DIALECTS.get(pattern, OPENAI),
         pattern in FORMS or f"{request.method} {pattern}" not in ROUTES,
+        may_stream=pattern not in _NEVER_STREAMED,
     )

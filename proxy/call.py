@@ -109,7 +109,8 @@ class Call:
     @property
     def wants_stream(self) -> bool:
         """Does the client expect a stream of events?"""
-        return self.content.wants_stream if self.content else "stream=true" in self.query
+        wants = self.content.wants_stream if self.content else "stream=true" in self.query
+        return wants and self.route.may_stream
 
     @property
     def target(self) -> str:

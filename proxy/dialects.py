@@ -42,6 +42,8 @@ class StreamContext:
 
     request_id: str
     model: str
+    route: str = ""
+    """The route, as in `POST /v1/embeddings`."""
     first: bytes = b""
     """The first bytes of the answer that were passed on."""
     last: bytes = b""

@@ -7,6 +7,7 @@ ProxyError                          what the client sees
 │   ├── ModelNotFound               404  invalid_request_error  model_not_found
 │   ├── ResponseNotFound            404  invalid_request_error  response_not_found
 │   ├── UnknownRoute                404  invalid_request_error  unknown_url
+│   ├── RouteNotServed              404  invalid_request_error  route_not_served
 │   ├── NotPermitted                403  invalid_request_error  permission_denied
 │   ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
 │   ├── RequestTimeout              408  invalid_request_error  request_timeout
@@ -132,6 +133,13 @@ class UnknownRoute(InvalidRequest):
 
     status = 404
     code = "unknown_url"
+
+
+class RouteNotServed(InvalidRequest):
+    """We serve the path, but the model's server does not."""
+
+    status = 404
+    code = "route_not_served"
 
 
 class NotPermitted(InvalidRequest):
@@ -358,17 +366,18 @@ class VLLMError(ProxyError):
         super().__init__(f"vLLM answered {status}")
         self.status = status
         self._body = body
+        self._error, self.is_told = _error_object(status, body)
+        """Does the body have a form that clients read as an error?"""
 
     @property
     def body(self) -> bytes:
         """vLLM's own body, or its envelope."""
-        error, is_told = _error_object(self.status, self._body)
-        return self._body if is_told else encode({"error": error})
+        return self._body if self.is_told else self.envelope
 
     @property
     def envelope(self) -> bytes:
         """vLLM's error on one line, in the envelope that the SDKs look for."""
-        return encode({"error": _error_object(self.status, self._body)[0]})
+        return encode({"error": self._error})
 
     @property
     def headers(self) -> dict[str, str]:

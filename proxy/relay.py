@@ -9,9 +9,12 @@ https://docs.runpod.io/serverless/load-balancing/overview and .../worker-affinit
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -34,6 +37,8 @@ from proxy.watch import Watch
 from proxy.wire import JSON, Head, checked_head
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 WORKER_ID: Final = "x-runpod-worker-id"
 """Only a worker's own answers carry it."""
@@ -67,8 +72,7 @@ class Relay:
         self._bounds = bounds
         self._live: set[RelayedAnswer] = set()
         self._client = client
-        # The base URL of an OpenAI-compatible server ends in /v1, where our routes begin with it.
-        self._url = url.rstrip("/").removesuffix("/v1")
+        self._url = url
         self._api_key = api_key
 
     def ask(self, call: Call, served_as: str | None, terms: Terms) -> Answer:
@@ -80,7 +84,7 @@ class Relay:
             headers["content-type"] = call.content.content_type
         request = self._client.build_request(
             call.route.method,
-            self._url + call.target,
+            address(self._url, call.target, is_base=self.watch is None),
             content=call.content.naming(served_as) if call.content else None,
             headers=headers,
             timeout=httpx.Timeout(None, connect=terms.connect),
@@ -143,6 +147,8 @@ class RelayedAnswer:
             response.headers.get("content-type", JSON),
             headers=response.headers,
         )
+        if response.has_redirect_location:
+            self.head = replace(self.head, headers=self._redirected(response))
         return b""
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -154,6 +160,21 @@ class RelayedAnswer:
         if is_stream:
             yield self._last_events()
         self.close()
+
+    def _redirected(self, response: httpx.Response) -> dict[str, str]:
+        """The headers of an answer that names another address, which is not gone to.
+
+        The key is for this server only. What the client does with the address is its own affair.
+        """
+        target = self._request.url.join(response.headers["location"])
+        log.warning(
+            "%s answers HTTP %d and names another address at %s; its base URL should be that",
+            self._request.url.host,
+            response.status_code,
+            target.host,
+        )
+        assert self.head is not None
+        return {**self.head.headers, "location": str(target)}
 
     def _whole_events(self, whole: bytes) -> bytes:
         if whole:
@@ -265,3 +286,18 @@ class RelayedAnswer:
     def _cold_start_reason(self) -> str:
         watch = self._relay.watch
         return watch.why_nobody_answers if watch else "its server does not answer"
+
+
+def address(url: str, target: str, *, is_base: bool) -> str:
+    """Where a route of ours is at a server.
+
+    As OpenAI's clients take a base URL (`is_base`), a path in it stands for the `/v1` that our
+    routes begin with: there are servers at `/v1beta/openai` and `/api/paas/v4`. A bare host has
+    none. Routes that do not begin with `/v1` are vLLM's, beside it.
+    """
+    root = url.rstrip("/")
+    if root.endswith("/v1"):
+        return root.removesuffix("/v1") + target
+    if is_base and target.startswith("/v1/") and urlsplit(root).path:
+        return root + target.removeprefix("/v1")
+    return root + target

@@ -18,6 +18,7 @@ from proxy.dialects import Dialect, StreamContext
 from proxy.errors import InternalError, ProxyError, VLLMError
 from proxy.events import DONE
 from proxy.keep_alive import KeepAlive
+from proxy.plain import answered_error
 from proxy.rewriting import Rewriter
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ async def _as_events(
     if answer.head is not None and 200 <= answer.head.status < 300:
         end = b"data: " + DONE + b"\n\n" if DONE in dialect.ends else b""
         return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end
-    error = VLLMError(answer.head.status if answer.head else 502, body)
-    context.outcome = VLLMError.code
+    status = answer.head.status if answer.head else 502
+    error = answered_error(status, body, context.route, context.model)
+    context.outcome = error.code
     return dialect.error(error, context)

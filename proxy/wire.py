@@ -42,11 +42,11 @@ MAX_HELD_BYTES: Final = 16 * 2**20
 CHECK_SECONDS = 5.0
 """How long the end of a stream without numbers waits for the job's, so that it can be checked."""
 
-_HEADERS = re.compile(r"metadata|location|retry-after(-ms)?|x-ratelimit-[a-z-]{1,50}")
+_HEADERS = re.compile(r"metadata|retry-after(-ms)?|x-ratelimit-[a-z-]{1,50}")
 """Headers of an answer that are handed on beside its content type.
 
 vLLM puts the places of embeddings asked for as bytes into `metadata`; the others are of servers
-that limit their clients, or have moved.
+that limit their clients.
 """
 _HEADER_VALUE = re.compile(r"[\t -~]*")
 _MEDIA_TYPE = re.compile(

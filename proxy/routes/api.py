@@ -10,19 +10,19 @@ from functools import partial
 from fastapi import APIRouter, HTTPException, Request, Response
 
 from proxy.allowed import route_of
-from proxy.answer import Answer, rest_of
+from proxy.answer import Answer
 from proxy.auth import Key
 from proxy.backends.deadlines import Terms
 from proxy.call import Call, read_call
 from proxy.dialects import StreamContext
 from proxy.disconnect import unless_client_leaves
-from proxy.errors import InvalidRequest, VLLMError
+from proxy.errors import InvalidRequest
 from proxy.keep_alive import keep_alive
 from proxy.models import Model
+from proxy.plain import plain_response
 from proxy.rewriting import Rewriter, asking_for_usage
 from proxy.services import Services, services
 from proxy.sse import EventStream
-from proxy.wire import JSON
 
 PATIENCE = "x-cold-start-timeout"
 """A client's own limit, in seconds, for how long a worker may be waited for."""
@@ -116,11 +116,20 @@ async def _respond(
         headers = {"x-runpod-job-id": answer.job_id} if answer.job_id else {}
         is_plain = opening.done() and not (answer.head and answer.head.is_event_stream)
         if not call.wants_stream or is_plain:
-            return await _plain(request, call, answer, opening.result(), headers, rewriter)
+            return await plain_response(
+                request,
+                call,
+                answer,
+                opening.result(),
+                model=model.name,
+                headers=headers,
+                rewriter=rewriter,
+            )
     except BaseException:
         opening.cancel()
         raise
-    dialect, context = call.route.dialect, StreamContext(call.request_id, model.name)
+    dialect = call.route.dialect
+    context = StreamContext(call.request_id, model.name, f"{call.route.method} {call.route.path}")
     return EventStream(
         answer,
         opening,
@@ -130,7 +139,7 @@ async def _respond(
         keep_alive=keep_alive(key.keep_alive_mode or model.keep_alive_mode, dialect, context),
         keep_alive_seconds=terms.poll,
         longest_drain_seconds=here.settings.longest_drain_seconds,
-        headers=headers,
+        headers=headers | dict(answer.head.headers if answer.head else {}),
     )
 
 
@@ -147,29 +156,3 @@ async def _open(here: Services, call: Call, key: Key, model: Model, answer: Answ
     if call.route.path == "/v1/responses" and (found := _RESPONSE_ID.search(first)):
         here.stored_responses.note(found[1].decode(), key, model)
     return first
-
-
-async def _plain(
-    request: Request,
-    call: Call,
-    answer: Answer,
-    first: bytes,
-    headers: dict[str, str],
-    rewriter: Rewriter | None,
-) -> Response:
-    """The whole answer with the worker's own status."""
-    body = first + await unless_client_leaves(request, rest_of(answer))
-    if rewriter is not None:
-        body = rewriter.body(body)
-        rewriter.end()
-    head = answer.head
-    assert head is not None
-    content_type = head.content_type
-    if head.status >= 400:
-        request.state.outcome = VLLMError.code
-        headers["x-should-retry"] = "false"
-        dialect = call.route.dialect
-        if dialect.passing is not None:
-            body = dialect.body(VLLMError(head.status, body), call.request_id)
-            content_type = JSON
-    return Response(body, head.status, headers | {"content-type": content_type})

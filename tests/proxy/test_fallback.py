@@ -12,6 +12,7 @@ import pytest
 from starlette.responses import Response
 
 from proxy.app import create_app
+from proxy.relay import address
 from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_server import WORKER, Reply, ScriptedServer
@@ -29,10 +30,10 @@ CONFIG = """
 [endpoints.spare]
 [models.m]
 endpoint = "gpu"
-fallback = {{ url = "{url}/v1", model = "cloud-model", api_key_env = "CLOUD_KEY" }}
+fallback = {{ url = "{url}{path}", model = "cloud-model", api_key_env = "CLOUD_KEY" }}
 [models.hasty]
 endpoint = "gpu"
-fallback = {{ url = "{url}/v1", model = "cloud-model", api_key_env = "CLOUD_KEY" }}
+fallback = {{ url = "{url}{path}", model = "cloud-model", api_key_env = "CLOUD_KEY" }}
 fallback_after_seconds = 1
 [models.n]
 endpoint = "gpu"
@@ -70,8 +71,10 @@ def client(
     cloud.replies = [CLOUD]
     with ExitStack() as stack:
         path = tmp_path / "proxy.toml"
-        path.write_text(CONFIG.format(url=stack.enter_context(serve(cloud.app))))
-        changes = getattr(request, "param", {})
+        changes = dict(getattr(request, "param", {}))
+        base_path = changes.pop("path", "/v1")
+        url = stack.enter_context(serve(cloud.app))
+        path.write_text(CONFIG.format(url=url, path=base_path))
         app = create_app(settings_for(scripted_runpod[1], config=path, **changes))
         url = stack.enter_context(serve(app))
         headers = {"authorization": f"Bearer {KEY}"}
@@ -118,6 +121,49 @@ def test_a_model_that_fails_or_is_too_cold_is_answered_by_the_cloud(
     assert httpx.Response(200, content=request["body"]).json()["model"] == "cloud-model"
     if model == "hasty":
         wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "wanted"),
+    [
+        ("http://h", "/v1/chat/completions", "http://h/v1/chat/completions"),
+        ("http://h/", "/v1/chat/completions", "http://h/v1/chat/completions"),
+        ("http://h:8000/v1", "/v1/chat/completions", "http://h:8000/v1/chat/completions"),
+        ("http://h/v1/", "/v1/chat/completions", "http://h/v1/chat/completions"),
+        ("http://h/api/v1", "/v1/models", "http://h/api/v1/models"),
+        (
+            "http://h/v1beta/openai",
+            "/v1/chat/completions",
+            "http://h/v1beta/openai/chat/completions",
+        ),
+        ("http://h/v1beta/openai/", "/v1/embeddings", "http://h/v1beta/openai/embeddings"),
+        ("http://h/api/paas/v4", "/v1/chat/completions", "http://h/api/paas/v4/chat/completions"),
+        (
+            "http://h/v1/openai",
+            "/v1/responses/r?stream=true",
+            "http://h/v1/openai/responses/r?stream=true",
+        ),
+        ("http://h/v1", "/tokenize", "http://h/tokenize"),
+        ("http://h", "/rerank", "http://h/rerank"),
+        ("http://h/openai", "/v2/embed", "http://h/openai/v2/embed"),
+    ],
+)
+def test_a_base_url_with_a_path_is_the_base(url: str, target: str, wanted: str) -> None:
+    assert address(url, target, is_base=True) == wanted
+
+
+@pytest.mark.parametrize("url", ["http://h/lb/ep", "http://h/lb/ep/", "http://h/lb/ep/v1"])
+def test_the_url_of_a_load_balancing_endpoint_is_where_its_routes_begin(url: str) -> None:
+    assert address(url, "/v1/models", is_base=False) == "http://h/lb/ep/v1/models"
+
+
+@pytest.mark.parametrize("client", [{"path": "/v1beta/openai"}], indirect=True)
+def test_a_fallback_is_asked_below_its_base_url(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    runpod.script, runpod.final = [Page("FAILED")], {"status": "FAILED", "error": "boom"}
+    assert client.post(CHAT, json=chat()).json() == {"from": "the cloud"}
+    assert cloud.requests[0]["path"] == "/v1beta/openai/chat/completions"
 
 
 def test_a_stream_is_taken_over_before_its_first_byte_only(
