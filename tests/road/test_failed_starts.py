@@ -14,6 +14,7 @@ import pytest
 from proxy.app import create_app
 from tests.emulator.running import API_KEY, Client, emulator
 from tests.proxy.conftest import KEY, chat, settings_for
+from tests.road.conftest import endpoint_settings
 from tests.road.failing_worker import CAUSE
 from tests.servers import serve
 from tests.waiting import wait_until
@@ -102,6 +103,44 @@ def test_a_failed_start_is_told_in_seconds_and_paid_for_once(style: str, max_wor
         assert model_of(client)["state"] == "unhealthy"
         assert (CAUSE if style != "exits" else "console") in model_of(client)["state_reason"]
         assert len(starts_of(runpod)) == len(began)
+
+
+WORDS = {
+    "a full disk": ("OSError: [Errno 28] No space left on device", "before they are ready"),
+    "too little memory": (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 108.00 MiB.",
+        "memory",
+    ),
+    "a context too long": (
+        "User-specified max_model_len (100000) is greater than the derived max_model_len "
+        "(max_position_embeddings=2048.0)",
+        "Set MAX_MODEL_LEN to 2048 or less",
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", WORDS)
+@pytest.mark.parametrize("max_workers", [1, 3])
+def test_our_workers_failed_start_is_told_in_seconds_and_paid_for_once(
+    cause: str, max_workers: int, tmp_path: Path
+) -> None:
+    said, told = WORDS[cause]
+    (tmp_path / "words").write_text(said)
+    real = endpoint_settings() | {"scaler_value": 4, "max_workers": max_workers}
+    env = real.pop("env") | {"VLLM_EXTRA_ARGS": f"--die-saying {tmp_path / 'words'}"}
+    env.pop("WORKER_VLLM_PORT")
+    with stack("", env=env, max_workers=max_workers, **real | {"scaler_value": 4}) as (
+        client,
+        runpod,
+    ):
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            answers = list(pool.map(lambda number: ask(client, number), range(REQUESTS)))
+        began = starts_of(runpod)
+        assert {code_of(answer) for answer, _ in answers} == {"model_start_failed"}
+        assert all(told in answer.text for answer, _ in answers)
+        assert len(began) <= (2 if max_workers == 1 else 3)
+        ends = [start["ended_at"] or start["ready_at"] for start in began]
+        assert min(at for _, at in answers) - min(end for end in ends if end) < 15
 
 
 @pytest.mark.parametrize("style", ["exits", "startup-error"])
