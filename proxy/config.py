@@ -5,10 +5,12 @@ terms. What a table leaves out is taken from the settings.
 """
 
 import hashlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from cronsim import CronSim, CronSimError
@@ -71,6 +73,14 @@ def _cron(value: str) -> str:
             f"not a cron expression of five fields, as in */10 8-18 * * 1-5: {exc}"
         ) from None
     return value
+
+
+def _tokenizer(path: Path) -> Path:
+    if importlib.util.find_spec("tokenizers") is None:
+        raise ValueError("needs a package: pip install 'runpod-openai-proxy[tokenizer]'")
+    if not path.is_file():
+        raise ValueError("there is no such file; a model's repository has it as tokenizer.json")
+    return path
 
 
 def _url_or_none(value: str) -> str:
@@ -175,6 +185,8 @@ class ModelConfig(_Table):
     """How long this one may take to its first byte before the fallback is asked."""
     warm_schedule: Annotated[str, AfterValidator(_cron)] | None = None
     """When to wake a worker without being asked: a cron expression, in local time."""
+    tokenizer: Annotated[Path, AfterValidator(_tokenizer)] | None = None
+    """Its tokenizer.json, to count tokens behind the wake-up shield while no worker is up."""
 
 
 class KeyConfig(_Table):

@@ -29,6 +29,7 @@ ProxyError                          what the client sees
 ├── Stopping                        503  server_error           shutting_down
 ├── ColdStartTimeout                503  server_error           cold_start_timeout, Retry-After
 ├── ModelStartFailed                503  server_error           model_start_failed
+├── ModelAsleep                     503  server_error           model_asleep
 ├── DeadlinePassed                  504  server_error           timeout
 │   ├── FirstTokenTimeout           504  server_error           first_token_timeout
 │   ├── IdleTimeout                 504  server_error           idle_timeout
@@ -315,6 +316,13 @@ class ModelStartFailed(ProxyError):
 
     status = 503
     code = "model_start_failed"
+
+
+class ModelAsleep(ProxyError):
+    """No worker is up, and the request is not worth waking one. Nothing was started."""
+
+    status = 503
+    code = "model_asleep"
 
 
 class DeadlinePassed(ProxyError):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from proxy.answer import Answer
@@ -36,6 +37,8 @@ class Model:
     fallback: "Model | None" = None
     fallback_after_seconds: float | None = None
     warm_schedule: str | None = None
+    tokenizer: Path | None = None
+    """The file of its tokenizer, to count tokens while no worker is up."""
     label: str = ""
     """What the metrics call it, where that is not its name: a name of a client's making."""
 
@@ -43,6 +46,11 @@ class Model:
     def state(self) -> State:
         """The state of its endpoint."""
         return self.backend.watch.state if self.backend.watch else State.READY
+
+    @property
+    def known_max_model_len(self) -> int | None:
+        """The longest context, configured or told by a worker."""
+        return self.max_model_len or self.backend.served.get(self.served_as or self.name)
 
     async def is_awake(self) -> bool:
         """Is a worker up, as of a moment ago?"""
@@ -72,8 +80,7 @@ class Model:
             "created": created,
             "owned_by": self.owned_by,
         }
-        told = self.backend.served.get(self.served_as or self.name)
-        if (length := self.max_model_len or told) is not None:
+        if (length := self.known_max_model_len) is not None:
             entry["max_model_len"] = length
         if self.parent is not None:
             entry["parent"] = self.parent

@@ -3,7 +3,8 @@
 For each message of a user, chat UIs ask the model for a title, tags, follow-up questions and more.
 Where the shield is up, such a request goes to the model's fallback while the GPU sleeps, or gets a
 short answer of the proxy's own where there is no fallback, or that sleeps as well. While the GPU is
-awake it is answered like any other.
+awake it is answered like any other. What only counts tokens is counted beside the proxy, or
+refused at once (`counting.py`).
 """
 
 import re
@@ -14,9 +15,11 @@ from typing import Any, Final
 
 import msgspec
 
+from proxy import counting
 from proxy.answer import Answer
 from proxy.backends.deadlines import Terms
 from proxy.call import Call, JSONContent
+from proxy.counting import LocalCount
 from proxy.endpoint import JobStatus
 from proxy.models import Model
 from proxy.rewriting import wants_usage
@@ -62,6 +65,8 @@ class Shield:
 
     async def answer(self, call: Call, model: Model, terms: Terms) -> Answer:
         """The model's answer, or one that wakes no GPU."""
+        if self._is_up and call.route.path in counting.ROUTES and not await model.is_awake():
+            return LocalCount(call, model.tokenizer, model.known_max_model_len)
         text = task_answer(call) if self._is_up else None
         if text is None or await model.is_awake():
             return model.ask(call, terms)

@@ -185,6 +185,7 @@ class Backends:
             owned_by=config.owned_by or "vllm",
             fallback_after_seconds=config.fallback_after_seconds,
             warm_schedule=config.warm_schedule,
+            tokenizer=config.tokenizer,
         )
 
     def _open_model(self, config: Config, endpoints: dict[str, Backend]) -> Model | None:
