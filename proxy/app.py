@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -82,13 +82,19 @@ def create_app(settings: Settings, first: config.Config | None = None) -> FastAP
 def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-untyped-def]
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        journal = Journal(settings.state_dir.expanduser())
-        canceller = Canceller(on_ended=journal.remove)
-        numbers, warmer = Metrics(), Warmer()
-        memory = Memory(settings.max_buffered_bytes)
-        client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
-        async with client:
+        async with AsyncExitStack() as stack:  # what was begun last is ended first
+            journal = Journal(settings.state_dir.expanduser())
+            stack.callback(journal.close)
+            client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
+            await stack.enter_async_context(client)
+            canceller = Canceller(on_ended=journal.remove)
+            stack.push_async_callback(canceller.drain, LAST_CALLS_SECONDS)
+            numbers, warmer, sharing = Metrics(), Warmer(), Sharing()
+            memory = Memory(settings.max_buffered_bytes)
             backends = Backends(settings, client, canceller, journal, numbers)
+            stack.push_async_callback(backends.close, LAST_CALLS_SECONDS)
+            stack.push_async_callback(sharing.close)
+            stack.push_async_callback(warmer.close)
             here = app.state.services = Services(
                 settings=settings,
                 memory=memory,
@@ -97,7 +103,7 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
                 backends=backends,
                 warmer=warmer,
                 shield=Shield(is_up=settings.wake_shield),
-                sharing=Sharing(),
+                sharing=sharing,
                 stored_responses=StoredResponses(),
                 keys=Keys(settings.api_keys, first.keys),
                 models=backends.build(first),
@@ -106,11 +112,6 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
             backends.cancel_orphans()
             here.watch_all()
             yield
-            await warmer.close()
-            await here.sharing.close()
-            await backends.close(LAST_CALLS_SECONDS)
-            await canceller.drain(LAST_CALLS_SECONDS)
-        journal.close()
 
     return lifespan
 

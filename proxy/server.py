@@ -26,6 +26,7 @@ import math
 import resource
 import signal
 import socket
+import time
 import uuid
 from collections.abc import Callable
 from types import FrameType
@@ -34,6 +35,7 @@ from typing import Any
 import httptools
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -70,6 +72,9 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(_Config(app, settings))
         self._app = app
+        self._delay_seconds = settings.shutdown_delay_seconds
+        self._closes_at: float | None = None
+        """Until then a proxy that was told to stop takes new requests."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to serve, and to read the configuration again on SIGHUP."""
@@ -80,12 +85,34 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT: requests that run get their grace time, then end with an error.
 
+        After a first SIGTERM new requests are still taken for `shutdown_delay_seconds`, so that a
+        load balancer sees `/ready` before connections are refused.
+
         uvicorn's own handler would raise the signal again after a clean end; ours exits with 0.
         """
         services = getattr(self._app.state, "services", None)
+        if services is None or sig == signal.SIGINT or not self._delay_seconds or self._closes_at:
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self._stop()
+        else:
+            services.is_draining = True
+            self._closes_at = time.monotonic() + self._delay_seconds
+            log.info("stopping, and taking requests for %g more seconds", self._delay_seconds)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called every tenth of a second; whether to stop."""
+        if self._closes_at is not None and time.monotonic() >= self._closes_at:
+            self._stop()
+        should_exit = await super().on_tick(counter)
+        headers = self.server_state.default_headers
+        if self._closes_at is not None and CLOSE_HEADER not in headers:
+            self.server_state.default_headers = [*headers, CLOSE_HEADER]
+        return should_exit
+
+    def _stop(self) -> None:
+        services = getattr(self._app.state, "services", None)
         if services is not None and not self.should_exit:  # a second signal gives no more time
             services.drain()
-        self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
 

@@ -201,6 +201,8 @@ class Settings(BaseSettings):
     """The same for /status."""
     cancel_limit: RateLimit = Limit(100, 20)
     """The same for /cancel."""
+    shutdown_delay_seconds: Hold = 0
+    """How long everything is still answered after SIGTERM, with /ready saying 503."""
     drain_seconds: Hold = 30
     """How long running requests may go on after SIGTERM."""
 

@@ -1,5 +1,6 @@
 """A proxy that is told to stop: streams finish in the grace time, the rest end honestly."""
 
+import asyncio
 import signal
 import socket
 import threading
@@ -11,7 +12,8 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from tests.proxy.conftest import asked, chat
+from proxy.app import create_app
+from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_server import Reply, ScriptedServer
@@ -158,3 +160,68 @@ def test_an_idle_proxy_stops_at_once(proxy: Proxy) -> None:
     proxy.client.close()
     proxy.process.send_signal(signal.SIGTERM)
     assert proxy.process.wait(timeout=50) == 0
+
+
+@pytest.fixture
+def leaving(scripted_runpod: tuple[ScriptedRunPod, str], tmp_path: Path) -> Iterator[Proxy]:
+    """A proxy that would take requests for minutes after it is told to stop."""
+    proxy = Proxy(scripted_runpod[1], shutdown_delay_seconds=600, state_dir=tmp_path)
+    yield proxy
+    proxy.close()
+
+
+def test_a_proxy_that_is_told_to_stop_answers_on_until_the_delay_is_over(
+    leaving: Proxy, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("COMPLETED", FRAMES)]
+    leaving.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: leaving.client.get("/ready").status_code == 503)
+    wait_until(lambda: leaving.client.get("/health").headers.get("connection") == "close")
+    response = httpx.post(
+        leaving.url + CHAT,
+        json=chat(stream=True),
+        headers={"authorization": f"Bearer {KEY}"},
+        timeout=30,
+    )
+    assert (response.status_code, response.headers["connection"]) == (200, "close")
+    assert without_comments(response.text) == BODY
+    assert leaving.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_delay(leaving: Proxy, second: signal.Signals) -> None:
+    leaving.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: leaving.client.get("/ready").status_code == 503)
+    leaving.client.close()
+    leaving.process.send_signal(second)
+    assert leaving.process.wait(timeout=60) == 0
+
+
+def test_a_proxy_stops_by_itself_when_the_delay_is_over(
+    scripted_runpod: tuple[ScriptedRunPod, str], tmp_path: Path
+) -> None:
+    proxy = Proxy(scripted_runpod[1], shutdown_delay_seconds=1, state_dir=tmp_path)
+    try:
+        proxy.client.close()
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(timeout=60) == 0
+    finally:
+        proxy.close()
+
+
+def test_what_was_begun_is_ended_however_the_proxy_ends(
+    scripted_runpod: tuple[ScriptedRunPod, str], tmp_path: Path
+) -> None:
+    app = create_app(settings_for(scripted_runpod[1], state_dir=tmp_path))
+
+    def journals() -> list[Path]:
+        return list(tmp_path.glob("*.sqlite3"))
+
+    async def breaks() -> None:
+        async with app.router.lifespan_context(app):
+            assert journals() != []
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(breaks())
+    assert journals() == []
