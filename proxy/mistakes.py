@@ -44,6 +44,15 @@ def reason(error: ErrorDetails) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The known name that comes closest, as the end of a sentence; empty if none is close."""
+    close = nearest(name, known)
+    return f"; did you mean {close}?" if close else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that comes closest, whatever its case; None if none is close.
+
+    The time it takes grows with all lengths: whoever passes on a client's text bounds them.
+    """
     names = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), names, n=1)
-    return f"; did you mean {names[close[0]]}?" if close else ""
+    return names[close[0]] if close else None

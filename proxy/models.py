@@ -15,7 +15,14 @@ from proxy.errors import InvalidRequest, ModelNotFound
 from proxy.fallback import FallbackAnswer
 from proxy.keep_alive import Mode
 from proxy.metrics import Metrics
+from proxy.mistakes import nearest
+from proxy.values import MAX_NAME_LENGTH
 from proxy.watch import State
+
+MAX_SHOWN = 10
+"""How many models an error names."""
+MAX_COMPARED = 100
+"""How many names one that is unknown is compared with: that takes time, and a client chooses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +129,7 @@ class Models:
             return self._only(key)
         found = self._models.get(self._aliases.get(name, name)) or self._open(name)
         if found is None or not key.may_use(found.parent or found.name):
-            raise ModelNotFound(
-                f"The model '{name}' does not exist or you do not have access to it.",
-                param="model",
-            )
+            raise self._not_found(name, key)
         return found
 
     def listing(self, key: Key) -> dict[str, Any]:
@@ -138,7 +142,7 @@ class Models:
         for model in self._listed(key):
             if model.name == self._aliases.get(name, name):
                 return model.entry(self._created)
-        raise ModelNotFound(f"The model '{name}' does not exist.", param="model")
+        raise self._not_found(name, key)
 
     def take_over(self, former: "Models") -> None:
         """Keep what another table has learned, for this one comes in its place."""
@@ -149,7 +153,29 @@ class Models:
         names = [model for model in usable if model.parent is None]
         if len(names) == 1:
             return names[0]
-        raise InvalidRequest("you must provide a model parameter", param="model")
+        message = f"you must provide a model parameter. {self._names(key)}"
+        raise InvalidRequest(message, param="model")
+
+    def _not_found(self, name: str, key: Key) -> ModelNotFound:
+        """With the names that there are for this key, and the one that was probably meant."""
+        shown = name[:MAX_NAME_LENGTH]
+        known = [model.name for model in self._listed(key)[:MAX_COMPARED]]
+        close = nearest(shown, known)
+        hint = f" Did you mean '{close}'?" if close else ""
+        return ModelNotFound(
+            f"The model '{shown}' does not exist or you do not have access to it."
+            f"{hint} {self._names(key)}",
+            param="model",
+        )
+
+    def _names(self, key: Key) -> str:
+        """The models that there are for this key, as a sentence of bounded length."""
+        names = [model.name for model in self._listed(key)]
+        if not names:
+            return "There is no model for this key."
+        left_out = len(names) - MAX_SHOWN
+        more = f" and {left_out} more (GET /v1/models)" if left_out > 0 else ""
+        return f"There are: {', '.join(names[:MAX_SHOWN])}{more}."
 
     def _open(self, name: str) -> Model | None:
         model = self._open_model

@@ -251,6 +251,34 @@ def test_a_key_sees_and_uses_only_its_models(
     assert set(runpod.endpoints) == {"one"}
 
 
+def test_an_unknown_model_is_answered_with_those_there_are_for_the_key(
+    configured: Configured,
+) -> None:
+    with configured(KEYS) as client:
+        said = error_of(client.post(CHAT, json=chat(model="org/Lrge")))["message"]
+        assert said == (
+            "The model 'org/Lrge' does not exist or you do not have access to it. "
+            "Did you mean 'org/large'? There are: small, org/large, sql."
+        )
+        assert "There are: small, org/large, sql." in client.get("/v1/models/nothing").text
+        client.headers["authorization"] = "Bearer sk-ui"
+        for path in (CHAT, "/v1/models/org/large"):
+            answer = client.request(
+                "POST" if path is CHAT else "GET", path, json=chat(model="org/large")
+            )
+            assert answer.status_code == 404
+            assert "Did you mean" not in answer.text
+            assert "There are: small." in answer.text
+
+
+def test_an_unknown_model_is_answered_within_bounds(configured: Configured) -> None:
+    tables = "".join(f"[models.m{number}]\nendpoint = 'one'\n" for number in range(3000))
+    with configured(f"[endpoints.one]\n{tables}") as client:
+        message = error_of(client.post(CHAT, json=chat(model="n" * 900)))["message"]
+    assert message.endswith("m8, m9 and 2990 more (GET /v1/models).")
+    assert len(message) < 1000
+
+
 def test_a_key_may_be_known_by_its_hash_alone(configured: Configured) -> None:
     with configured(KEYS, api_keys="") as client:
         assert client.get("/v1/models").status_code == 401
