@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from emulator.app import create_app
+from emulator.mistakes import explained
 from emulator.server import Server
 from emulator.settings import EmulatorSettings, Scenario, read_toml
 
@@ -74,6 +75,8 @@ def _read(file: Path) -> dict[str, Any]:
         return read_toml(file)
     except (OSError, ValueError) as error:  # the latter for what is not TOML, or not UTF-8
         parser().error(f"{file}: {error}")
+    except RecursionError:
+        parser().error(f"{file}: lists or tables are nested too deep")
 
 
 def _endpoint(endpoints: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
@@ -96,15 +99,9 @@ def main() -> None:
     try:
         settings = EmulatorSettings.model_validate(merged(flags))
     except ValidationError as error:
-        parser().error(_in_words(error))
+        parser().error("; ".join(explained(error)))
     with contextlib.suppress(KeyboardInterrupt):
         Server(create_app(settings), access_log=flags.access_log).run()
-
-
-def _in_words(error: ValidationError) -> str:
-    """One line per mistake, with the place it was found at."""
-    places = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
-    return "; ".join(f"{place}: {message}" if place else message for place, message in places)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from emulator.__main__ import merged, parser
+from emulator.mistakes import explained
 from emulator.settings import (
     BalancingSettings,
     EmulatorSettings,
@@ -44,6 +45,50 @@ def config(tmp_path: Path) -> str:
         """
     )
     return str(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prot = 1\n", "prot: there is no such field; did you mean port?"),
+        ("port = 'x'\n", "port: a whole number is needed"),
+        ("port = 70000\n", "port: a number below 65536 is needed"),
+        (
+            "[endpoints.a]\nid = 'a'\n",
+            "endpoints: a list is needed, or tables that",
+        ),
+        (
+            "[[endpoints]]\nworkr = 'x'\n",
+            "endpoints.0.workr: there is no such field; did you",
+        ),
+        ("[[endpoints]]\nkind = 'queue'\n", "endpoints.0.id: required"),
+        ("[[endpoints]]\nid = 'a b'\n", "endpoints.0.id: letters, digits, - and _ alone"),
+        ("[[endpoints]]\nid = 'a'\nscaler = 'x'\n", "endpoints.0.scaler: one of these is needed"),
+        (
+            "[[endpoints]]\nid = 'a'\n[endpoints.latency]\nclient_second = 1\n",
+            "endpoints.0.latency.client_second: there is no such field; did you mean client_secon",
+        ),
+        ("[[faults]]\noperation = 'run'\ntime = 1\n", "faults.0.time: there is no such field; did"),
+    ],
+)
+def test_a_mistake_is_told_in_plain_words(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "emulator.toml"
+    file.write_text(text)
+    with pytest.raises(ValidationError) as caught:
+        settings("--config", str(file))
+    sentences = "; ".join(explained(caught.value))
+    assert said in sentences
+    assert not re.search("pattern|Input should|permitted|Field required", sentences)
+
+
+def test_a_file_that_is_nested_too_deep_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "emulator.toml"
+    file.write_text(f"x = {'[' * 2000}{']' * 2000}")
+    with pytest.raises(SystemExit):
+        settings("--config", str(file))
+    assert "nested too deep" in capsys.readouterr().err
 
 
 def test_without_arguments_there_is_one_endpoint_on_loopback() -> None:
