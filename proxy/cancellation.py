@@ -87,9 +87,8 @@ class Canceller:
         for endpoint, left in self._by_endpoint().items():
             ids = ", ".join(cancel.job_id for cancel in left[:MAX_NAMED])
             log.error(
-                "%d jobs at %s may still be running. A proxy that starts with the same "
-                "PROXY_STATE_DIR cancels them; by hand: POST %s/cancel/ID. They are %s%s",
-                *(len(left), endpoint.url, endpoint.url),
+                "%d jobs may still run at endpoint %s; POST %s/cancel/ID stops one: %s%s",
+                *(len(left), endpoint.name, endpoint.url),
                 *(ids, ", ..." if len(left) > MAX_NAMED else ""),
             )
         for task in self._tasks:

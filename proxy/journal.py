@@ -71,7 +71,9 @@ class Journal:
         (count,) = self._database.execute("SELECT count(*) FROM jobs").fetchone()
         self._database.close()
         if self._lock is not None:
-            if not count:
+            if count:
+                log.warning("%d jobs stay in %s for the next proxy to cancel", count, self._path)
+            else:
                 self._path.unlink(missing_ok=True)
             os.close(self._lock)
 

@@ -6,13 +6,17 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from starlette.responses import Response
 
-from proxy.app import create_app
+from proxy import app
+from proxy.journal import Journal, Orphan
+from tests.leaving import call_to_leave
 from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
@@ -41,10 +45,20 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
+def changes(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings of this test that differ."""
+    changes: dict[str, Any] = getattr(request, "param", {})
+    return changes
+
+
+@pytest.fixture
 def proxy(
-    scripted_runpod: tuple[ScriptedRunPod, str], request: pytest.FixtureRequest, tmp_path: Path
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    request: pytest.FixtureRequest,
+    changes: dict[str, Any],
+    tmp_path: Path,
 ) -> Iterator[Proxy]:
-    proxy = Proxy(scripted_runpod[1], drain_seconds=request.param, state_dir=tmp_path)
+    proxy = Proxy(scripted_runpod[1], drain_seconds=request.param, state_dir=tmp_path, **changes)
     yield proxy
     proxy.close()
 
@@ -212,16 +226,55 @@ def test_a_proxy_stops_by_itself_when_the_delay_is_over(
 def test_what_was_begun_is_ended_however_the_proxy_ends(
     scripted_runpod: tuple[ScriptedRunPod, str], tmp_path: Path
 ) -> None:
-    app = create_app(settings_for(scripted_runpod[1], state_dir=tmp_path))
+    application = app.create_app(settings_for(scripted_runpod[1], state_dir=tmp_path))
 
     def journals() -> list[Path]:
         return list(tmp_path.glob("*.sqlite3"))
 
     async def breaks() -> None:
-        async with app.router.lifespan_context(app):
+        async with application.router.lifespan_context(application):
             assert journals() != []
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(breaks())
     assert journals() == []
+
+
+@pytest.mark.parametrize("proxy", [0], indirect=True)
+@pytest.mark.parametrize("changes", [{"cancel_limit": "10/5"}], indirect=True)
+def test_more_jobs_than_runpod_lets_cancel_in_ten_seconds_are_all_cancelled(
+    proxy: Proxy, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1])] * 14 + [Page("IN_PROGRESS")]
+    with ExitStack() as streams:
+        for _ in range(14):
+            streams.enter_context(asked(proxy.client, stream=True))
+        wait_until(lambda: len(proxy.journal()) == 14)
+        proxy.process.send_signal(signal.SIGTERM)
+        assert proxy.process.wait(timeout=90) == 0
+    assert len(set(runpod.cancelled)) == 14
+    assert list(proxy.state_dir.iterdir()) == []
+
+
+def test_jobs_that_could_not_be_cancelled_are_named_and_kept_for_the_next_start(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    runpod: ScriptedRunPod,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(app, "LAST_CALLS_SECONDS", 1)
+    runpod.script = [Page("IN_PROGRESS")]
+    settings = settings_for(scripted_runpod[1], state_dir=tmp_path)
+    with serve(app.create_app(settings)) as url:
+        with call_to_leave(f"{url}{CHAT}", key=KEY, body=chat()):
+            wait_until(lambda: runpod.stream_calls > 0)
+        runpod.cancel_answers = [Response(status_code=500)] * 100
+    endpoint = f"{scripted_runpod[1]}/v2/ep"
+    left = f"1 jobs may still run at endpoint ep; POST {endpoint}/cancel/ID stops one: "
+    assert left + runpod.job_id in caplog.text
+    assert "1 jobs stay in" in caplog.text
+    with closing(Journal(tmp_path)) as journal:
+        assert journal.orphans() == [Orphan(endpoint, runpod.job_id)]
+        journal.remove(runpod.job_id)
