@@ -6,6 +6,7 @@ until there is something to say, takes `?wait=` in milliseconds (1000 to 300000)
 output out once.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,9 +34,18 @@ ANSWER_MARGIN_SECONDS = 15
 """How long RunPod may take to answer a call, beyond the time we asked it to hold the call."""
 SHORTEST_HOLD_SECONDS = 1.0
 """RunPod's lower limit of `?wait=`."""
-LONGEST_RETRY_AFTER_SECONDS = 300
 MAX_WORKER_ID_CHARS = 200
-
+MAX_ANSWER_SECONDS = 60
+"""How long an answer may take to come, from its first byte or the end of the hold to its last."""
+MAX_RETRY_AFTER_SECONDS = 300
+CANNOT_BE_SENT = (
+    httpx.InvalidURL,
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+    ValueError,  # a header that is not ASCII is a UnicodeEncodeError
+    ExceptionGroup,  # of anyio, for a port beyond 65535
+)
+"""What httpx 0.28 raises for a URL or a header that cannot be sent."""
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:~-]{0,199}")
 """What can stand in a URL, a header and the log as it is; RunPod's are UUIDs with a suffix."""
@@ -218,7 +228,7 @@ class Endpoint:
             on_turn()
             try:
                 response = await self._send(method, path, content, hold_seconds, connect_seconds)
-            except UpstreamUnavailable:
+            except (UpstreamUnavailable, UpstreamMisconfigured):
                 self._metrics.note_call(self.name, operation, "error")
                 raise
         self._metrics.note_call(self.name, operation, str(response.status_code))
@@ -241,16 +251,24 @@ class Endpoint:
         timeout.read = hold_seconds + ANSWER_MARGIN_SECONDS
         timeout.connect = connect_seconds or timeout.connect
         try:
-            return await self._client.request(
-                method, self.url + path, content=content, headers=self._headers, timeout=timeout
-            )
+            # httpx's timeouts are for each piece of an answer, however many there are.
+            limit = hold_seconds + (timeout.connect or 0) + MAX_ANSWER_SECONDS
+            async with asyncio.timeout(limit):
+                return await self._client.request(
+                    method, self.url + path, content=content, headers=self._headers, timeout=timeout
+                )
         except httpx.ConnectError as exc:
             raise NotSent("RunPod could not be reached.") from exc
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
             raise ConnectTimeout(
                 f"No connection to RunPod for {timeout.connect:g} s (connect_timeout_seconds)."
             ) from exc
-        except httpx.HTTPError as exc:
+        except CANNOT_BE_SENT:
+            # Their texts and reprs hold what could not be sent, the key as well.
+            raise UpstreamMisconfigured(
+                "RunPod cannot be called with the proxy's API key or base URL as they are."
+            ) from None
+        except (httpx.HTTPError, TimeoutError) as exc:
             raise UpstreamUnavailable("The connection to RunPod broke.") from exc
 
 
@@ -306,4 +324,4 @@ def _worker_id(value: Any) -> str | None:
 def _retry_after(response: httpx.Response) -> float | None:
     """In seconds; a date, or a number that makes no sense, counts as nothing said."""
     value = response.headers.get("retry-after", "")
-    return float(min(int(value), LONGEST_RETRY_AFTER_SECONDS)) if value.isdecimal() else None
+    return float(min(int(value), MAX_RETRY_AFTER_SECONDS)) if value.isdecimal() else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from proxy.journal import Journal
 from proxy.metrics import Metrics
 from proxy.refusals import Trust
 from proxy.watch import Watch
+
+log = logging.getLogger(__name__)
 
 RETRY_AFTER_OVERLOAD_SECONDS = 5
 LARGEST_JOB_BYTES = 10_000_000
@@ -154,7 +157,13 @@ class Jobs:
     async def settle(self, seconds: float) -> None:
         """Wait, at most this long, until each submission under way has led to a job or not."""
         if self._submissions:
-            await asyncio.wait(self._submissions, timeout=seconds)
+            _, left = await asyncio.wait(self._submissions, timeout=seconds)
+            if left:
+                log.error(
+                    "%d submissions to endpoint %s were not answered in %g s: jobs that came of "
+                    "them end by themselves, by their executionTimeout",
+                    *(len(left), self.endpoint.name, seconds),
+                )
 
     async def _run(self, job: bytes, deadlines: Deadlines, state: _Submission) -> Job:
         for attempt in itertools.count():

@@ -22,7 +22,7 @@ from proxy.answer import Answer
 from proxy.backends.cold_start import ColdStartAnswer
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.call import Call
-from proxy.endpoint import JobStatus
+from proxy.endpoint import CANNOT_BE_SENT, JobStatus
 from proxy.errors import (
     ConnectTimeout,
     ProxyError,
@@ -32,6 +32,7 @@ from proxy.errors import (
 )
 from proxy.events import DONE, Completion, WholeEvents
 from proxy.jobs import Bounds
+from proxy.refusals import Trust
 from proxy.standing import Standing
 from proxy.watch import Watch
 from proxy.wire import JSON, Head, checked_head
@@ -69,6 +70,7 @@ class Relay:
         """Told of each answer how long a worker was at it."""
         self.shutdown = shutdown
         self.standing = standing
+        self.trust = Trust()
         self._bounds = bounds
         self._live: set[RelayedAnswer] = set()
         self._client = client
@@ -82,13 +84,16 @@ class Relay:
             headers["authorization"] = f"Bearer {self._api_key}"
         if call.content is not None:
             headers["content-type"] = call.content.content_type
-        request = self._client.build_request(
-            call.route.method,
-            address(self._url, call.target, is_base=self.watch is None),
-            content=call.content.naming(served_as) if call.content else None,
-            headers=headers,
-            timeout=httpx.Timeout(None, connect=terms.connect),
-        )
+        try:
+            request = self._client.build_request(
+                call.route.method,
+                address(self._url, call.target, is_base=self.watch is None),
+                content=call.content.naming(served_as) if call.content else None,
+                headers=headers,
+                timeout=httpx.Timeout(None, connect=terms.connect),
+            )
+        except CANNOT_BE_SENT:
+            raise _cannot_be_sent() from None
         answer = RelayedAnswer(self, request, call.route.dialect.ends, terms)
         return answer if self.watch is None else ColdStartAnswer(answer, self.watch)
 
@@ -139,6 +144,7 @@ class RelayedAnswer:
         is_workers_own = WORKER_ID in response.headers or response.is_success
         if self._relay.watch is not None and is_workers_own:
             self._relay.watch.note_answer()
+            self._relay.trust.note_worked()
         self._chunks = response.aiter_bytes()
         self._answered = time.monotonic()
         self._deadlines.note_started()
@@ -215,6 +221,8 @@ class RelayedAnswer:
                     "No connection to the model's server for "
                     f"{self._deadlines.terms.connect:g} s (connect_timeout_seconds)."
                 )
+            except CANNOT_BE_SENT:
+                raise _cannot_be_sent() from None
             except httpx.HTTPError as exc:
                 # A worker may have begun on it: no second one is asked.
                 raise UpstreamUnavailable("The connection to the model's server broke.") from exc
@@ -250,7 +258,10 @@ class RelayedAnswer:
             return None
         if status in (401, 403):
             await response.aclose()
-            raise UpstreamMisconfigured("The model's server refused the proxy's API key.")
+            refusal = UpstreamMisconfigured("The model's server refused the proxy's API key.")
+            if self._relay.trust.holds:
+                return refusal  # no worker has seen the call
+            raise refusal
         if self._relay.watch is None:
             return None
         if status in (502, 503, 504, 524):
@@ -301,3 +312,9 @@ def address(url: str, target: str, *, is_base: bool) -> str:
     if is_base and target.startswith("/v1/") and urlsplit(root).path:
         return root + target.removeprefix("/v1")
     return root + target
+
+
+def _cannot_be_sent() -> UpstreamMisconfigured:
+    return UpstreamMisconfigured(
+        "The model's server cannot be called with its API key or URL as they are."
+    )

@@ -10,14 +10,14 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 Serve = Callable[[Request], Awaitable[Response]]
@@ -34,6 +34,8 @@ class Page:
     status: str
     outputs: list[Any] = field(default_factory=list)
     hold: threading.Event | None = None
+    drips: threading.Event | None = None
+    """Its answer comes byte by byte, and is whole only after this is set."""
 
 
 @dataclass
@@ -82,11 +84,15 @@ class ScriptedRunPod:
         """What /status says at first, one for each call."""
         self.status_faults: list[Response] = []
         """What /status is answered before that."""
+        self.status_drips: threading.Event | None = None
+        """/status is answered byte by byte, and whole only after this is set."""
         self.status_delay_seconds = 0.0
         self.run_answers: list[Response] = []
         self.run_delay_seconds = 0.0
         self.run_hold: threading.Event | None = None
         """/run is answered only after this is set."""
+        self.run_drips: threading.Event | None = None
+        """/run is answered byte by byte, and whole only after this is set."""
         self.cancel_answers: list[Response] = []
         self.job_id = ""
         self.jobs: list[dict[str, Any]] = []
@@ -137,7 +143,8 @@ class ScriptedRunPod:
         jobs_here.add(job_id)
         if jobs_here is self._jobs_here:
             self.job_id = job_id
-        return _json({"id": job_id, "status": "IN_QUEUE"})
+        told = {"id": job_id, "status": "IN_QUEUE"}
+        return _json(told) if self.run_drips is None else dripping(told, self.run_drips)
 
     async def _hold_run(self) -> None:
         hold = self.run_hold
@@ -171,7 +178,8 @@ class ScriptedRunPod:
         elif is_repeated and step.status not in TERMINAL:
             await asyncio.sleep(seconds)
         outputs = [] if is_repeated else step.outputs
-        return _json({"status": step.status, "stream": [{"output": out} for out in outputs]})
+        answer = {"status": step.status, "stream": [{"output": out} for out in outputs]}
+        return _json(answer) if step.drips is None else dripping(answer, step.drips)
 
     async def _status(self, request: Request) -> Response:
         if request.path_params["job"] not in self._jobs_here:
@@ -181,6 +189,8 @@ class ScriptedRunPod:
         await asyncio.sleep(self.status_delay_seconds)
         if self.states:
             return _json(self.states.pop(0))
+        if self.status_drips is not None:
+            return dripping(self.final, self.status_drips)
         if self.final is not None:
             return _json(self.final)
         outputs: list[Any] = []
@@ -210,6 +220,19 @@ async def wait_for(event: threading.Event, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not event.is_set() and time.monotonic() < deadline:  # noqa: ASYNC110 - see above
         await asyncio.sleep(0.01)
+
+
+def dripping(content: Any, release: threading.Event) -> Response:
+    """An answer that comes byte by byte, and is whole only after the event is set."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        deadline = time.monotonic() + LONGEST_HOLD_SECONDS
+        while not release.is_set() and time.monotonic() < deadline:
+            yield b" "
+            await asyncio.sleep(0.05)
+        yield msgspec.json.encode(content)
+
+    return StreamingResponse(pieces(), media_type="application/json")
 
 
 def _json(content: Any) -> Response:

@@ -180,6 +180,15 @@ def test_a_key_that_runpod_refuses_is_our_mistake_and_not_the_clients(
     assert (response.status_code, error_of(response)["code"]) == (502, "upstream_misconfigured")
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_refusals_of_a_key_that_has_just_worked_are_waited_out(
+    client: httpx.Client, server: ScriptedServer, status: int
+) -> None:
+    server.replies = [OK, *[Reply(status, [b"<html>"], headers={})] * 3, OK]
+    assert [client.post(CHAT, json=chat()).status_code for _ in range(2)] == [200, 200]
+    assert len(server.requests) == 5
+
+
 @pytest.mark.parametrize("status", [502, 504, 524])
 def test_a_call_that_a_worker_may_have_begun_on_is_not_repeated(
     client: httpx.Client, server: ScriptedServer, status: int

@@ -150,6 +150,22 @@ def test_a_request_that_is_still_being_submitted_when_the_grace_time_ends_is_tol
     wait_until(lambda: refusals > 0 or runpod.job_id != "")
 
 
+@pytest.mark.parametrize("proxy", [1], indirect=True)
+def test_a_stream_whose_rest_is_being_fetched_when_the_grace_time_ends_is_told(
+    proxy: Proxy, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("COMPLETED")]
+    runpod.final = {"status": "COMPLETED", "output": FRAMES}
+    runpod.status_drips = threading.Event()
+    with proxy.client.stream("POST", CHAT, json=chat(stream=True), timeout=30) as response:
+        parts = parts_of(response.iter_bytes())
+        assert FRAMES[0]["text"] in parts
+        proxy.process.send_signal(signal.SIGTERM)
+        text = "".join(parts)
+    assert last_error(text)["code"] == "shutting_down"
+    assert proxy.process.wait(timeout=30) == 0
+
+
 def test_a_load_balancing_call_that_is_long_in_coming_ends_with_the_grace_time(
     scripted_runpod: tuple[ScriptedRunPod, str], tmp_path: Path
 ) -> None:
@@ -246,14 +262,14 @@ def test_what_was_begun_is_ended_however_the_proxy_ends(
 def test_more_jobs_than_runpod_lets_cancel_in_ten_seconds_are_all_cancelled(
     proxy: Proxy, runpod: ScriptedRunPod
 ) -> None:
-    runpod.script = [Page("IN_PROGRESS", FRAMES[:1])] * 14 + [Page("IN_PROGRESS")]
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1])] * 12 + [Page("IN_PROGRESS")]
     with ExitStack() as streams:
-        for _ in range(14):
+        for _ in range(12):
             streams.enter_context(asked(proxy.client, stream=True))
-        wait_until(lambda: len(proxy.journal()) == 14)
+        wait_until(lambda: len(proxy.journal()) == 12)
         proxy.process.send_signal(signal.SIGTERM)
         assert proxy.process.wait(timeout=90) == 0
-    assert len(set(runpod.cancelled)) == 14
+    assert len(set(runpod.cancelled)) == 12
     assert list(proxy.state_dir.iterdir()) == []
 
 

@@ -380,6 +380,29 @@ def test_comments_come_while_runpod_wants_no_calls(
     assert text.replace(": running\n\n", "") == BODY
 
 
+@pytest.mark.parametrize("settings", [{"first_token_timeout_seconds": 2}], indirect=True)
+def test_a_deadline_does_not_wait_for_a_poll_whose_answer_comes_byte_by_byte(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    dripping = Page("IN_PROGRESS", FRAMES, drips=threading.Event())
+    runpod.script = [Page("IN_PROGRESS"), dripping]
+    response = client.post(CHAT, json=chat())
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "first_token_timeout")
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
+
+
+@pytest.mark.parametrize("settings", [{"total_timeout_seconds": 3}], indirect=True)
+def test_a_deadline_does_not_wait_for_an_aggregate_whose_answer_comes_byte_by_byte(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("COMPLETED")]
+    runpod.final = {"status": "COMPLETED", "output": FRAMES}
+    runpod.status_drips = threading.Event()
+    text = client.post(CHAT, json=chat(stream=True)).text
+    assert last_error(text)["code"] == "total_timeout"
+    assert ": running\n\n" in text
+
+
 # It is longer than the machine may stall before RunPod's refusal has come.
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"idle_timeout_seconds": 4}], indirect=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from proxy import jobs
 from proxy.app import create_app
@@ -86,14 +86,22 @@ def test_a_connection_that_takes_too_long_has_a_deadline_of_its_model(tmp_path: 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "connect_timeout")
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{}", '{"id": 3}', "<html>"])
-def test_a_submission_that_gets_no_job_id_is_an_error(
+@pytest.mark.parametrize("body", ["", "[]", "<html>"])
+def test_a_submission_whose_answer_cannot_be_read_is_an_error(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, body: str
 ) -> None:
     runpod.run_answers = [Response(body)]
     response = fresh_client.post(CHAT, json=chat())
-    assert response.status_code == 503
-    assert response.json()["error"]["code"] == "upstream_unavailable"
+    assert (response.status_code, error_of(response)["code"]) == (503, "upstream_unavailable")
+
+
+@pytest.mark.parametrize("job_id", [None, 3, "", "a\nb", "a/../b"])
+def test_a_submission_that_gets_no_job_id_is_an_error(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, job_id: object
+) -> None:
+    runpod.run_answers = [JSONResponse({"id": job_id, "status": "IN_QUEUE"})]
+    response = fresh_client.post(CHAT, json=chat())
+    assert (response.status_code, error_of(response)["code"]) == (502, "worker_failed")
 
 
 def test_a_submission_that_met_the_rate_limit_is_repeated_in_its_own_time(
@@ -223,12 +231,14 @@ def test_a_deadline_holds_while_runpod_wants_no_submissions(
     assert runpod.jobs == []
 
 
+@pytest.mark.parametrize("late", ["run_hold", "run_drips"])
 def test_a_submission_that_is_answered_after_a_deadline_is_cancelled(
-    fresh_client: httpx.Client, runpod: ScriptedRunPod
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, late: str
 ) -> None:
-    runpod.run_hold = threading.Event()
+    answered = threading.Event()
+    setattr(runpod, late, answered)
     response = fresh_client.post(CHAT, json=chat(), headers={"x-cold-start-timeout": "1"})
     assert error_of(response)["code"] == "cold_start_timeout"
     assert (len(runpod.jobs), runpod.cancelled) == (1, [])
-    runpod.run_hold.set()
+    answered.set()
     wait_until(lambda: runpod.job_id in runpod.cancelled)

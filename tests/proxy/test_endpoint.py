@@ -1,0 +1,77 @@
+"""RunPod's HTTP API, as we call it: whatever httpx raises becomes an error of ours."""
+
+import asyncio
+import logging
+import traceback
+
+import httpx
+import pytest
+
+from proxy.backends.starts import Starts
+from proxy.endpoint import Endpoint, Limits, create_client
+from proxy.errors import UpstreamMisconfigured
+from proxy.metrics import Metrics
+from proxy.pacing import Limit
+from proxy.watch import State, Watch
+
+LIMITS = Limits(*[Limit(1000, 100)] * 4)
+URL = "http://127.0.0.1:9/v2/ep"
+UNSENDABLE = pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        (URL, "rpa_SECRET\u200b"),
+        (URL, "rpa_SECRET\u2013x"),
+        (URL, "rpa_SECRET\u00a0"),
+        ("http://127.0.0.1:99999/v2/ep", "rpa_SECRET"),
+        ("http://[::1/v2/ep", "rpa_SECRET"),
+        ("http://\u2028/v2/ep", "rpa_SECRET"),
+        ("http://127.0.0.1:9/v2\n/ep", "rpa_SECRET"),
+        ("http:///v2/ep", "rpa_SECRET"),
+    ],
+)
+
+
+def endpoint_at(client: httpx.AsyncClient, url: str, key: str) -> Endpoint:
+    return Endpoint(client, url, name="ep", api_key=key, limits=LIMITS, metrics=Metrics())
+
+
+@UNSENDABLE
+def test_what_cannot_be_sent_is_an_error_of_ours_that_shows_no_key(url: str, key: str) -> None:
+    async def call() -> None:
+        async with create_client(connect_timeout_seconds=5) as client:
+            await endpoint_at(client, url, key).health()
+
+    with pytest.raises(UpstreamMisconfigured) as raised:
+        asyncio.run(call())
+    assert "SECRET" not in "".join(traceback.format_exception(raised.value))
+
+
+@UNSENDABLE
+def test_the_look_at_an_endpoint_that_cannot_be_called_goes_on_without_a_word_of_the_key(
+    url: str, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def look() -> State:
+        async with create_client(connect_timeout_seconds=5) as client:
+            watch = Watch("ep", endpoint_at(client, url, key).health, Starts("ep", pause_seconds=0))
+            state = await watch.current()
+            await watch.close()
+            return state
+
+    assert asyncio.run(look()) is State.UNKNOWN
+    assert "SECRET" not in caplog.text
+
+
+def test_a_key_that_would_end_its_header_line_is_not_sent() -> None:
+    key = "rpa_SECRET\nx: y"
+
+    async def call() -> None:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1")
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, create_client(connect_timeout_seconds=60) as client:
+            await endpoint_at(client, url, key).health()
+
+    with pytest.raises(UpstreamMisconfigured) as raised:
+        asyncio.run(call())
+    assert "SECRET" not in "".join(traceback.format_exception(raised.value))
