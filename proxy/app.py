@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 LAST_CALLS_SECONDS = 10
 """How long a proxy that stops waits for RunPod to answer its last submissions, and then the last
 cancels: these as much longer as RunPod's limit makes them take."""
-READABLE_HEADERS = ["x-request-id", "x-runpod-job-id", "retry-after", "x-should-retry"]
+READABLE_HEADERS = ["x-request-id", "x-runpod-job-id", "retry-after", "metadata", "x-should-retry"]
 """What a page may read of an answer. Without the last, its SDK would repeat what it must not."""
 CLIENT_CLOSED_REQUEST = 499
 """For the log only: nobody is there to read it."""

@@ -412,7 +412,25 @@ async def _embeddings(request: Request) -> Response:
     vectors = [[len(str(text)) / 16, 0.5, -0.25, index / 8] for index, text in enumerate(texts)]
     if body.get("encoding_format") == "bytes":
         packed = b"".join(struct.pack("<4f", *vector) for vector in vectors)
-        return Response(packed, media_type="application/octet-stream")
+        items = [
+            {
+                "index": index,
+                "embed_dtype": "float32",
+                "endianness": "native",
+                "start": 16 * index,
+                "end": 16 * (index + 1),
+                "shape": [4],
+            }
+            for index in range(len(vectors))
+        ]
+        told = {
+            "id": request.headers.get("x-request-id", ""),
+            "created": 0,
+            "model": "m",
+            "data": items,
+        }
+        headers = {"metadata": json.dumps(told)}
+        return Response(packed, headers=headers, media_type="application/octet-stream")
     data = [
         {"index": index, "object": "embedding", "embedding": vector}
         for index, vector in enumerate(vectors)

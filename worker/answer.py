@@ -23,6 +23,11 @@ EVENT_STREAM: Final = "text/event-stream"
 BUFFER_BYTES: Final = 256 * 1024
 """aiohttp stops reading from vLLM at twice this and goes on below it."""
 
+HEADERS: Final = ("metadata", "retry-after")
+"""What is told of vLLM's headers: `metadata` says what embeddings that come as bytes are."""
+MAX_HEADER_BYTES: Final = 128 * 1024
+"""The longest header that is read: `metadata` has some 110 bytes for each input."""
+
 LINGER_SECONDS: Final = 0.005
 """How long the first and the last piece of a stream wait for what follows at once.
 
@@ -100,6 +105,7 @@ class VLLMClient:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 read_bufsize=BUFFER_BYTES,
+                max_field_size=MAX_HEADER_BYTES,
             )
         return self._session
 
@@ -109,6 +115,8 @@ class Answer:
 
     status: int
     content_type: str
+    headers: dict[str, str]
+    """Those of HEADERS that vLLM sent."""
 
     def __init__(self, client: VLLMClient, request: VLLMRequest) -> None:
         self._client = client
@@ -141,7 +149,9 @@ class Answer:
             async with self._within(self._deadline):
                 self._response = await self._client.send(self._request)
         self.status = self._response.status
-        self.content_type = self._response.headers.get("Content-Type", "")
+        headers = self._response.headers
+        self.content_type = headers.get("Content-Type", "")
+        self.headers = {name: headers[name] for name in HEADERS if name in headers}
         self._chunks = Chunks(events=self.is_event_stream, limit=self._client.piece_bytes)
 
     async def next_piece(self) -> bytes:

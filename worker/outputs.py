@@ -51,7 +51,10 @@ class FramedOutputs:
 
     def add(self, answer: Answer, piece: bytes) -> list[Output]:
         """One frame; the first carries the head, the last says so."""
+        is_first = self._seq == 0
         frame = self._next_frame(answer.status, answer.content_type)
+        if is_first and answer.headers:
+            frame["headers"] = answer.headers
         if piece:
             frame |= _data(piece)
         if answer.is_complete:

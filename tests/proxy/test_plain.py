@@ -160,6 +160,31 @@ def test_the_sdk_repeats_what_such_a_server_refused(start: Start, server: Script
     assert len(server.requests) == 2
 
 
+METADATA = '{"data": [{"index": 0, "start": 0, "end": 16, "shape": [4]}]}'
+
+
+def test_what_bytes_mean_is_told_in_vllms_header(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    head = {"seq": 0, "status": 200, "content_type": "application/octet-stream"}
+    headers = {"Metadata": METADATA, "Location": "/x", "Set-Cookie": "a=b"}
+    runpod.script = [
+        Page("COMPLETED", [head | {"headers": headers, "base64": "AA==", "end": True}])
+    ]
+    response = client.post("/v1/embeddings", json=chat(input="hi", encoding_format="bytes"))
+    assert (response.content, response.headers["metadata"]) == (b"\0", METADATA)
+    assert not {"location", "set-cookie"} & set(response.headers)
+
+
+def test_it_is_told_by_a_load_balanced_worker_too(start: Start, server: ScriptedServer) -> None:
+    server.replies = [
+        Reply(200, [b"\0"], WORKER | {"metadata": METADATA}, "application/octet-stream")
+    ]
+    with start() as client:
+        response = client.post("/pooling", json={"model": "m", "input": "hi"})
+    assert (response.content, response.headers["metadata"]) == (b"\0", METADATA)
+
+
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 @pytest.mark.parametrize(
     ("location", "wanted"),

@@ -3,6 +3,7 @@
 Nothing is replaced: the OpenAI SDK at one end, two vLLMs at the other.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,8 +117,11 @@ def test_bytes_come_as_bytes(vllm_stack: LocalStack, embed: Endpoint) -> None:
     asked = {"input": TEXTS[0], "encoding_format": "bytes"}
     answer = post(vllm_stack, "/v1/embeddings", **asked)
     assert answer.headers["content-type"] == "application/octet-stream"
-    assert answer.content == post_directly(embed, "/v1/embeddings", **asked).content
+    direct = post_directly(embed, "/v1/embeddings", **asked)
+    assert answer.content == direct.content
     assert len(answer.content) == DIMENSIONS * 4
+    told, wanted = (json.loads(each.headers["metadata"]) for each in (answer, direct))
+    assert (told["data"], told["usage"]) == (wanted["data"], wanted["usage"])
 
 
 def test_an_answer_of_a_megabyte_arrives_whole(sdk: openai.OpenAI) -> None:

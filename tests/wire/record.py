@@ -1,10 +1,10 @@
 """Records what the worker puts out: `python -m tests.wire.record` writes the files beside this one.
 
 Each file is one job: its `input`, the job's `outputs` as they go over the wire, and what a reader
-has to make of them: `status`, `content_type` and the `body` (or `body_base64`), byte for byte what
-the engine said, or the worker where its model did not start. Files whose name begins with `bare`
-are of jobs without our proxy. Where frames are cut depends on timing, what they hold together does
-not.
+has to make of them: `status`, `content_type`, `headers` if there are some, and the `body` (or
+`body_base64`), byte for byte what the engine said, or the worker where its model did not start.
+Files whose name begins with `bare` are of jobs without our proxy. Where frames are cut depends on
+timing, what they hold together does not.
 """
 
 import asyncio
@@ -133,6 +133,8 @@ def record(name: str) -> dict[str, Any]:
         else:
             answer = _engines_answer(url, case)
             recorded["content_type"] = answer.headers["content-type"]
+            if "metadata" in answer.headers:
+                recorded["headers"] = {"metadata": answer.headers["metadata"]}
             recorded |= _body(answer.content)
     return recorded | {"outputs": outputs}
 

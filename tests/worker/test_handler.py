@@ -153,12 +153,16 @@ async def test_vllms_error_is_an_answer_with_its_status(handler: Handler) -> Non
     assert json.loads(frame["text"])["error"]["message"] == "The model `other` does not exist."
 
 
-async def test_bytes_that_are_no_text_come_as_base64(handler: Handler) -> None:
-    body = {"input": ["a", "b"], "encoding_format": "bytes"}
+@pytest.mark.parametrize("inputs", [2, 500])
+async def test_bytes_that_are_no_text_come_as_base64_with_what_they_are(
+    handler: Handler, inputs: int
+) -> None:
+    body = {"input": ["a"] * inputs, "encoding_format": "bytes"}
     job_input = {"route": "/v1/embeddings", "body": body, "proxy": PROXY}
     frames = await outputs_of(handler, {"id": "j", "input": job_input})
     assert "base64" in frames[0]
-    assert len(body_of(frames)) == 32
+    assert len(body_of(frames)) == 16 * inputs
+    assert len(json.loads(frames[0]["headers"]["metadata"])["data"]) == inputs
 
 
 async def test_an_empty_answer_is_a_head_that_ends(handler: Handler) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hypothesis import given
@@ -24,6 +24,7 @@ class AnswerSoFar:
     is_event_stream: bool = True
     is_complete: bool = False
     route: str = "/v1/chat/completions"
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def answer(**facts: Any) -> Answer:
@@ -144,3 +145,12 @@ def test_a_piece_that_is_no_text_becomes_base64_and_the_rest_stays_text() -> Non
         {"seq": 0, "run": "a", "status": 200, "content_type": "application/json", "base64": "/w=="}
     ]
     assert outputs.add(answer(**PLAIN), b"ok") == [{"seq": 1, "run": "a", "text": "ok"}]
+
+
+def test_headers_stand_in_the_first_frame_alone() -> None:
+    outputs = FramedOutputs("a")
+    said = answer(**PLAIN, headers={"metadata": "{}"})
+    first, second = outputs.add(said, b"1") + outputs.add(said, b"2")
+    assert isinstance(first, dict)
+    assert first["headers"] == {"metadata": "{}"}
+    assert "headers" not in second

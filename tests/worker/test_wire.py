@@ -50,6 +50,7 @@ def test_recorded_frames_keep_protocol_1(name: str) -> None:
     models = None if CASES[name].start_failure else MODELS
     assert [frame.get("models") for frame in frames] == [models] + [None] * (len(frames) - 1)
     assert (frames[0]["status"], frames[0]["content_type"]) == (job["status"], job["content_type"])
+    assert frames[0].get("headers") == job.get("headers")
     assert [frame for frame in frames if "end" in frame] == frames[-1:]
     assert not [frame for frame in frames if "error" in frame]
 
@@ -73,3 +74,4 @@ def test_recorded_cases_show_what_they_are_for() -> None:
     assert len(recorded("stream")["outputs"]) > 3
     assert len(recorded("plain")["outputs"]) == 1
     assert "base64" in recorded("bytes")["outputs"][0]
+    assert "metadata" in recorded("bytes")["outputs"][0]["headers"]
