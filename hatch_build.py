@@ -1,7 +1,7 @@
 """Build hook: the extras of pyproject.toml, with vLLM's version read from Dockerfile.worker.
 
 The version of vLLM stands once, in the `ARG VLLM_VERSION` line of Dockerfile.worker (a plain
-`docker build` needs it there); the `vllm` extra and the local set-up read that line.
+`docker build` needs it there); the `vllm` extra reads that line.
 """
 
 import re

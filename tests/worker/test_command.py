@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from hatch_build import vllm_version
+from scripts.lock import VLLM_CPU
 from worker.command import (
     ENGINE_TIMEOUT,
     printable,
@@ -17,8 +19,13 @@ from worker.names import RETIRED, complaints
 from worker.settings import WorkerSettings
 from worker.translation import unquote, without_quotes
 
+ROOT = Path(__file__).parents[2]
+
 FLAGS = VLLMFlags.parse(Path(__file__).with_name("vllm_flags.json").read_text())
 """The flags of vLLM 0.32.0, as `python -m worker.flags` wrote them."""
+
+NEWER_FLAGS = VLLMFlags.parse(Path(__file__).with_name("vllm_flags_0.33.json").read_text())
+"""Those of vLLM 0.33.0, which the image has, by its own parser."""
 
 PATIENT = {ENGINE_TIMEOUT: "1200"}
 """What vLLM's environment always has."""
@@ -28,8 +35,19 @@ ENDPOINT = ["--host", "127.0.0.1", "--port", "8123"]
 
 def arguments(settings: WorkerSettings | None = None, **environment: str) -> list[str]:
     """The command line for these variables and a model, without what is always there."""
+    return arguments_of(FLAGS, environment, settings)
+
+
+def newer_arguments(**environment: str) -> list[str]:
+    """The same for the newer vLLM."""
+    return arguments_of(NEWER_FLAGS, environment)
+
+
+def arguments_of(
+    flags: VLLMFlags, environment: dict[str, str], settings: WorkerSettings | None = None
+) -> list[str]:
     words = vllm_arguments(
-        {"MODEL_NAME": "org/m"} | environment, settings or WorkerSettings(), FLAGS, 8123
+        {"MODEL_NAME": "org/m"} | environment, settings or WorkerSettings(), flags, 8123
     )
     assert words[-4:] == ENDPOINT
     assert words[:-4].count("--model") == 1
@@ -59,6 +77,25 @@ def test_a_true_switch_is_its_flag(value: str) -> None:
 def test_a_false_switch_is_its_negation_where_there_is_one(value: str) -> None:
     assert arguments(ENABLE_PREFIX_CACHING=value) == ["--no-enable-prefix-caching"]
     assert arguments(DISABLE_LOG_STATS=value) == []
+
+
+def test_the_newer_vllm_has_another_negation_for_what_is_enabled_or_disabled() -> None:
+    off = {"ENABLE_PREFIX_CACHING": "false", "DISABLE_CASCADE_ATTN": "0", "ENFORCE_EAGER": "no"}
+    assert newer_arguments(**off) == [
+        *("--enable-cascade-attn", "--disable-prefix-caching", "--no-enforce-eager")
+    ]
+
+
+def test_the_newer_vllm_takes_what_the_older_one_took() -> None:
+    older, newer = FLAGS.flags, NEWER_FLAGS.flags
+    assert set(older) - set(newer) == set()
+    kinds = {name: (newer[name].kind, bool(newer[name].off)) for name in older}
+    assert kinds == {name: (flag.kind, bool(flag.off)) for name, flag in older.items()}
+
+
+def test_the_lists_are_of_the_cpu_build_and_of_the_image() -> None:
+    assert f"vllm-cpu=={FLAGS.version}" == VLLM_CPU
+    assert NEWER_FLAGS.version == vllm_version(ROOT)
 
 
 def test_a_switch_that_is_neither_is_refused() -> None:
@@ -290,7 +327,14 @@ def test_what_runpods_template_sets_is_named_with_what_replaced_it() -> None:
 
 
 def test_no_retired_name_is_a_flag() -> None:
-    assert set(RETIRED) & {flag.variable for flag in FLAGS.flags.values()} == set()
+    for flags in (FLAGS, NEWER_FLAGS):
+        assert set(RETIRED) & {flag.variable for flag in flags.flags.values()} == set()
+
+
+def test_prefills_that_are_not_chunked_keep_their_batch_in_the_newer_vllm_too() -> None:
+    environment = {"ENABLE_CHUNKED_PREFILL": "false"}
+    words = newer_arguments(**environment)
+    assert smaller_footprint(words, environment, WorkerSettings()) == SMALLER[:1]
 
 
 @pytest.mark.parametrize(

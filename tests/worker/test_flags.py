@@ -20,6 +20,8 @@ PARSER = """
         parser.add_argument("--seed", type=int)
         parser.add_argument("--headless", action="store_true")
         parser.add_argument("--enable-x", "-ex", action=BooleanOptionalAction)
+        parser.add_argument("--enable-y", "--disable-y", action="store_true")
+        parser.add_argument("--disable-z", "--enable-z", "-z", action="store_true")
         parser.add_argument("--names", nargs="+")
         parser.add_argument("--token", nargs="?")
         parser.add_argument("--middleware", action="append")
@@ -69,6 +71,8 @@ def test_every_kind_of_flag_is_told_apart(command: list[str]) -> None:
         Flag("--seed", "value"),
         Flag("--headless", "bool"),
         Flag("--enable-x", "bool", "--no-enable-x"),
+        Flag("--enable-y", "bool", "--disable-y"),
+        Flag("--disable-z", "bool", "--enable-z"),
         Flag("--names", "list"),
         Flag("--token", "value"),
         Flag("--middleware", "value"),
