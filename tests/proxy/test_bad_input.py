@@ -127,24 +127,39 @@ PACKED = gzip.compress(json.dumps(chat()).encode())
 
 
 @pytest.mark.parametrize(
-    ("content", "encoding", "status"),
+    ("content", "encoding", "status", "code"),
     [
-        (PACKED[:-9], "gzip", 400),
-        (PACKED + b"more", "gzip", 400),
-        (b"no gzip at all", "gzip", 400),
-        (PACKED[:20] + b"\x00\x01" + PACKED[22:], "gzip", 400),
-        (gzip.compress(b" " * 50_000_000), "gzip", 413),
-        (zlib.compress(b"{}"), "deflate", 415),
-        (b"{}", "br", 415),
-        (PACKED, "gzip, gzip", 415),
+        (PACKED[:-9], "gzip", 400, None),
+        (PACKED + b"more", "gzip", 400, None),
+        (b"no gzip at all", "gzip", 400, None),
+        (PACKED[:20] + b"\x00\x01" + PACKED[22:], "gzip", 400, None),
+        (gzip.compress(b" " * 50_000_000), "gzip", 413, "request_too_large"),
+        (zlib.compress(b"{}"), "deflate", 415, "unsupported_media_type"),
+        (b"{}", "br", 415, "unsupported_media_type"),
+        (PACKED, "gzip, gzip", 415, "unsupported_media_type"),
     ],
 )
 def test_a_body_that_cannot_be_unpacked_is_a_clear_error(
-    client: httpx.Client, runpod: ScriptedRunPod, content: bytes, encoding: str, status: int
+    client: httpx.Client,
+    runpod: ScriptedRunPod,
+    content: bytes,
+    encoding: str,
+    status: int,
+    code: str | None,
 ) -> None:
     response = client.post(CHAT, content=content, headers={"content-encoding": encoding})
     assert response.status_code == status
-    error_of(response)
+    assert error_of(response)["code"] == code
+    assert runpod.jobs == []
+
+
+@pytest.mark.parametrize("settings", [{"max_buffered_bytes": 10}], indirect=True)
+def test_a_body_for_which_there_is_no_memory_is_refused_without_a_job(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    response = client.post(CHAT, json=chat())
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert error_of(response)["code"] == "memory_limit_reached"
     assert runpod.jobs == []
 
 
