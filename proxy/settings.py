@@ -318,6 +318,6 @@ def explained(exc: ValidationError) -> list[str]:
     """What is wrong with the settings, each with the name of its variable."""
     sentences = []
     for error in exc.errors(include_url=False, include_input=False):
-        name = environment_name(str(error["loc"][0]))
-        sentences.append(printable(f"{name}: {reason(error)}"))
+        name = environment_name(str(error["loc"][0])) + ": " if error["loc"] else ""
+        sentences.append(printable(name + reason(error)))
     return sentences

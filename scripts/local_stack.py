@@ -217,8 +217,10 @@ def _written(file: Path, contents: Mapping[str, Any]) -> Path:
 def _inherited() -> dict[str, str]:
     """Our environment, without what is about a real account, and with loopback reached directly."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
-    direct = ",".join(filter(None, [kept.get("NO_PROXY"), "127.0.0.1,localhost"]))
-    return {**kept, "NO_PROXY": direct, "PYTHONUNBUFFERED": "1"}
+    entries = [kept.get("NO_PROXY"), kept.get("no_proxy"), "127.0.0.1,localhost"]
+    direct = ",".join(filter(None, entries))
+    # Both, since most programs look at the lower-case name first.
+    return {**kept, "NO_PROXY": direct, "no_proxy": direct, "PYTHONUNBUFFERED": "1"}
 
 
 def _port(wanted: int, setting: str) -> int:

@@ -164,6 +164,40 @@ def test_what_is_served_is_said_at_start_without_a_key(
     assert proxy.process.wait(timeout=60) == 0
 
 
+def test_a_wrong_file_on_sighup_is_one_line_in_the_log(
+    running: Callable[..., Running],
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "proxy.toml"
+    path.write_text("[endpoints.ep]\n[models.m]\nendpoint = 'ep'\n")
+    proxy = running(
+        RUNPOD_API_KEY="rpa_SECRET",
+        PROXY_API_KEYS="sk-SECRET",
+        PROXY_PORT="0",
+        PROXY_CONFIG=str(path),
+        RUNPOD_ENDPOINT_BASE_URL=f"{scripted_runpod[1]}/v2",
+    )
+    wrong = (f"x = {'[' * 2000}", "[endpoints.a]\nx = 1\ny = 2\n", "caf\u00e9", "\0")
+    told: list[str] = []
+
+    def is_told_again() -> bool:
+        return len(re.findall("the configuration stays as it was", proxy.log)) > len(told)
+
+    for text in wrong:
+        path.write_text(text, encoding="latin-1")
+        proxy.process.send_signal(signal.SIGHUP)
+        wait_until(is_told_again)
+        told.append(text)
+    assert len(re.findall("the configuration stays as it was", proxy.log)) == len(wrong)
+    assert all(re.match(r"\d{4}-\d\d-\d\d |INFO: ", line) for line in proxy.log.splitlines())
+    path.unlink()
+    path.mkdir()
+    proxy.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "is not a file" in proxy.log)
+    assert "Traceback" not in proxy.log
+
+
 def test_a_file_of_variables_is_read_and_the_environment_wins(
     running: Callable[..., Running],
     scripted_runpod: tuple[ScriptedRunPod, str],

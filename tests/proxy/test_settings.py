@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from proxy import errors
-from proxy.settings import Settings, environment_names, explained, misspelt
+from proxy.settings import Settings, environment_name, environment_names, explained, misspelt
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -128,6 +128,24 @@ def test_a_wrong_value_is_refused_by_the_variables_name(
     assert sentence.startswith(f"{name}: ")
     assert "secret" not in sentence
     assert not re.search(r"pattern|Input should|permitted|Field required", sentence)
+
+
+NUMBERS = [
+    environment_name(name)
+    for name, field in Settings.model_fields.items()
+    if field.annotation in (int, float)
+]
+
+
+@pytest.mark.parametrize("value", ["1e308", "9" * 400, "nan", "inf", "-1", "0x10", "1 2"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_is_taken_that_could_never_be_meant(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+    [sentence] = mistakes()
+    assert sentence.startswith(f"{name}: a ")
+    assert "number" in sentence
 
 
 def mistakes() -> list[str]:
