@@ -10,7 +10,15 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from emulator import batch_api, client_api, control_api, openai_api, relay, worker_api
+from emulator import (
+    batch_api,
+    client_api,
+    control_api,
+    openai_api,
+    relay,
+    welcome,
+    worker_api,
+)
 from emulator.balancer import Balancer
 from emulator.batches import Batches
 from emulator.demand import Demand
@@ -50,6 +58,7 @@ def create_app(settings: EmulatorSettings) -> Starlette:
         *batch_api.routes(),
         *worker_api.routes(),
         *control_api.routes(),
+        *welcome.routes(),
     ]
     app = Starlette(
         routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _nobody_there}

@@ -14,6 +14,7 @@ from proxy.auth import Keys
 from proxy.backends.registry import Backends
 from proxy.body import BodyReader
 from proxy.cancellation import Canceller
+from proxy.cors import READABLE_HEADERS
 from proxy.dialects import Dialect
 from proxy.disconnect import ClientLeft
 from proxy.endpoint import create_client
@@ -22,7 +23,7 @@ from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.paths import ForgivingPaths
 from proxy.request_log import LastResort, RequestLog
-from proxy.routes import api, health, metrics, models
+from proxy.routes import api, health, metrics, models, welcome
 from proxy.services import Services
 from proxy.settings import Settings
 from proxy.sharing import Sharing
@@ -36,8 +37,6 @@ log = logging.getLogger(__name__)
 LAST_CALLS_SECONDS = 10
 """How long a proxy that stops waits for RunPod to answer its last submissions, and then the last
 cancels: these as much longer as RunPod's limit makes them take."""
-READABLE_HEADERS = ["x-request-id", "x-runpod-job-id", "retry-after", "metadata", "x-should-retry"]
-"""What a page may read of an answer. Without the last, its SDK would repeat what it must not."""
 CLIENT_CLOSED_REQUEST = 499
 """For the log only: nobody is there to read it."""
 
@@ -55,7 +54,7 @@ def create_app(settings: Settings, first: config.Config | None = None) -> FastAP
         version=__version__,
         lifespan=_lifespan(settings, first or config.load(settings)),
     )
-    for router in (models.router, health.router, metrics.router):
+    for router in (models.router, health.router, metrics.router, welcome.router):
         app.include_router(router)
     app.include_router(api.create_router(settings.routes))
     document = openapi.page(app.title, app.version, settings.routes)
@@ -136,7 +135,8 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     error: errors.ProxyError
     if exc.status_code == 404:
         error = errors.UnknownRoute(
-            f"Unknown request URL: {call}. Please check the URL for typos, or see the docs."
+            f"Unknown request URL: {call}. The base URL is {welcome.base_url(request)}; "
+            "/openapi.json lists the routes."
         )
     elif exc.status_code == 405:
         allowed = (exc.headers or {}).get("Allow", "")

@@ -43,6 +43,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from proxy.connections import MAX_CONNECTIONS
+from proxy.cors import cors_headers
 from proxy.errors import (
     HeadersTooLarge,
     InvalidRequest,
@@ -379,6 +380,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             "content-length": str(len(body)),
             "connection": "close",
             "x-request-id": self._request_id,
+            **cors_headers(self._bounds.cors_origins, self.headers or ()),
         } | error.headers
         named = [(name.encode(), value.encode()) for name, value in headers.items()]
         lines = [b"%s: %s\r\n" % line for line in self.server_state.default_headers + named]

@@ -342,3 +342,33 @@ def test_as_many_files_may_be_open_as_the_bounds_ask_for(hard: int, allowed: int
     )
     assert int(run.stdout) == allowed
     assert ("the system allows" in run.stderr) == (hard == allowed)
+
+
+@pytest.fixture(scope="module")
+def for_pages(
+    scripted_runpod: tuple[ScriptedRunPod, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    proxy = Proxy(
+        scripted_runpod[1],
+        state_dir=tmp_path_factory.mktemp("state"),
+        cors_origins="https://a.example,https://b.example",
+        max_header_bytes=MAX_HEADER_BYTES,
+    )
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("origin", "may_read"), [("https://b.example", True), ("https://evil.example", False)]
+)
+def test_a_page_of_an_allowed_origin_reads_what_the_server_refuses(
+    connect: Connect, for_pages: Proxy, origin: str, may_read: bool
+) -> None:
+    wire = connect(for_pages)
+    top = f"GET /health HTTP/1.1\r\nhost: x\r\norigin: {origin}\r\n".encode()
+    send(wire, top + b"x-a: b\r\n" * 2000)
+    received = all_of(wire)
+    assert refusal(received)[0] == 431
+    allowed = f"\r\naccess-control-allow-origin: {origin}\r\n".encode()
+    assert (allowed in received) == may_read
+    assert (b"access-control-expose-headers: x-request-id" in received) == may_read
