@@ -30,6 +30,8 @@ MAX_GLANCE_BYTES = 1024 * 1024
 """Of a body that may need no scan; to see that takes a millisecond."""
 
 _KEY = re.compile(rb'[\s,{]*+("(?:[^"\\]++|\\.)*+")\s*+:\s*+', re.DOTALL)
+_JSON_TYPE = re.compile(r"(?i)\s*application/(?:[\w!#$&^.-]+\+)?json\s*(?:;|$)")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
     "your HTTP library correctly. The API expects a JSON payload.)"
@@ -149,12 +151,18 @@ async def _content(body: Body, content_type: str, route: Route, turns: Turns) ->
         return FormContent(body.raw, content_type, body.reservation)
     if not body.raw and not route.needs_model:
         return None
+    if body.raw and _JSON_TYPE.match(content_type) is None:
+        wanted = "application/json" + " or multipart/form-data" * route.takes_form
+        raise UnsupportedMediaType(
+            f"The content type of the body must be {wanted}, and not '{content_type}'. "
+            "(HINT: with curl, add -H 'Content-Type: application/json'.)"
+        )
     steps = _json_content(body, route)
     return at_once(steps) if len(body.raw) <= MAX_SMALL_BYTES else await turns.run(steps)
 
 
 def _json_content(body: Body, route: Route) -> Steps[JSONContent]:
-    raw = body.raw
+    raw = body.raw.removeprefix(_BYTE_ORDER_MARK)  # RFC 8259, 8.1
     fields = yield from _fields_of(raw)
     model = _typed(fields, "model", str, "a non-empty string")
     if model is None and route.needs_model:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
-from proxy.auth import Keys
+from proxy.auth import ANYBODY, Key, Keys
 from proxy.backends.registry import Backends
 from proxy.body import BodyReader
 from proxy.config import load
@@ -13,6 +13,7 @@ from proxy.config_file import ConfigError
 from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.models import Models
+from proxy.origins import check_origin
 from proxy.settings import Settings
 from proxy.sharing import Sharing
 from proxy.shield import Shield
@@ -38,6 +39,13 @@ class Services:
     keys: Keys
     models: Models
     is_draining: bool = False
+
+    def check_caller(self, connection: HTTPConnection) -> Key:
+        """The key of a request that may start a job; raises InvalidAPIKey or NotPermitted."""
+        key = self.keys.check(connection)
+        if key is ANYBODY:
+            check_origin(connection, self.settings.cors_origins)
+        return key
 
     def drain(self) -> None:
         """New requests are not welcome any more; running ones get their grace time."""

@@ -49,7 +49,7 @@ def create_router(patterns: Iterable[str]) -> APIRouter:
 async def _serve(request: Request, pattern: str) -> Response:
     here = services(request)
     route = route_of(request, pattern)
-    key = here.keys.check(request)
+    key = here.check_caller(request)
     call = await read_call(request, route, here.bodies)
     model = await _model(here, call, key)
     label = request.state.model = model.label or model.name

@@ -34,7 +34,7 @@ async def get_model(request: Request, model_id: str) -> Response:
 async def warm_model(request: Request, model_id: str) -> Response:
     """Wake a worker for a model, and answer at once, while it starts; even if starts failed."""
     here = services(request)
-    key = here.keys.check(request)
+    key = here.check_caller(request)
     model = here.models.find(model_id, key)
     if not key.may_warm:
         raise NotPermitted("This API key may not wake workers.")

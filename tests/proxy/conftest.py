@@ -17,6 +17,7 @@ from tests.proxy.scripted_runpod import ScriptedRunPod
 from tests.servers import serve
 
 KEY = "sk-test"
+AS_JSON = {"content-type": "application/json"}
 STATE_DIR = tempfile.mkdtemp(prefix="proxy-test-")
 atexit.register(shutil.rmtree, STATE_DIR, ignore_errors=True)
 

@@ -11,7 +11,7 @@ from tests.proxy.conftest import KEY, chat
 
 CHAT = "/v1/chat/completions"
 PATIENCE_SECONDS = 30.0
-AUTHORIZED = f"authorization: Bearer {KEY}\r\n".encode()
+AUTHORIZED = f"authorization: Bearer {KEY}\r\ncontent-type: application/json\r\n".encode()
 JSON = msgspec.json.encode(chat())
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.allowed import ROUTES
 from proxy.call import _fields, _named_twice
-from tests.proxy.conftest import chat
+from tests.proxy.conftest import AS_JSON, chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
 
@@ -29,7 +29,7 @@ def deep(levels: int) -> bytes:
 WRONG = {
     "not UTF-8": b'{"model": "m", "messages": [{"role": "user", "content": "\xff"}]}',
     "UTF-16": json.dumps(chat()).encode("utf-16"),
-    "a byte order mark": b"\xef\xbb\xbf" + json.dumps(chat()).encode(),
+    "two byte order marks": b"\xef\xbb\xbf" * 2 + json.dumps(chat()).encode(),
     "a lone surrogate": b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
     "NaN": b'{"model": "m", %s, "temperature": NaN}' % MESSAGES,
     "infinity": b'{"model": "m", %s, "temperature": -Infinity}' % MESSAGES,
@@ -56,7 +56,7 @@ def test_a_wrong_body_is_a_clear_error_and_no_job(
     client: httpx.Client, runpod: ScriptedRunPod, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    response = client.post(CHAT, content=WRONG[name])
+    response = client.post(CHAT, content=WRONG[name], headers=AS_JSON)
     assert response.status_code == 400
     assert error_of(response)["type"] == "invalid_request_error"
     assert SECRET not in response.text
@@ -72,7 +72,7 @@ def test_a_number_that_is_too_large_is_refused_by_its_fields_name(
 ) -> None:
     value = place % number.removeprefix(b"-")
     body = b'{"model": "m", %s, "y": 1, "x": %s, "z": "%s"}' % (MESSAGES, value, b"a" * padding)
-    response = client.post(CHAT, content=body)
+    response = client.post(CHAT, content=body, headers=AS_JSON)
     assert response.status_code == 400
     assert error_of(response)["param"] == "x"
     assert runpod.jobs == []
@@ -95,7 +95,7 @@ def test_a_body_that_only_looks_odd_reaches_the_worker_as_it_was_sent(
 ) -> None:
     runpod.script = [Page("COMPLETED", [{"ok": True}])]
     body = json.dumps(chat(**fields), indent=3).encode()
-    assert client.post(CHAT, content=body).status_code == 200
+    assert client.post(CHAT, content=body, headers=AS_JSON).status_code == 200
     sent = json.dumps(runpod.jobs[0]["input"]["openai_input"])
     assert json.loads(sent) == json.loads(body)
 
@@ -147,7 +147,7 @@ def test_a_body_that_cannot_be_unpacked_is_a_clear_error(
     status: int,
     code: str | None,
 ) -> None:
-    response = client.post(CHAT, content=content, headers={"content-encoding": encoding})
+    response = client.post(CHAT, content=content, headers=AS_JSON | {"content-encoding": encoding})
     assert response.status_code == status
     assert error_of(response)["code"] == code
     assert runpod.jobs == []
@@ -165,7 +165,7 @@ def test_a_body_for_which_there_is_no_memory_is_refused_without_a_job(
 
 def test_a_packed_body_is_unpacked(client: httpx.Client, runpod: ScriptedRunPod) -> None:
     runpod.script = [Page("COMPLETED", [{"ok": True}])]
-    response = client.post(CHAT, content=PACKED, headers={"content-encoding": "gzip"})
+    response = client.post(CHAT, content=PACKED, headers=AS_JSON | {"content-encoding": "gzip"})
     assert response.status_code == 200
     assert runpod.jobs[0]["input"]["openai_input"] == chat()
 
@@ -228,8 +228,81 @@ def test_no_bytes_at_all_make_the_proxy_fail(
         content=wrapped % content,
         headers={"content-type": content_type},
     )
-    assert response.status_code in (200, 400, 404)
+    assert response.status_code in (200, 400, 404, 415)
     if response.status_code != 200:
         error = response.json()["error"]
         assert error["message"]
         assert "Traceback" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        "Application/JSON ;x=y",
+        "application/vnd.api+json",
+    ],
+)
+def test_json_may_be_called_by_any_of_its_names(
+    client: httpx.Client, runpod: ScriptedRunPod, content_type: str
+) -> None:
+    runpod.script = [Page("COMPLETED", [{"ok": True}])]
+    headers = {"content-type": content_type}
+    assert client.post(CHAT, json=chat(), headers=headers).status_code == 200
+    assert runpod.jobs[0]["input"]["openai_input"] == chat()
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/audio/transcriptions", "/tokenize"])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "text/plain",
+        "text/plain;charset=UTF-8",
+        "text/json",
+        "application/x-www-form-urlencoded",
+        "application/jsonp",
+        "application/json-seq",
+        "application/json, text/plain",
+        "application/json;" + "x" * 300,
+    ],
+)
+def test_a_body_that_is_not_called_json_is_no_job(
+    client: httpx.Client, runpod: ScriptedRunPod, content_type: str | None, path: str
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    response = client.post(path, content=json.dumps(chat()).encode(), headers=headers)
+    assert response.status_code == 415
+    assert error_of(response)["code"] == "unsupported_media_type"
+    assert runpod.jobs == []
+
+
+def test_a_form_is_taken_where_a_route_takes_one_and_nowhere_else(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    content = PART % (b"model", b"m") + PART % (b"messages", b"[]") + b"--b--\r\n"
+    response = client.post(CHAT, content=content, headers={"content-type": FORM})
+    assert response.status_code == 415
+    assert runpod.jobs == []
+
+
+def test_a_byte_order_mark_stays_behind(client: httpx.Client, runpod: ScriptedRunPod) -> None:
+    runpod.script = [Page("COMPLETED", [{"ok": True}])]
+    body = b"\xef\xbb\xbf" + json.dumps(chat()).encode()
+    assert client.post(CHAT, content=body, headers=AS_JSON).status_code == 200
+    assert runpod.jobs[0]["input"]["openai_input"] == chat()
+    assert b"\xef\xbb\xbf" not in runpod.raw_jobs[0]
+
+
+@pytest.mark.parametrize("between", [b"", b"\x00" * 7])
+def test_gzip_of_several_members_is_unpacked(
+    client: httpx.Client, runpod: ScriptedRunPod, between: bytes
+) -> None:
+    runpod.script = [Page("COMPLETED", [{"ok": True}])]
+    body = json.dumps(chat(text="x" * 200_000)).encode()
+    packed = between.join([gzip.compress(body[:9]), gzip.compress(b""), gzip.compress(body[9:])])
+    headers = AS_JSON | {"content-encoding": "gzip"}
+    assert client.post(CHAT, content=packed + between, headers=headers).status_code == 200
+    assert runpod.jobs[0]["input"]["openai_input"] == json.loads(body)

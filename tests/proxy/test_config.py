@@ -18,7 +18,7 @@ from proxy.app import create_app
 from proxy.config import load
 from proxy.config_file import ConfigError
 from proxy.settings import Settings
-from tests.proxy.conftest import KEY, chat, settings_for
+from tests.proxy.conftest import AS_JSON, KEY, chat, settings_for
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
@@ -121,7 +121,7 @@ def test_only_the_models_name_is_changed_in_a_body(
         b'{"seed": 12345678901234567890123, "model":"tiny", "messages":[{"role":"user"}],"t":1.50}'
     )
     with configured(TWO) as client:
-        assert client.post(CHAT, content=body).status_code == 200
+        assert client.post(CHAT, content=body, headers=AS_JSON).status_code == 200
     assert runpod.raw_jobs[0].count(b'"seed":12345678901234567890123,') == 1
     assert b'"t":1.50' in runpod.raw_jobs[0]
 

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.proxy.conftest import chat
+from tests.proxy.conftest import AS_JSON, chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 
 CHAT = "/v1/chat/completions"
@@ -46,7 +46,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 def test_a_wrong_body_is_refused_without_a_job(
     client: httpx.Client, runpod: ScriptedRunPod, body: bytes, param: str | None
 ) -> None:
-    response = client.post(CHAT, content=body)
+    response = client.post(CHAT, content=body, headers=AS_JSON)
     assert response.status_code == 400
     error = error_of(response)
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
@@ -109,14 +109,14 @@ def test_a_wrong_method_is_an_openai_error(client: httpx.Client, method: str, pa
 def test_a_body_over_the_limit_is_refused_without_a_job(
     client: httpx.Client, runpod: ScriptedRunPod, size: int
 ) -> None:
-    response = client.post(CHAT, content=b" " * size)
+    response = client.post(CHAT, content=b" " * size, headers=AS_JSON)
     assert response.status_code == 413
     assert error_of(response)["code"] == "request_too_large"
     assert runpod.jobs == []
 
 
 def test_a_refusal_tells_the_sdk_not_to_repeat_the_request(client: httpx.Client) -> None:
-    assert client.post(CHAT, content=b"{").headers["x-should-retry"] == "false"
+    assert client.post(CHAT, content=b"{", headers=AS_JSON).headers["x-should-retry"] == "false"
 
 
 def test_the_body_reaches_the_worker_as_it_was_sent(

@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from tests.proxy.conftest import KEY, chat
+from tests.proxy.conftest import AS_JSON, KEY, chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.waiting import wait_until
 
@@ -54,7 +54,7 @@ def test_a_message_that_is_no_plain_text_is_none_of_a_uis_own(
 ) -> None:
     runpod.script = [Page("COMPLETED", [FRAME])]
     body = f'{{"model": "m", "messages": [{{"role": "user", "content": {content}}}]}}'
-    assert client.post(CHAT, content=body).status_code == 200
+    assert client.post(CHAT, content=body, headers=AS_JSON).status_code == 200
 
 
 @UP
