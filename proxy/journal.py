@@ -39,7 +39,7 @@ class Journal:
         self._lock: int | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _locked(self._path, os.O_CREAT)
+            self._lock = _created_locked(self._path)
             self._database = _created(self._path)
         except (OSError, sqlite3.Error) as exc:
             log.warning("jobs in flight will not survive a crash of the proxy: %s", exc)
@@ -49,14 +49,25 @@ class Journal:
         """What proxies before this one left; from now on it stands in this one's journal."""
         taken = []
         for path in self._folder.glob("jobs-*.sqlite3"):
-            if (lock := _locked(path)) is None:
-                continue
-            for orphan in _read(path):
-                self.add(orphan.endpoint, orphan.job_id)
-                taken.append(orphan)
-            path.unlink(missing_ok=True)
-            os.close(lock)
+            try:
+                taken += self._take_over(path)
+            except OSError as exc:
+                log.warning("an earlier proxy's journal is not taken over: %s", exc)
         return taken
+
+    def _take_over(self, path: Path) -> list[Orphan]:
+        if (lock := _locked(path)) is None:
+            return []
+        try:
+            orphans = _read(path)
+            for orphan in orphans:
+                self.add(orphan.endpoint, orphan.job_id)
+            path.unlink(missing_ok=True)
+        except OSError as exc:  # its jobs are cancelled all the same, at each start
+            log.warning("an earlier proxy's journal cannot be removed: %s", exc)
+        finally:
+            os.close(lock)
+        return orphans
 
     def add(self, endpoint: str, job_id: str) -> None:
         """Note a job that RunPod has taken."""
@@ -105,18 +116,33 @@ def _read(path: Path) -> list[Orphan]:
         database.close()
 
 
+def _created_locked(path: Path) -> int:
+    """Make the file, and hold its lock before a proxy that starts now can see it."""
+    unseen = path.with_suffix(".new")
+    lock = _locked(unseen, os.O_CREAT)
+    assert lock is not None, "no other knows its name"
+    unseen.rename(path)
+    return lock
+
+
 def _locked(path: Path, flags: int = 0) -> int | None:
-    """A descriptor that holds the file's lock, or None if another has it, or it cannot be opened.
+    """A descriptor that holds the file's lock, or None if another has it, or it has just gone.
 
     SQLite locks ranges of the file by fcntl, which an flock of the whole does not disturb.
+
+    Raises:
+        OSError: it cannot be opened.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
-    except OSError:
+    except FileNotFoundError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError:  # as on a file system without locks
+        os.close(descriptor)
+        raise
     return descriptor

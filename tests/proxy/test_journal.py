@@ -1,11 +1,13 @@
 """What a killed proxy leaves behind, the next one cancels."""
 
+import fcntl
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
@@ -14,7 +16,7 @@ import pytest
 
 from proxy.app import create_app
 from proxy.journal import Journal, Orphan
-from tests.proxy.conftest import chat, settings_for
+from tests.proxy.conftest import asked, chat, settings_for
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_streaming import BODY, CHAT, FRAMES, stream
@@ -31,6 +33,16 @@ journal.add("http://runpod/v2/ep", "job-1")
 journal.add("http://runpod/v2/ep", "job-2")
 journal.remove("job-2")
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+NOT_OURS = """
+# A proxy whose folder belongs to another user, with a journal in it that it may read.
+import os, pathlib, sys
+from proxy.journal import Journal
+if os.getuid() == 0:
+    os.setuid(65534)
+journal = Journal(pathlib.Path(sys.argv[1]))
+print([orphan.job_id for orphan in journal.orphans()])
+journal.close()
 """
 FULL_DISK = """
 import pathlib, resource, sys
@@ -78,6 +90,47 @@ def test_a_journal_that_cannot_be_read_is_cleared_away(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_journal_that_is_not_ours_to_remove_is_warned_of_in_a_line() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        left = Journal(folder)
+        left.add("http://runpod/v2/ep", "job-1")
+        left.close()
+        (folder / "jobs-folder.sqlite3").mkdir()
+        for path in folder.glob("*.sqlite3"):
+            path.chmod(0o777)
+        folder.chmod(0o555)
+        ran = subprocess.run(
+            [sys.executable, "-c", NOT_OURS, name], cwd=ROOT, capture_output=True, text=True
+        )
+        folder.chmod(0o755)
+    assert (ran.stdout, ran.returncode) == ("['job-1']\n", 0)
+    assert "cannot be removed" in ran.stderr
+    assert "is not taken over" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert len(ran.stderr.splitlines()) == 3  # with the one about its own journal
+
+
+def test_a_journal_is_locked_before_a_proxy_that_starts_meanwhile_can_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def start_another(descriptor: int, flags: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        other = Journal(tmp_path)
+        assert other.orphans() == []
+        other.close()
+        lock(descriptor, flags)
+
+    monkeypatch.setattr(fcntl, "flock", start_another)
+    journal = Journal(tmp_path)
+    journal.add("http://runpod/v2/ep", "job-1")
+    journal.close()
+    with closing(Journal(tmp_path)) as following:
+        assert following.orphans() == [Orphan("http://runpod/v2/ep", "job-1")]
+
+
 def test_a_disk_that_is_full_from_the_start_leaves_it_in_memory(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", FULL_DISK, tmp_path], cwd=ROOT, capture_output=True, text=True
@@ -116,6 +169,29 @@ def test_a_proxy_that_was_killed_cancels_its_jobs_when_it_comes_back(
         wait_until(lambda: runpod.cancelled == [runpod.job_id])
     finally:
         second.close()
+
+
+@pytest.mark.slow
+def test_two_proxies_on_one_state_folder_leave_each_others_jobs_alone(
+    scripted_runpod: tuple[ScriptedRunPod, str], runpod: ScriptedRunPod, tmp_path: Path
+) -> None:
+    runpod.script = [Page("IN_PROGRESS")]
+    with ExitStack() as stack:
+        first, second = (Proxy(scripted_runpod[1], state_dir=tmp_path) for _ in range(2))
+        stack.callback(first.close)
+        stack.callback(second.close)
+        stack.enter_context(asked(second.client))
+        wait_until(lambda: len(first.journal()) == 1)  # it reads all journals in the folder
+        (kept,) = first.journal()
+        with asked(first.client):
+            wait_until(lambda: len(first.journal()) == 2)
+            (left,) = set(first.journal()) - {kept}
+            first.process.kill()
+            first.process.wait()
+        third = Proxy(scripted_runpod[1], state_dir=tmp_path)
+        stack.callback(third.close)
+        wait_until(lambda: first.journal() == [kept])
+        assert set(runpod.cancelled) == {left}
 
 
 @pytest.mark.slow
