@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-fast ui-check chaos soak conformance check lock images-check clean clean-all
 
-SET_UP = "$$(scripts/find_python.sh)" -m scripts.set_up
+SET_UP = python="$$(scripts/find_python.sh)" && "$$python" -m scripts.set_up
 PROJECT_PYTHON = .venv/bin/python
 
 help: ## list the targets
@@ -13,7 +13,7 @@ setup: ## make both environments and the built-in models (once; minutes)
 	@$(SET_UP)
 
 run: ## start emulator, worker with vLLM on the CPU, and proxy; MODEL= serves another model
-	@$(SET_UP) project vllm flags $(if $(MODEL),,models)
+	@$(SET_UP) ports project vllm flags $(if $(MODEL),,models)
 	@$(PROJECT_PYTHON) -m scripts.run
 
 test: setup ## run every test, real vLLM included; ARGS= goes to pytest
@@ -46,7 +46,7 @@ check: ## lint, formatting and types
 	@$(PROJECT_PYTHON) -m mypy
 
 lock: ## regenerate requirements/*.txt; UPGRADE=1 takes the newest of everything
-	@"$$(scripts/find_python.sh)" -m scripts.lock $(if $(UPGRADE),--upgrade)
+	@python="$$(scripts/find_python.sh)" && "$$python" -m scripts.lock $(if $(UPGRADE),--upgrade)
 
 images-check: setup ## build both images and run them, without Docker (needs root on Debian)
 	@scripts/images_check.sh

@@ -18,7 +18,7 @@ import httpx
 import tomlkit
 
 from scripts.models import Model
-from scripts.processes import Process, ProcessDied, free_port, is_free, last_lines, stop
+from scripts.processes import Process, ProcessDied, check_port, free_port, last_lines, stop
 from scripts.progress import SetUpError
 from scripts.set_up import vllm_command, vllm_flags
 
@@ -224,8 +224,7 @@ def _inherited() -> dict[str, str]:
 
 
 def _port(wanted: int, setting: str) -> int:
-    if wanted and not is_free(wanted):
-        raise SetUpError(f"port {wanted} is taken: stop what listens there, or set {setting}")
+    check_port(wanted, setting)
     return wanted or free_port()
 
 

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from scripts.progress import SetUpError
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = ROOT / "emulator" / "launcher.py"
@@ -86,12 +88,28 @@ def stop(processes: Iterable[Process], seconds: float) -> None:
             process.kill()
 
 
-class Follower:
-    """Prints what is appended to the log files in a folder, each line after its file's name."""
+def with_name(log: Path, line: str) -> str:
+    """The line after its file's name."""
+    return f"{log.stem} | {line}"
 
-    def __init__(self, folder: Path) -> None:
+
+class Follower:
+    """Prints what is appended to the log files in a folder, each line as `shown` has it.
+
+    A line of which that makes None is not printed, nor what is `old`: there already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shown: Callable[[Path, str], str | None] = with_name,
+        *,
+        old: bool = True,
+    ) -> None:
         self._folder = folder
-        self._read: dict[Path, int] = {}
+        self._shown = shown
+        logs = () if old else folder.glob("*.log")
+        self._read = {log: log.stat().st_size for log in logs}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -114,7 +132,9 @@ class Follower:
                 if not line.endswith(b"\n"):
                     break
                 self._read[log] = self._read.get(log, 0) + len(line)
-                print(f"{log.stem} | {line.decode(errors='replace').rstrip()}", flush=True)
+                text = self._shown(log, line.decode(errors="replace").rstrip())
+                if text is not None:
+                    print(text, flush=True)
 
 
 def last_lines(file: Path, count: int = 30) -> list[str]:
@@ -132,6 +152,16 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def check_port(port: int, setting: str) -> None:
+    """Return if a server can listen on that port; 0 stands for any.
+
+    Raises:
+        SetUpError: another program does; the message names the setting that changes the port.
+    """
+    if port and not is_free(port):
+        raise SetUpError(f"port {port} is taken: stop what listens there, or set {setting}")
 
 
 def free_port() -> int:

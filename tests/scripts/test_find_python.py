@@ -1,5 +1,6 @@
 """The Python that environments are made with: one that really runs and has what it takes."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,21 @@ def test_without_any_it_says_what_to_do(path: Path) -> None:
     assert found.returncode == 1
     assert "No Python 3.11, 3.12 or 3.13" in found.stderr
     assert "PYTHON=" in found.stderr
+
+
+def test_make_without_any_says_so_and_nothing_else(path: Path) -> None:
+    for name in ("make", "sh", "awk"):
+        found = shutil.which(name)
+        assert found is not None
+        (path / name).symlink_to(found)
+    done = subprocess.run(
+        ["make", "setup"],
+        cwd=SCRIPT.parents[1],
+        env={"PATH": str(path), "PYTHON": "no-such-python"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "Permission denied" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ")]
+    assert [line.split()[0] for line in lines] == ["No", "Install"]

@@ -183,6 +183,21 @@ def test_the_workers_settings_pass_through(up: Run) -> None:
     assert up.served() == ["some-model"]
 
 
+def test_it_shows_each_request_and_what_becomes_of_workers(start: Start) -> None:
+    run = start(IDLE_TIMEOUT="1")
+    run.wait_for("Up until Ctrl-C")
+    run.wait_for('"prompt": "Hello!"}}')
+    wait_until(lambda: not run.engines(), seconds=60)
+    curl = run.output[run.output.index("curl -N") :].split("\n\n")[0]
+    subprocess.run(curl, shell=True, capture_output=True, timeout=100)
+    run.wait_for("POST /v1/chat/completions 200")
+    shown = run.output.partition('"prompt": "Hello!"}}')[2].splitlines()
+    lines = [line for line in shown if re.match(r"\d\d:\d\d:\d\d  ", line)]
+    assert re.search(r"  endpoint local is (warming|ready): ", "\n".join(lines))
+    assert re.search(r"  POST /v1/chat/completions 200 ", "\n".join(lines))
+    assert "proxy.access" not in "\n".join(lines)
+
+
 def test_logs_of_others_in_its_folder_stay(start: Start, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -270,6 +285,7 @@ def test_a_port_that_is_taken_is_named(start: Start, name: str) -> None:
         assert run.process.wait(100) == 1
     assert f"port {port} is taken" in run.output
     assert f"set {name}" in run.output
+    assert "Starting" not in run.output
     wait_until(lambda: not run.left())
 
 

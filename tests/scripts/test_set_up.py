@@ -1,7 +1,11 @@
 """What is set up, what is left to the user, and what is served."""
 
+import os
 import platform
 import shlex
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import pytest
 from scripts import set_up
 from scripts.models import find_models
 from scripts.progress import SetUpError
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +87,62 @@ def test_what_the_environment_says_of_the_worker_is_about_the_model_to_chat_with
     chat, embed = find_models()
     assert "MAX_MODEL_LEN" not in chat.settings
     assert embed.settings["MAX_MODEL_LEN"] == "512"
+
+
+MAKE = ("-m", "scripts.set_up")
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_installed() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, *MAKE, "ports"],
+            env={**os.environ, "PROXY_PORT": port, "EMULATOR_PORT": "0"},
+            cwd=set_up.ROOT,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == f"\nport {port} is taken: stop what listens there, or set PROXY_PORT\n"
+
+
+@pytest.mark.parametrize("value", ["eighty", "70000", "-1"])
+def test_what_is_no_port_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("EMULATOR_PORT", value)
+    with pytest.raises(SetUpError, match=f"EMULATOR_PORT is '{value}'"):
+        set_up.check_ports()
+
+
+def test_ctrl_c_ends_it_in_one_line(tmp_path: Path) -> None:
+    waits = tmp_path / "waits"
+    waits.write_text(f"#!/bin/sh\ntouch {tmp_path}/waiting\nexec sleep 60\n")
+    waits.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(waits)
+    with subprocess.Popen(
+        [sys.executable, *MAKE, "vllm"],
+        env={**os.environ, "VLLM_VENV": str(tmp_path), "WORKER_VLLM_COMMAND": ""},
+        cwd=set_up.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        wait_until((tmp_path / "waiting").exists)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output.strip().splitlines()[-1].startswith("Stopped.")
+    assert "Traceback" not in output
+
+
+def test_a_full_disk_is_told_before_the_download(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(set_up, "VLLM_BYTES", 10**18)
+    with pytest.raises(SetUpError, match=r"GB free, and vLLM needs .* XDG_CACHE_HOME"):
+        set_up._check_space(tmp_path / "cache" / "vllm")
