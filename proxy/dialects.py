@@ -10,7 +10,7 @@ Anthropic's clients read named events, with `ping` for a sign of life and `error
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ _ANTHROPIC_TYPES = {
 
 vLLM 0.32 has names of its own here (`BadRequestError`), vLLM 0.33 goes by the status as well.
 """
+_CHATS_ERROR = re.compile(rb'^data: ?\{"error"', re.MULTILINE)
 _SEQUENCE_NUMBER = re.compile(rb"\s*(\d{1,18})")
 
 
@@ -95,6 +96,18 @@ def _responses_error(error: ProxyError, context: StreamContext) -> bytes:
     response = _response(context) | {"status": "failed", "error": reason}
     second = {"type": "response.failed", "sequence_number": number + 1, "response": response}
     return _named_event("error", first) + _named_event("response.failed", second)
+
+
+def _responses_passing(whole: bytes, context: StreamContext) -> bytes:
+    """A worker that is not ours ends any stream with an error in the form of a chat's."""
+    before, last = split_end(whole, ()) if _CHATS_ERROR.search(whole) else (whole, b"")
+    if not last:
+        return whole
+    name, body = fields_of(next(events_of(last)))
+    if name:
+        return whole
+    so_far = replace(context, first=context.first or before, last=before or context.last)
+    return before + _responses_error(VLLMError(502, body), so_far)
 
 
 def _facts(error: ProxyError) -> dict[str, Any]:
@@ -207,6 +220,7 @@ RESPONSES = Dialect(
     _responses_error,
     _responses_keep_alive,
     _openai_body,
+    passing=_responses_passing,
 )
 MESSAGES = Dialect(
     (b"message_stop",),

@@ -114,7 +114,9 @@ async def _events(
         context.outcome = context.outcome or "completed"
     except ProxyError as exc:
         context.outcome = exc.code or exc.type
-        yield (rewriter.rest() if rewriter else b"") + dialect.error(exc, context)
+        # A large event may have been passed on in parts, and its end be missing.
+        gap = b"" if context.last.endswith(b"\n\n") or not context.last else b"\n\n"
+        yield gap + (rewriter.rest() if rewriter else b"") + dialect.error(exc, context)
     except Exception:
         log.exception("a stream broke")
         error = InternalError("The proxy failed to relay the answer.")

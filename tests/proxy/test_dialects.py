@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.proxy.conftest import KEY, chat
 from tests.proxy.node_clients import needs_node, node_clients, run_in_node
 from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
 from tests.proxy.test_streaming import CHAT, HEAD, last_error, parts_of
+from tests.waiting import wait_until
 
 __all__ = ["node_clients"]
 
@@ -54,8 +56,9 @@ def sdk(proxy_url: str) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture
-def claude(proxy_url: str) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=proxy_url, api_key=KEY, max_retries=0)
+def claude(proxy_url: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=proxy_url, api_key=KEY, max_retries=0) as client:
+        yield client
 
 
 def breaks_off(runpod: ScriptedRunPod) -> None:
@@ -116,6 +119,26 @@ def test_vllms_late_error_on_the_responses_route_has_text_in_each_field(
         error, failed = events_of(response.read().decode())
     assert error["error"] == said | {"code": "BadRequestError"}
     assert failed["response"]["error"] == {"code": "BadRequestError", "message": "too long"}
+
+
+def test_an_error_that_a_worker_says_in_the_form_of_a_chats_is_said_in_both_forms(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    said = 'data: {"error": {"message": "engine died", "type": "InternalServerError"}}\n\n'
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": BEGINNING + said, "end": True}])]
+    *_, error, failed = events_of(client.post(RESPONSES, json=asks()).text)
+    assert (error["message"], failed["response"]["error"]["message"]) == ("engine died",) * 2
+    assert (error["sequence_number"], failed["sequence_number"]) == (2, 3)
+    assert failed["response"]["id"] == "resp_0123"
+
+
+def test_an_error_behind_half_an_event_is_an_event_of_its_own(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    half = f"data: {chunks('x').partition('}')[0].removeprefix('data: ')}"
+    runpod.script = [Page("IN_PROGRESS", [HEAD | {"text": half}]), Page("FAILED")]
+    text = client.post(CHAT, json=chat(stream=True)).text
+    assert last_error(text)["code"] == "worker_failed"
 
 
 def asks(**fields: Any) -> dict[str, Any]:
@@ -181,7 +204,13 @@ def begins_late(runpod: ScriptedRunPod, chunk_id: str) -> None:
         Page("IN_QUEUE", hold=hold),
         Page("COMPLETED", [HEAD | {"text": chunks(chunk_id), "end": True}]),
     ]
-    threading.Timer(1.5, hold.set).start()
+
+    def release() -> None:
+        wait_until(lambda: bool(runpod.jobs))
+        time.sleep(1.5)  # longer than the headers are held
+        hold.set()
+
+    threading.Thread(target=release, daemon=True).start()
 
 
 def chunks(chunk_id: str) -> str:
