@@ -91,7 +91,7 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
             stack.push_async_callback(canceller.drain, LAST_CALLS_SECONDS)
             numbers, warmer, sharing = Metrics(), Warmer(), Sharing()
             memory = Memory(settings.max_buffered_bytes)
-            backends = Backends(settings, client, canceller, journal, numbers)
+            backends = Backends(settings, client, canceller, journal, numbers, memory)
             stack.push_async_callback(backends.close, LAST_CALLS_SECONDS)
             stack.push_async_callback(sharing.close)
             stack.push_async_callback(warmer.close)

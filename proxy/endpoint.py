@@ -7,9 +7,10 @@ output out once.
 """
 
 import asyncio
+import gc
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -26,8 +27,10 @@ from proxy.errors import (
     UpstreamUnavailable,
     WorkerFailed,
 )
+from proxy.memory import Memory, Reservation
 from proxy.metrics import Metrics
 from proxy.pacing import CANCEL_BURST, Budget, Limit
+from proxy.response_bodies import whole_body
 from proxy.standing import Standing
 
 ANSWER_MARGIN_SECONDS = 15
@@ -47,6 +50,10 @@ CANNOT_BE_SENT = (
 )
 """What httpx 0.28 raises for a URL or a header that cannot be sent."""
 
+MAX_ANSWER_BYTES = 64 * 2**20
+"""The largest answer of /stream and /status; RunPod keeps results of 20 MB at most."""
+MAX_SHORT_BYTES = 2**20
+"""The largest answer of any other call."""
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:~-]{0,199}")
 """What can stand in a URL, a header and the log as it is; RunPod's are UUIDs with a suffix."""
 
@@ -83,6 +90,8 @@ class StreamPage:
 
     status: JobStatus
     outputs: list[Any]
+    reservation: Reservation | None = None
+    """What the answer holds of the memory for all; it goes with the page."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "StreamPage":
@@ -105,6 +114,8 @@ class JobState:
     execution_ms: int | None = None
     worker_id: str | None = None
     """The worker that has the job, or had it last."""
+    reservation: Reservation | None = None
+    """See StreamPage."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "JobState":
@@ -148,14 +159,20 @@ class Endpoint:
         api_key: str,
         limits: Limits,
         metrics: Metrics,
+        memory: Memory,
         key_variable: str = "RUNPOD_API_KEY",
     ) -> None:
         self.url = url
         self.name = name
         self.standing = Standing(f"endpoint {name}", key_variable)
         self._client = client
-        self._headers = {"authorization": f"Bearer {api_key}", "content-type": "application/json"}
+        self._headers = {
+            "authorization": f"Bearer {api_key}",
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+        }
         self._metrics = metrics
+        self._memory = memory
         self._run = Budget(limits.run)
         self._stream = Budget(limits.stream)
         self._status = Budget(limits.status)
@@ -189,14 +206,21 @@ class Endpoint:
         hold_seconds = max(SHORTEST_HOLD_SECONDS, wait_seconds)
         path = f"/stream/{job_id}?wait={round(hold_seconds * 1000)}"
         answer = await self._call(
-            self._stream, "GET", path, hold_seconds=hold_seconds, urgent=urgent
+            self._stream,
+            "GET",
+            path,
+            hold_seconds=hold_seconds,
+            urgent=urgent,
+            reservation=(reservation := self._memory.reserve()),
         )
-        return StreamPage.of(answer)
+        return replace(StreamPage.of(answer), reservation=reservation)
 
     async def status(self, job_id: str) -> JobState:
         """How the job stands, with everything it has put out if it is done."""
-        answer = await self._call(self._status, "GET", f"/status/{job_id}")
-        return JobState.of(answer)
+        reservation = self._memory.reserve()
+        path = f"/status/{job_id}"
+        answer = await self._call(self._status, "GET", path, reservation=reservation)
+        return replace(JobState.of(answer), reservation=reservation)
 
     async def cancel(self, job_id: str) -> JobStatus:
         """Ask for the job to be stopped, and return its state after that."""
@@ -222,19 +246,23 @@ class Endpoint:
         connect_seconds: float | None = None,
         urgent: bool = False,
         on_turn: Callable[[], None] = lambda: None,
+        reservation: Reservation | None = None,
     ) -> Mapping[str, Any]:
+        """One call. What its answer holds in memory is counted if there is a reservation."""
         operation = path[1:].partition("/")[0]
         async with budget.turn(urgent=urgent):
             on_turn()
             try:
-                response = await self._send(method, path, content, hold_seconds, connect_seconds)
+                response, body = await self._send(
+                    method, path, content, hold_seconds, connect_seconds, reservation
+                )
             except (UpstreamUnavailable, UpstreamMisconfigured):
                 self._metrics.note_call(self.name, operation, "error")
                 raise
         self._metrics.note_call(self.name, operation, str(response.status_code))
         self.standing.note(response.status_code, names_job=operation not in ("run", "health"))
         try:
-            return _checked(response)
+            return _checked(response, body)
         except UpstreamBusy as exc:
             budget.slow_down(exc.retry_after_seconds)
             raise
@@ -246,7 +274,8 @@ class Endpoint:
         content: bytes | None,
         hold_seconds: float,
         connect_seconds: float | None,
-    ) -> httpx.Response:
+        reservation: Reservation | None,
+    ) -> tuple[httpx.Response, bytes]:
         timeout = httpx.Timeout(self._client.timeout)
         timeout.read = hold_seconds + ANSWER_MARGIN_SECONDS
         timeout.connect = connect_seconds or timeout.connect
@@ -254,9 +283,11 @@ class Endpoint:
             # httpx's timeouts are for each piece of an answer, however many there are.
             limit = hold_seconds + (timeout.connect or 0) + MAX_ANSWER_SECONDS
             async with asyncio.timeout(limit):
-                return await self._client.request(
+                async with self._client.stream(
                     method, self.url + path, content=content, headers=self._headers, timeout=timeout
-                )
+                ) as response:
+                    max_bytes = MAX_SHORT_BYTES if reservation is None else MAX_ANSWER_BYTES
+                    return response, await whole_body(response, max_bytes, reservation)
         except httpx.ConnectError as exc:
             raise NotSent("RunPod could not be reached.") from exc
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
@@ -293,7 +324,7 @@ def _milliseconds(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 
-def _checked(response: httpx.Response) -> Mapping[str, Any]:
+def _checked(response: httpx.Response, body: bytes) -> Mapping[str, Any]:
     """The answer's JSON object, or the error that its status means."""
     status = response.status_code
     if status == 429:
@@ -309,12 +340,23 @@ def _checked(response: httpx.Response) -> Mapping[str, Any]:
     if not response.is_success:
         raise UpstreamUnavailable(f"RunPod answered HTTP {status}.")
     try:
-        answer = msgspec.json.decode(response.content)
+        answer = _decoded(body)
     except (ValueError, RecursionError) as exc:
         raise UpstreamUnavailable("RunPod's answer is not JSON.") from exc
     if not isinstance(answer, dict):
         raise UpstreamUnavailable("RunPod's answer is not a JSON object.")
     return answer
+
+
+def _decoded(body: bytes) -> Any:
+    """Python's garbage collector would look at a million new objects again and again."""
+    if len(body) < MAX_SHORT_BYTES or not gc.isenabled():
+        return msgspec.json.decode(body)
+    gc.disable()
+    try:
+        return msgspec.json.decode(body)
+    finally:
+        gc.enable()
 
 
 def _worker_id(value: Any) -> str | None:

@@ -33,6 +33,7 @@ from proxy.errors import (
 from proxy.events import DONE, Completion, WholeEvents
 from proxy.jobs import Bounds
 from proxy.refusals import Trust
+from proxy.response_bodies import pieces_of
 from proxy.standing import Standing
 from proxy.watch import Watch
 from proxy.wire import JSON, Head, checked_head
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 WORKER_ID: Final = "x-runpod-worker-id"
 """Only a worker's own answers carry it."""
+MAX_REFUSAL_BYTES: Final = 65_536
+"""How much of a refusal is looked at."""
 NO_WORKER: Final = ("timed out waiting for worker", "no workers available")
 
 
@@ -129,6 +132,8 @@ class RelayedAnswer:
         self._answered = time.monotonic()
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
+        self._begun: list[bytes] = []
+        """Pieces of the body that were looked at before they are passed on."""
         self._reading: asyncio.Task[bytes | None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -145,7 +150,6 @@ class RelayedAnswer:
         if self._relay.watch is not None and is_workers_own:
             self._relay.watch.note_answer()
             self._relay.trust.note_worked()
-        self._chunks = response.aiter_bytes()
         self._answered = time.monotonic()
         self._deadlines.note_started()
         self.head = checked_head(
@@ -247,6 +251,7 @@ class RelayedAnswer:
 
     async def _try(self) -> tuple[httpx.Response, ProxyError | None]:
         response = self._response = await self._relay.send(self._request)
+        self._chunks, self._begun = pieces_of(response), []
         if WORKER_ID not in response.headers or response.is_success:
             self._relay.standing.note(response.status_code, names_job=True)
         return response, await self._failure(response)
@@ -271,7 +276,7 @@ class RelayedAnswer:
                 raise failure
             return failure
         if status == 400:
-            said = (await response.aread()).decode(errors="replace").lower()
+            said = (await self._beginning()).decode(errors="replace").lower()
             if any(words in said for words in NO_WORKER):
                 return UpstreamUnavailable("RunPod has no worker for the endpoint.")
         return None
@@ -290,8 +295,18 @@ class RelayedAnswer:
         self._deadlines.note_output()
         return chunk
 
+    async def _beginning(self) -> bytes:
+        assert self._chunks is not None
+        size = 0
+        while size < MAX_REFUSAL_BYTES and (piece := await anext(self._chunks, None)) is not None:
+            self._begun.append(piece)
+            size += len(piece)
+        return b"".join(self._begun)
+
     async def _read(self) -> bytes | None:
         assert self._chunks is not None
+        if self._begun:
+            return self._begun.pop(0)
         return await anext(self._chunks, None)
 
     def _cold_start_reason(self) -> str:

@@ -15,6 +15,7 @@ from proxy.config import Config, EndpointConfig, FallbackURL, ModelConfig, secre
 from proxy.endpoint import Endpoint, Limits
 from proxy.jobs import Bounds, Jobs
 from proxy.journal import Journal
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.models import Model, Models
 from proxy.relay import Relay
@@ -38,8 +39,10 @@ class Backends:
         canceller: Canceller,
         journal: Journal,
         metrics: Metrics,
+        memory: Memory,
     ) -> None:
         self._settings = settings
+        self._memory = memory
         self._client = client
         self._canceller = canceller
         self._journal = journal
@@ -120,6 +123,7 @@ class Backends:
                 cancel=config.cancel_limit or settings.cancel_limit,
             ),
             metrics=self._metrics,
+            memory=self._memory,
             key_variable=config.api_key_env,
         )
         pause_seconds = config.failed_start_pause_seconds

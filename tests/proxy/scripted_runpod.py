@@ -111,6 +111,7 @@ class ScriptedRunPod:
         """How many calls were, by operation."""
         self.cancelled: list[str] = []
         self.stream_calls = 0
+        self.stream_headers: list[dict[str, str]] = []
 
     @property
     def health_calls(self) -> int:
@@ -166,6 +167,7 @@ class ScriptedRunPod:
         self.stream_calls += 1
         if isinstance(step, Fault):
             return _broken() if step.status == 0 else Response(b"", step.status, step.headers)
+        self.stream_headers.append(dict(request.headers))
         if isinstance(step, Raw):
             return Response(step.body, headers=step.headers, media_type="application/json")
         seconds = int(request.query_params["wait"]) / 1000

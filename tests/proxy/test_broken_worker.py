@@ -1,10 +1,13 @@
 """A worker or a RunPod that says nonsense is a clean 502, or is asked again: never a traceback."""
 
+import gzip
 import logging
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.responses import JSONResponse
 
@@ -15,6 +18,7 @@ from tests.proxy.scripted_runpod import Page, Raw, ScriptedRunPod
 from tests.proxy.test_any_json import nested
 from tests.proxy.test_requests import error_of
 from tests.proxy.test_streaming import BODY, CHAT, FRAMES, PATIENT, stream
+from tests.waiting import wait_until
 
 PLAIN: dict[str, Any] = {"seq": 0, "status": 200, "content_type": "application/json", "text": "1"}
 END = {"end": True}
@@ -209,3 +213,61 @@ def test_a_worker_that_tells_new_models_with_each_answer_makes_no_endless_list(
     listed = fresh_client.get("/v1/models").json()["data"]
     assert len(listed) == MAX_SERVED
     assert listed[MAX_MODELS - 1]["id"] == f"0-{MAX_MODELS - 1}"
+
+
+def packed(page: bytes) -> Raw:
+    return Raw(gzip.compress(page), {"content-encoding": "gzip"})
+
+
+def test_runpod_is_asked_for_no_packing_and_read_when_it_packs_all_the_same(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    outputs = [{"output": PLAIN | END}]
+    runpod.script = [packed(msgspec.json.encode({"status": "COMPLETED", "stream": outputs}))]
+    assert client.post(CHAT, json=chat()).text == "1"
+    assert {headers["accept-encoding"] for headers in runpod.stream_headers} == {"identity"}
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip"])
+def test_a_page_that_cannot_be_unpacked_is_asked_for_again(
+    client: httpx.Client, runpod: ScriptedRunPod, encoding: str
+) -> None:
+    runpod.script = [Raw(b"nonsense", {"content-encoding": encoding}), Page("COMPLETED", FRAMES)]
+    assert stream(client) == (200, BODY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_page_larger_than_any_is_refused_in_little_memory(
+    fresh_client: httpx.Client,
+    runpod: ScriptedRunPod,
+    monkeypatch: pytest.MonkeyPatch,
+    is_packed: bool,
+) -> None:
+    monkeypatch.setattr("proxy.endpoint.MAX_ANSWER_BYTES", 2**20)
+    page = b'{"stream": [{"output": "%s"}]}' % (b"x" * 40 * 2**20)
+    runpod.script = [packed(page) if is_packed else Raw(page)]
+    tracemalloc.start()
+    try:
+        response = fresh_client.post(CHAT, json=chat())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (response.status_code, error_of(response)["code"]) == (502, "worker_failed")
+    assert peak < 20 * 2**20
+    wait_until(lambda: runpod.cancelled == [runpod.job_id])
+
+
+@pytest.mark.parametrize("settings", [{"max_buffered_bytes": 200_000}], indirect=True)
+def test_an_answer_counts_against_the_memory_for_all(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    runpod.script = [Page("COMPLETED", [PLAIN | {"text": "x" * 300_000} | END])]
+    response = fresh_client.post(CHAT, json=chat())
+    assert (response.status_code, error_of(response)["code"]) == (503, "memory_limit_reached")
+    for _ in range(3):  # and is given back
+        runpod.script, runpod.stream_calls = (
+            [Page("COMPLETED", [PLAIN | {"text": "x" * 150_000} | END])],
+            0,
+        )
+        assert fresh_client.post(CHAT, json=chat()).status_code == 200

@@ -10,6 +10,7 @@ import pytest
 from proxy.backends.starts import Starts
 from proxy.endpoint import Endpoint, Limits, create_client
 from proxy.errors import UpstreamMisconfigured
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.pacing import Limit
 from proxy.watch import State, Watch
@@ -32,7 +33,15 @@ UNSENDABLE = pytest.mark.parametrize(
 
 
 def endpoint_at(client: httpx.AsyncClient, url: str, key: str) -> Endpoint:
-    return Endpoint(client, url, name="ep", api_key=key, limits=LIMITS, metrics=Metrics())
+    return Endpoint(
+        client,
+        url,
+        name="ep",
+        api_key=key,
+        limits=LIMITS,
+        metrics=Metrics(),
+        memory=Memory(2**30),
+    )
 
 
 @UNSENDABLE
