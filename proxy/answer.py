@@ -71,7 +71,8 @@ class JobAnswer:
         on_head: Callable[[Head, bytes], None],
     ) -> None:
         self.head: Head | None = None
-        self._submit = submit
+        self._submit: Callable[[], Awaitable[Job]] | None = submit
+        """Holds the request's body; None as soon as RunPod has it."""
         self._wants_stream = wants_stream
         self._ends = ends
         self._endpoint = endpoint
@@ -93,7 +94,9 @@ class JobAnswer:
 
     async def open(self) -> bytes:
         """See Answer."""
+        assert self._submit is not None, "it is opened once"
         self._job = await self._submit()
+        self._submit = None
         self._pieces = self._read(self._job)
         async for piece in self._pieces:
             if self.head is not None:
@@ -111,6 +114,7 @@ class JobAnswer:
 
     def close(self) -> None:
         """See Answer: the job is cancelled unless it has ended."""
+        self._submit = None
         if self._job is not None:
             self._job.close()
 

@@ -16,6 +16,8 @@ from proxy.turns import Steps, Turns
 DISCARDED_BYTES = 64 * 1024 * 1024
 """How much of a body that is refused is still read, so that the client gets to our answer."""
 MAX_CONTENT_TYPE_BYTES = 256
+COPIES = 2
+"""Each byte of a body counts as two: as it came, and in the job that is made of it."""
 PIECE_BYTES = 64 * 1024
 """So much is unpacked at a time."""
 PACKED_PIECE_BYTES = 4 * 1024
@@ -81,15 +83,17 @@ class _Buffer:
         self._max_bytes = max_bytes
         self._reservation = reservation
         self._pieces: list[bytes] = []
+        self._size = 0
 
     def add(self, piece: bytes) -> None:
         """Keep this piece; raises RequestTooLarge or MemoryLimitReached."""
-        if self._reservation.size + len(piece) > self._max_bytes:
+        self._size += len(piece)
+        if self._size > self._max_bytes:
             raise RequestTooLarge(
                 f"The request body is larger than {self._max_bytes:,} bytes, the most this service "
                 "takes."
             )
-        self._reservation.grow(len(piece))
+        self._reservation.grow(COPIES * len(piece))
         self._pieces.append(piece)
 
     def clear(self) -> None:

@@ -7,7 +7,7 @@ values stay slices of the body (`msgspec.Raw`), so a body of a million messages 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -93,6 +93,19 @@ class JSONContent:
 
 
 @dataclass(frozen=True, slots=True)
+class SentContent:
+    """What is kept of a body that was handed on. See Content."""
+
+    content_type: str
+    model: str | None
+    wants_stream: bool
+
+    def naming(self, model: str | None) -> bytes:
+        """There is nothing left to be named."""
+        raise AssertionError("the body was handed on")
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One request of a client, as far as it matters to whoever answers it."""
 
@@ -113,6 +126,13 @@ class Call:
         """Does the client expect a stream of events?"""
         wants = self.content.wants_stream if self.content else "stream=true" in self.query
         return wants and self.route.may_stream
+
+    def without_body(self) -> "Call":
+        """The call for those who need no more of its body, so that they do not keep it."""
+        if (content := self.content) is None:
+            return self
+        sent = SentContent(content.content_type, content.model, content.wants_stream)
+        return replace(self, content=sent)
 
     @property
     def target(self) -> str:

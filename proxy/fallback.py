@@ -31,7 +31,8 @@ class FallbackAnswer:
         on_fallback: Callable[[], None],
     ) -> None:
         self._first = first
-        self._second = second
+        self._second: Callable[[], Answer] | None = second
+        """Holds the request's body; None once it is known who answers."""
         self._after_seconds = after_seconds
         self._on_fallback = on_fallback
         self._chosen = first
@@ -58,6 +59,7 @@ class FallbackAnswer:
                 async with asyncio.timeout(self._after_seconds):
                     piece = await self._first.open()
                 if self._first.head is None or not _is_broken(self._first.head.status):
+                    self._second = None
                     return piece
                 log.warning("asking the fallback: the model's server answered an error")
             except TimeoutError:
@@ -70,7 +72,9 @@ class FallbackAnswer:
                 log.warning("asking the fallback: %s", exc)
             self._first.close()
         self._on_fallback()
+        assert self._second is not None, "it is opened once"
         self._chosen = self._second()
+        self._second = None
         return await self._chosen.open()
 
     def pieces(self) -> AsyncIterator[bytes]:

@@ -57,6 +57,7 @@ async def _serve(request: Request, pattern: str) -> Response:
     terms = _terms(request, model, key)
     asked = await here.shield.answer(call, model, terms)
     answer = request.state.answer = here.sharing.share(request, key, call, asked)
+    call = call.without_body()  # the answer has it, as long as it may have to be sent
     try:
         return await _respond(request, here, call, model, key, terms, answer, rewriter)
     except BaseException:
