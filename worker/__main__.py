@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from worker.answer import VLLMClient
 from worker.command import (
@@ -39,7 +39,7 @@ from worker.translation import LIBRARIES, unquote
 
 log = logging.getLogger("worker")
 
-REFUSALS: int = 100
+REFUSALS: Final = 100
 """How many jobs at once are answered that the model did not start."""
 
 
@@ -52,7 +52,8 @@ def main() -> int:
     # At its default level, DEBUG, the SDK prints every output of every job.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", os.environ.get("RUNPOD_DEBUG_LEVEL", "INFO"))
     try:
-        unquote(os.environ, own_names() | {*LIBRARIES, "MODEL_NAME"})
+        # Quotes around a command may be a part of it: of a program whose path has a blank.
+        unquote(os.environ, own_names() - {"WORKER_VLLM_COMMAND"} | {*LIBRARIES, "MODEL_NAME"})
         run(WorkerSettings.from_environment())
     except StartError as error:
         if error.in_configuration:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from worker.errors import ModelNotStarted, StartCause
+from worker.hub import BAD_CREDENTIALS, BAD_CREDENTIALS_MESSAGE
 from worker.redaction import redact
 
 Chosen = Mapping[str, str]
@@ -94,6 +95,7 @@ KNOWN: Final = (
         "room for the model.",
         in_configuration=False,
     ),
+    Known("model_gated", BAD_CREDENTIALS, BAD_CREDENTIALS_MESSAGE),
     Known(
         "revision_not_found",
         r"RevisionNotFoundError|Revision Not Found|is not a valid git identifier",
@@ -154,6 +156,26 @@ KNOWN: Final = (
         r"no kernel image is available for execution on the device",
         "This vLLM is not built for this GPU. Choose another GPU, or an image with another vLLM.",
         in_configuration=False,
+    ),
+    Known(
+        "bad_flag",
+        r"LoRA rank (?P<rank>\d+) is greater than max_lora_rank",
+        "A LoRA adapter has rank {rank}. Set MAX_LORA_RANK to {rank} or more.",
+    ),
+    Known(
+        "model_not_found",
+        r"Loading lora (?P<named>\S+) failed: No adapter found",
+        "There is no LoRA adapter for {named}. Correct LORA_MODULES.",
+    ),
+    Known(
+        "model_not_found",
+        r"Cannot find any model weights with",
+        "{model} has no weights that vLLM reads. Correct MODEL_NAME, or LOAD_FORMAT.",
+    ),
+    Known(
+        "bad_flag",
+        r"(?P<said>quantization method \S+ is not supported for the current GPU)",
+        "The {said}. Choose another GPU, or another model.",
     ),
     Known(
         "bad_flag",

@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 TIMEOUT_SECONDS: Final = 15.0
 HUGGING_FACE: Final = "https://huggingface.co"
 
+BAD_CREDENTIALS: Final = "Invalid credentials in Authorization header"
+BAD_CREDENTIALS_MESSAGE: Final = (
+    "Hugging Face does not know the token in HF_TOKEN. Set one that is valid, or none for a public "
+    "model."
+)
+
 _REPOSITORY: Final = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _TOKENS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -45,6 +51,8 @@ def check_model(environment: Mapping[str, str], timeout: float = TIMEOUT_SECONDS
         # ImportError: a SOCKS proxy in the environment, which httpx needs another package for.
         log.warning("cannot ask the hub for the model: %s", type(error).__name__)
         return
+    if code == BAD_CREDENTIALS:
+        raise ModelNotStarted("model_gated", BAD_CREDENTIALS_MESSAGE)
     if code == "RepoNotFound":
         raise ModelNotStarted(
             "model_not_found",
@@ -99,9 +107,11 @@ def _error_code(
 
 
 def _unnamed(answer: httpx.Response) -> str | None:
-    """What an error without a code means, of a mirror that answers as the hub does."""
+    """What an error without a code means, of the hub or of a mirror that answers as it does."""
     found = answer.json() if answer.status_code in (401, 404) else None
     said = str(found.get("error", "")) if isinstance(found, dict) else ""
+    if BAD_CREDENTIALS in (said, answer.headers.get("x-error-message")):
+        return BAD_CREDENTIALS
     return "RepoNotFound" if "not found" in said.lower() else None
 
 

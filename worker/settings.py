@@ -65,8 +65,11 @@ class WorkerSettings(BaseSettings):
     @field_validator("vllm_command")
     @classmethod
     def _has_a_program(cls, value: str) -> str:
-        if not value.strip():
+        words = shlex.split(value)
+        if not words:
             raise ValueError("it names no program")
+        if len(words) == 1 and " -" in value:
+            raise ValueError("it has quotes around all of it, so it is one word; take them off")
         return value
 
     @classmethod

@@ -111,6 +111,12 @@ IN_CONFIGURATION = {
         "model_gated",
         "HF_TOKEN",
     ),
+    "bad token": (
+        "OSError: There was a specific connection error when trying to load org/m:\n401"
+        "\nInvalid credentials in Authorization header",
+        "model_gated",
+        "HF_TOKEN",
+    ),
     "no revision": (
         "huggingface_hub.errors.RevisionNotFoundError: 404 Client Error.\n\nRevision Not Found for "
         "url: https://huggingface.co/org/m/resolve/nope/config.json.",
@@ -139,6 +145,34 @@ IN_CONFIGURATION = {
         "to correctly load the model.",
         "bad_flag",
         "TRUST_REMOTE_CODE=true",
+    ),
+    "rank of an adapter": (
+        f"{ENGINE}ValueError: LoRA rank 64 is greater than max_lora_rank 16.",
+        "bad_flag",
+        "MAX_LORA_RANK to 64",
+    ),
+    "no adapter": (
+        "vllm.exceptions.LoRAAdapterNotFoundError: Loading lora sql failed: No adapter found for "
+        "/models/sql",
+        "model_not_found",
+        "LoRA adapter for sql. Correct LORA_MODULES",
+    ),
+    "no weights": (
+        f"{ENGINE}RuntimeError: Cannot find any model weights with `org/m`",
+        "model_not_found",
+        "org/m has no weights",
+    ),
+    "quantization": (
+        f"{CONFIG}  Value error, The quantization method fp8 is not supported for the current GPU. "
+        "Minimum capability: 89. Current capability: 80.",
+        "bad_flag",
+        "fp8 is not supported for the current GPU. Choose another GPU",
+    ),
+    "more GPUs than there are": (
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ParallelConfig\n"
+        "  Value error, World size (8) is larger than the number of available GPUs (1) in this",
+        "bad_flag",
+        "World size (8) is larger than the number of available GPUs (1)",
     ),
     "parser": (
         "KeyError: 'invalid tool call parser: nope (chose from { apertus,cohere_command3 })'",

@@ -44,6 +44,8 @@ class Hub:
             return JSONResponse({"gated": False, "private": True})
         if path == "org/mirrored":
             return JSONResponse({"error": "Repository not found"}, 404)
+        if request.headers.get("authorization") == "Bearer hf_revoked":
+            return JSONResponse({"error": "Invalid credentials in Authorization header"}, 401)
         if path == "org/page":
             return PlainTextResponse("<html>404</html>", 404)
         if path == "org/broken":
@@ -77,6 +79,7 @@ def base(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         ({"MODEL_NAME": "gpt3"}, "model_not_found"),
         ({"MODEL_NAME": "org/mirrored"}, "model_not_found"),
         ({"MODEL_NAME": "org/private", "HF_TOKEN": "hf_another"}, "model_not_found"),
+        ({"MODEL_NAME": "org/typo", "HF_TOKEN": "hf_revoked"}, "model_gated"),
         ({"MODEL_NAME": "org/gated"}, "model_gated"),
         ({"MODEL_NAME": "org/gated", "HF_TOKEN": "hf_another"}, "model_gated"),
         ({"MODEL_NAME": "org/open", "MODEL_REVISION": "v9"}, "revision_not_found"),

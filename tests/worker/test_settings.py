@@ -69,6 +69,16 @@ def test_a_command_that_is_blank_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         WorkerSettings.from_environment()
 
 
+def test_quotes_around_a_whole_command_are_named_and_those_around_a_path_are_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKER_VLLM_COMMAND", "'/a b/vllm'")
+    assert WorkerSettings.from_environment().command == ["/a b/vllm"]
+    monkeypatch.setenv("WORKER_VLLM_COMMAND", '"python3 -m vllm"')
+    with pytest.raises(SettingsError, match="WORKER_VLLM_COMMAND: it has quotes around all of it"):
+        WorkerSettings.from_environment()
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"), [("", 120), ("30", 30), ("0", 0), ("soon", 120), ("-1", 0), ("nan", 120)]
 )
