@@ -157,6 +157,7 @@ def show_chat(stack: LocalStack) -> None:
         piece = pieces.get()
     print(flush=True)
     if piece is not None:
+        stack.check_workers()  # the log of a worker that has died says more
         raise piece
 
 
