@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from proxy import __version__, config, errors, openapi
 from proxy.auth import Keys
 from proxy.backends.registry import Backends
+from proxy.backends.start_clock import StartTimes
 from proxy.body import BodyReader
 from proxy.cancellation import Canceller
 from proxy.cors import READABLE_HEADERS
@@ -91,7 +92,8 @@ def _lifespan(settings: Settings, first: config.Config):  # type: ignore[no-unty
             stack.push_async_callback(canceller.drain, LAST_CALLS_SECONDS)
             numbers, warmer, sharing = Metrics(), Warmer(), Sharing()
             memory = Memory(settings.max_buffered_bytes)
-            backends = Backends(settings, client, canceller, journal, numbers, memory)
+            start_times = StartTimes(settings.state_dir.expanduser())
+            backends = Backends(settings, client, canceller, journal, numbers, memory, start_times)
             stack.push_async_callback(backends.close, LAST_CALLS_SECONDS)
             stack.push_async_callback(sharing.close)
             stack.push_async_callback(warmer.close)

@@ -9,7 +9,7 @@ Anthropic's clients read named events, with `ping` for a sign of life and `error
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -202,6 +202,12 @@ def _empty_chunk(kind: str, context: StreamContext, content: dict[str, Any]) -> 
         "choices": [{"index": 0, **content, "logprobs": None, "finish_reason": None}],
     }
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+def chat_reasoning(context: StreamContext, text: str, fields: Sequence[str]) -> bytes:
+    """A chunk of a chat with this reasoning, in the delta's fields of these names."""
+    delta = {"role": "assistant"} | dict.fromkeys(fields, text)
+    return _empty_chunk("chat.completion.chunk", context, {"delta": delta})
 
 
 def _ping(context: StreamContext) -> bytes:

@@ -2,13 +2,16 @@
 
 `comment` is a line that every client skips. Some clients and proxies count only events as signs of
 life; for them `chunk` sends one that means nothing, where the route's clients know such a thing.
-`off` sends nothing.
+`off` sends nothing. What is known of a start that is waited for stands in the comment, and where a
+setting asks for it in a chat's reasoning, which chat UIs show.
 """
 
 import re
+import time
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from proxy.dialects import Dialect, StreamContext
+from proxy.dialects import CHAT, Dialect, StreamContext, chat_reasoning
 from proxy.endpoint import JobStatus
 
 Mode = Literal["comment", "chunk", "off"]
@@ -28,13 +31,26 @@ class KeepAlive(Protocol):
         ...
 
 
-def keep_alive(mode: Mode, dialect: Dialect, context: StreamContext) -> KeepAlive:
-    """How a stream of this mode is kept alive."""
+def keep_alive(
+    mode: Mode,
+    dialect: Dialect,
+    context: StreamContext,
+    *,
+    waited: Callable[[float], str] = lambda seconds: "",
+    notice_fields: Sequence[str] = (),
+) -> KeepAlive:
+    """How a stream of this mode is kept alive.
+
+    `waited` says what is known of the start that one waits for who has waited so many seconds.
+    With `notice_fields` a chat is told so as reasoning, in the delta's fields of these names.
+    """
     if mode == "off":
         return _Silence()
+    if notice_fields and dialect is CHAT:
+        return _Notices(dialect, context, waited, notice_fields)
     if mode == "chunk" and dialect.keep_alive_event is not None:
         return _Chunks(dialect, context) if dialect.chunk_prefix else _Events(dialect, context)
-    return _Comments()
+    return _Comments(waited)
 
 
 class _Silence:
@@ -46,9 +62,15 @@ class _Silence:
 
 
 class _Comments(_Silence):
+    def __init__(self, waited: Callable[[float], str]) -> None:
+        self._waited = waited
+        self._began = time.monotonic()
+
     def event(self, status: JobStatus) -> bytes:
-        # One word for one look at the network tab: is a worker missing, or is it at work?
-        return b": queued\n\n" if status is JobStatus.IN_QUEUE else b": running\n\n"
+        # One look at the network tab: is a worker missing, or is it at work?
+        if status is not JobStatus.IN_QUEUE:
+            return b": running\n\n"
+        return b": queued%s\n\n" % self._waited(time.monotonic() - self._began).encode()
 
 
 class _Events(_Silence):
@@ -88,3 +110,28 @@ class _Chunks(_Events):
             elif theirs != ours:
                 self._renamed = (theirs, ours)
         return piece.replace(*self._renamed) if self._renamed else piece
+
+
+class _Notices(_Chunks):
+    """Empty chunks, and while a worker is waited for, reasoning that says so."""
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        context: StreamContext,
+        waited: Callable[[float], str],
+        fields: Sequence[str],
+    ) -> None:
+        super().__init__(dialect, context)
+        self._waited = waited
+        self._fields = fields
+        self._began = time.monotonic()
+
+    def event(self, status: JobStatus) -> bytes:
+        if status is not JobStatus.IN_QUEUE:
+            return super().event(status)
+        self._was_sent = True
+        seconds = time.monotonic() - self._began
+        waited = self._waited(seconds) or f" {seconds:.0f} s"
+        text = f"Waiting for a worker:{waited}\n"
+        return chat_reasoning(self._context, text, self._fields)

@@ -185,6 +185,8 @@ class Settings(BaseSettings):
     """What a stream that has nothing to say sends: `comment`, `chunk` (an empty delta) or `off`."""
     keep_alive_seconds: KeepAlive = 10
     """How often it does."""
+    cold_start_notice: Literal["off", "reasoning"] = "off"
+    """`reasoning`: the stream of a chat says in its reasoning that a worker is waited for."""
     max_requests: Count = 1000
     """How many requests may be under way at a time."""
     max_waiting: Count = 500

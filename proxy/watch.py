@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from proxy.backends.health import OLD_SECONDS, Health, StartHistory
+from proxy.backends.start_clock import StartClock, StartTimes
 from proxy.backends.starts import UNKNOWN_CAUSE, Starts
 from proxy.errors import JobNotFound, ModelStartFailed, ProxyError
 
@@ -58,12 +59,20 @@ UNREACHABLE = "RunPod does not tell how the endpoint is"
 
 
 class Watch:
-    """Looks at one endpoint. `ask` calls its /health; `starts` hears of starts that failed."""
+    """Looks at one endpoint. `ask` calls its /health; `starts` hears of starts that failed.
+
+    `clock` measures how long starts take.
+    """
 
     def __init__(
-        self, name: str, ask: Callable[[], Awaitable[Mapping[str, Any]]], starts: Starts
+        self,
+        name: str,
+        ask: Callable[[], Awaitable[Mapping[str, Any]]],
+        starts: Starts,
+        clock: StartClock | None = None,
     ) -> None:
         self.starts = starts
+        self.clock = clock or StartClock(name, "", StartTimes(None))
         self._state = State.UNKNOWN
         self._name = name
         self._ask = ask
@@ -92,7 +101,14 @@ class Watch:
         """The state in a few words."""
         if (failure := self.starts.failure) is not None:
             return failure.message
-        return REASONS[State.UNKNOWN] if self._is_old else self._reason
+        if self._is_old:
+            return REASONS[State.UNKNOWN]
+        if self._state is State.WARMING and (seconds := self.clock.elapsed_seconds) is not None:
+            waited = self.clock.waited(seconds)
+            return f"{self._reason}:{waited}" if waited else self._reason
+        if self._state is State.COLD:
+            return self._reason + self.clock.usually.replace(", usually", ", usually in")
+        return self._reason
 
     @property
     def _is_old(self) -> bool:
@@ -119,8 +135,9 @@ class Watch:
     def waiting(self) -> Iterator[None]:
         """Look more often meanwhile, unless a worker is up: a request waits for one."""
         self._waiting += 1
+        self.clock.begin()
         self.touch()
-        if self._state is not State.READY and self._age >= QUICK_LOOK_SECONDS:
+        if self._waiting == 1 or not self._is_up:
             self._is_urgent.set()
         try:
             yield
@@ -128,10 +145,12 @@ class Watch:
             self._waiting -= 1
             if not self._waiting:
                 self._history.forget()
+                self.clock.give_up()
 
     def note_answer(self) -> None:
         """A worker has answered: whatever the last look said, one is up."""
         self._has_answered, self._noted = True, time.monotonic()
+        self.clock.end()
         self._set(State.READY)
 
     async def current(self) -> State:
@@ -157,6 +176,8 @@ class Watch:
         if self._waiting and not self._has_answered:
             health = health.without_loading()
         self._health = health
+        if self._waiting and not health.up:
+            self.clock.confirm()
         if self._history.note(health, now):
             self.starts.note_failure(ModelStartFailed(UNKNOWN_CAUSE), exits=True)
         self.starts.note_up(health.up)
@@ -191,6 +212,10 @@ class Watch:
         self._told = time.monotonic()
 
     @property
+    def _is_up(self) -> bool:
+        return self._health is not None and self._health.up > 0
+
+    @property
     def _age(self) -> float:
         return time.monotonic() - self._looked
 
@@ -198,9 +223,10 @@ class Watch:
     def _pause_seconds(self) -> float:
         """Until the next look."""
         health = self._health
-        is_awaited = self._waiting and health is not None and not health.up
-        is_throttled = health is not None and health.throttled and not health.initializing
-        return QUICK_LOOK_SECONDS if is_awaited and not is_throttled else LOOK_SECONDS
+        if not self._waiting or health is None or health.up:
+            return LOOK_SECONDS
+        is_throttled = health.throttled and not health.initializing
+        return LOOK_SECONDS if is_throttled else QUICK_LOOK_SECONDS
 
     async def _look(self) -> None:
         while self._waiting or time.monotonic() < self._wanted_until:
@@ -215,3 +241,4 @@ class Watch:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_seconds):
                     await self._is_urgent.wait()
+            await asyncio.sleep(QUICK_LOOK_SECONDS - self._age)

@@ -13,7 +13,6 @@ from proxy.wire import Head
 
 REQUEUED_LOOK_SECONDS = 1.0
 WORKER_ID_SECONDS = 5.0
-"""How long a client whose start failed may have to wait until we know which worker that was."""
 
 
 class ColdStartAnswer:
@@ -60,22 +59,21 @@ class ColdStartAnswer:
             self._watch.touch()
             self._starts.check()
         opening = asyncio.create_task(self._answer.open())
-        try:
-            with self._watch.waiting():
+        with self._watch.waiting():
+            try:
                 await self._wait_for(opening)
-            first = opening.result()
-        except VLLMError:
+                first = opening.result()
+            except VLLMError:
+                self._note_answer()
+                raise
+            except ModelStartFailed as exc:
+                if opening.done():  # the worker of this very job has told its cause
+                    self._starts.note_failure(exc, exits=False)
+                raise
+            finally:
+                opening.cancel()
             self._note_answer()
-            raise
-        except ModelStartFailed as exc:
-            if opening.done():  # the worker of this very job has told its cause
-                self._starts.note_failure(exc, exits=False)
-                await self._learn(self._starts.note_failed_worker)
-            raise
-        finally:
-            opening.cancel()
-        self._note_answer()
-        return first
+            return first
 
     def pieces(self) -> AsyncIterator[bytes]:
         """See Answer."""
@@ -100,19 +98,19 @@ class ColdStartAnswer:
                     return
             if self._answer.status is JobStatus.IN_QUEUE and not opening.done():
                 self._answer.close()
-                raise failed.result()
+                raise ModelStartFailed(failed.result().message)
 
     def _note_answer(self) -> None:
         self._watch.note_answer()
         self._starts.note_answer(self)
         if self._worker_of is not None and self._starts.workers.may_ask():
-            self._learning = asyncio.create_task(self._learn(self._starts.workers.note_answered))
+            self._learning = asyncio.create_task(self._learn(self._worker_of))
 
-    async def _learn(self, note: Callable[[str], None]) -> None:
-        """Note which worker had the job, if RunPod tells."""
-        if self._worker_of is None or (job_id := self._answer.job_id) is None:
+    async def _learn(self, worker_of: Callable[[str], Awaitable[str | None]]) -> None:
+        """Note that the worker which has the job has answered, if RunPod tells which it is."""
+        if (job_id := self._answer.job_id) is None:
             return
         with contextlib.suppress(ProxyError, JobNotFound, TimeoutError):
             async with asyncio.timeout(WORKER_ID_SECONDS):
-                if (worker_id := await self._worker_of(job_id)) is not None:
-                    note(worker_id)
+                if (worker_id := await worker_of(job_id)) is not None:
+                    self._starts.workers.note_answered(worker_id)

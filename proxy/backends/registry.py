@@ -9,6 +9,7 @@ import httpx
 
 from proxy.backend import Backend, QueueBackend
 from proxy.backends.deadlines import Shutdown, Terms
+from proxy.backends.start_clock import StartClock, StartTimes
 from proxy.backends.starts import Starts
 from proxy.cancellation import Canceller
 from proxy.config import Config, EndpointConfig, FallbackURL, ModelConfig, secret
@@ -40,7 +41,9 @@ class Backends:
         journal: Journal,
         metrics: Metrics,
         memory: Memory,
+        start_times: StartTimes,
     ) -> None:
+        self._start_times = start_times
         self._settings = settings
         self._memory = memory
         self._client = client
@@ -129,7 +132,12 @@ class Backends:
         pause_seconds = config.failed_start_pause_seconds
         if pause_seconds is None:
             pause_seconds = settings.failed_start_pause_seconds
-        watch = Watch(name, endpoint.health, Starts(name, pause_seconds=pause_seconds))
+        watch = Watch(
+            name,
+            endpoint.health,
+            Starts(name, pause_seconds=pause_seconds),
+            StartClock(name, endpoint.url, self._start_times),
+        )
         bounds = Bounds(
             config.max_requests or settings.max_requests,
             config.max_waiting or settings.max_waiting,

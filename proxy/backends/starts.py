@@ -35,7 +35,6 @@ class Starts:
         self._failure: ModelStartFailed | None = None
         self._closed_until = 0.0
         self._exits = False
-        self._failed_workers: set[str] = set()
         self._answering: set[object] = set()
         self._answered = -GOOD_SECONDS
         self._waiting: set[asyncio.Future[ModelStartFailed]] = set()
@@ -84,16 +83,15 @@ class Starts:
             if not waiting.done():
                 waiting.set_result(failure)
 
-    def note_failed_worker(self, worker_id: str) -> None:
-        """This worker told that it could not start; it may be up to tell so to others."""
-        self._failed_workers.add(worker_id)
-
     def note_up(self, up: int) -> None:
-        """So many workers are up; some of them perhaps only to tell that they could not start."""
+        """So many workers are up, by /health.
+
+        One that has told its cause may be among them, to tell it to others: it counts for nothing
+        until none was up in between.
+        """
         if not up:
             self._exits = True
-            self._failed_workers.clear()
-        elif up > (0 if self._exits else max(1, len(self._failed_workers))):
+        elif self._exits:
             self.forgive()
 
     def note_answer(self, answer: object) -> None:
@@ -113,4 +111,3 @@ class Starts:
         if self._failure is not None:
             log.info("endpoint %s: starts are tried again", self._name)
         self._failure, self._closed_until = None, 0.0
-        self._failed_workers.clear()

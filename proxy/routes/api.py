@@ -22,6 +22,7 @@ from proxy.models import Model
 from proxy.plain import plain_response
 from proxy.rewriting import Rewriter, asking_for_usage
 from proxy.services import Services, services
+from proxy.settings import Settings
 from proxy.sse import EventStream
 
 PATIENCE = "x-cold-start-timeout"
@@ -137,11 +138,25 @@ async def _respond(
         dialect=dialect,
         context=context,
         rewriter=rewriter,
-        keep_alive=keep_alive(key.keep_alive_mode or model.keep_alive_mode, dialect, context),
+        keep_alive=keep_alive(
+            key.keep_alive_mode or model.keep_alive_mode,
+            dialect,
+            context,
+            waited=model.backend.watch.clock.waited if model.backend.watch else lambda _: "",
+            notice_fields=_notice_fields(here.settings),
+        ),
         keep_alive_seconds=terms.poll,
         longest_drain_seconds=here.settings.longest_drain_seconds,
         headers=headers | dict(answer.head.headers if answer.head else {}),
     )
+
+
+def _notice_fields(settings: Settings) -> tuple[str, ...]:
+    """The delta's fields in which a chat is told that a worker is waited for."""
+    if settings.cold_start_notice == "off":
+        return ()
+    both = settings.reasoning_fields == "both"
+    return ("reasoning_content", "reasoning") if both else ("reasoning_content",)
 
 
 def _hold_seconds(model: Model, key: Key) -> float:

@@ -56,6 +56,21 @@ def frame(status: int, body: Any, **fields: Any) -> dict[str, Any]:
     return head | {"text": json.dumps(body), "end": True} | fields
 
 
+def good_frame(job_input: dict[str, Any]) -> dict[str, Any]:
+    """A short chat, streamed if that was asked for."""
+    chunk = {
+        "id": f"chatcmpl-{job_input['proxy']['request_id']}",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "delta": {"content": WORKER_ID}, "finish_reason": "stop"}],
+    }
+    if not job_input.get("openai_input", {}).get("stream"):
+        return frame(200, chunk)
+    text = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    return frame(200, None) | {"content_type": "text/event-stream", "text": text}
+
+
 def fail(job_id: str) -> None:
     """End the job for the reason that the start failed."""
     error: dict[str, Any]
@@ -101,7 +116,7 @@ def main() -> None:
         if job is not None and "hang" in json.dumps(job["input"]):
             time.sleep(600)
         if job is not None and good:
-            answer(job["id"], frame(200, {"choices": [], "worker": WORKER_ID}))
+            answer(job["id"], good_frame(job["input"]))
         elif job is not None:
             fail(job["id"])
         if STYLE == "prestart" and not good:
