@@ -92,6 +92,11 @@ STREAM = event(**delta(content="hi")) + LAST + "data: [DONE]\n\n"
         ({"include_usage": False}, {"include_usage": True}, False),
         ({"include_usage": True}, {"include_usage": True}, True),
         ({"x": 1}, {"x": 1, "include_usage": True}, False),
+        (
+            {"continuous_usage_stats": True},
+            {"continuous_usage_stats": False, "include_usage": True},
+            False,
+        ),
     ],
 )
 def test_usage_is_counted_and_shown_only_to_who_asked(
@@ -111,6 +116,31 @@ def test_usage_is_counted_and_shown_only_to_who_asked(
         return value(fresh_client, "proxy_tokens_total", model="m", direction=direction)
 
     wait_until(lambda: (counted("in"), counted("out")) == (7, 5))
+
+
+@COUNTED
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        "x",
+        0,
+        False,
+        [1],
+        {"include_usage": []},
+        {"include_usage": "no"},
+        {"continuous_usage_stats": "x"},
+        {"include_usage": False, "continuous_usage_stats": 3},
+        {"x" * 20_000: 1},
+    ],
+)
+def test_stream_options_that_vllm_refuses_or_reads_in_its_own_way_reach_it_as_they_are(
+    client: httpx.Client, runpod: ScriptedRunPod, options: Any
+) -> None:
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": STREAM, "end": True}])]
+    body = chat(stream=True, stream_options=options)
+    assert client.post(CHAT, json=body).text == STREAM
+    assert runpod.jobs[0]["input"]["openai_input"] == body
 
 
 def said_by_vllm(**fields: Any) -> str:
