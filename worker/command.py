@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from worker.errors import SettingsError
+from worker.errors import FolderMissing, SettingsError
 from worker.flags import Flag, VLLMFlags
 from worker.settings import WorkerSettings
 from worker.translation import translate
@@ -201,4 +201,4 @@ def _check_model(environment: Environment, extra: list[str]) -> None:
     if not model and not environment.get("VLLM_CONFIG_FILE") and "--model" not in extra:
         raise SettingsError("MODEL_NAME is not set: a model's name on Hugging Face, or its folder")
     if model.startswith(("/", "./", "../")) and not Path(model).is_dir():
-        raise SettingsError(f"MODEL_NAME is {model}, but there is no such folder")
+        raise FolderMissing(f"MODEL_NAME is {model}, but there is no such folder")

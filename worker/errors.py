@@ -9,6 +9,7 @@
     └── UnexpectedError   500   a defect of ours
     StartError                  the worker cannot start or go on; its text is the last log line
     ├── SettingsError           an environment variable that cannot be right
+    │   └── FolderMissing       the model's folder is not there
     ├── ModelNotStarted         the model cannot be served, for a cause that is known
     ├── VLLMExited              vLLM ended by itself
     ├── EngineDead              vLLM goes on, and its engine does not
@@ -137,8 +138,14 @@ class StartError(Exception):
 class SettingsError(StartError):
     """An environment variable that cannot be right."""
 
-    cause = "bad_flag"
+    cause: StartCause = "bad_flag"
     in_configuration = True
+
+
+class FolderMissing(SettingsError):
+    """`MODEL_NAME` is a folder that is not there."""
+
+    cause: StartCause = "model_not_found"
 
 
 class ModelNotStarted(StartError):

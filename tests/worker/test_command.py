@@ -165,8 +165,9 @@ def test_a_model_may_come_from_a_config_file_or_extra_arguments() -> None:
 
 
 def test_a_model_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no such folder"):
+    with pytest.raises(SettingsError, match="no such folder") as caught:
         arguments(MODEL_NAME=str(tmp_path / "missing"))
+    assert caught.value.cause == "model_not_found"
     found = vllm_arguments({"MODEL_NAME": str(tmp_path)}, WorkerSettings(), FLAGS, 1)
     assert found[:2] == ["--model", str(tmp_path)]
 
