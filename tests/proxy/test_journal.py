@@ -124,11 +124,10 @@ def test_a_journal_is_locked_before_a_proxy_that_starts_meanwhile_can_see_it(
         lock(descriptor, flags)
 
     monkeypatch.setattr(fcntl, "flock", start_another)
-    journal = Journal(tmp_path)
-    journal.add("http://runpod/v2/ep", "job-1")
-    journal.close()
-    with closing(Journal(tmp_path)) as following:
-        assert following.orphans() == [Orphan("http://runpod/v2/ep", "job-1")]
+    with closing(Journal(tmp_path)) as journal, closing(Journal(tmp_path)) as another:
+        journal.add("http://runpod/v2/ep", "job-1")
+        assert another.orphans() == []
+        journal.remove("job-1")
 
 
 def test_a_disk_that_is_full_from_the_start_leaves_it_in_memory(tmp_path: Path) -> None:
