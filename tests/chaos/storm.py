@@ -39,6 +39,9 @@ FAULTS: list[dict[str, Any]] = [
     {"operation": "run", "status": 503, "chance": 0.03},
     {"operation": "run", "status": 429, "chance": 0.03},
     {"operation": "run", "drop": "answer", "chance": 0.02},
+    {"operation": "stream", "status": 404, "chance": 0.03},
+    {"operation": "status", "status": 404, "chance": 0.1},
+    {"operation": "cancel", "status": 404, "chance": 0.1},
     {"operation": "cancel", "status": 500, "chance": 0.2},
     {"operation": "cancel", "status": 429, "chance": 0.1},
     {"operation": "cancel", "drop": "call", "chance": 0.1},
@@ -47,6 +50,8 @@ FAULTS: list[dict[str, Any]] = [
     {"operation": "job-done", "drop": "call", "chance": 0.01},
     {"operation": "job-take", "status": 500, "chance": 0.05},
 ]
+AT_THE_EDGE = ("run", "stream", "status", "cancel", "health")
+"""The calls that RunPod's edge refuses, all of them for a while."""
 PATIENCE_SECONDS = 90.0
 
 
@@ -55,13 +60,18 @@ class Report:
     """What became of the requests of one storm."""
 
     ends: Counter[str] = field(default_factory=Counter)
+    gusts: int = 0
+    """How often RunPod refused everything for a while."""
     wrong: list[str] = field(default_factory=list)
     """Every answer that was neither right nor an honest error. To be empty."""
 
     def __str__(self) -> str:
         """One line for people."""
         ends = ", ".join(f"{count} {end}" for end, count in self.ends.most_common())
-        return f"{self.ends.total()} requests: {ends}; {len(self.wrong)} wrong"
+        return (
+            f"{self.ends.total()} requests, {self.gusts} gusts of refusals: {ends}; "
+            f"{len(self.wrong)} wrong"
+        )
 
 
 @dataclass
@@ -71,33 +81,50 @@ class Stack:
     proxy: Proxy
     runpod: Client
     engine_port: int
+    lost_runs: int = 0
+    """How many answers of /run were lost: of their jobs the proxy cannot know."""
 
     def calm(self) -> None:
         """Let everything go well again."""
+        for fault in self._control("GET", "/_emulator").json()["faults"]:
+            if (fault["operation"], fault["drop"]) == ("run", "answer"):
+                self.lost_runs += fault["hits"]
         self._control("DELETE", "/_emulator/faults")
 
     def stir(self) -> None:
-        """Put all faults in force."""
+        """Put all faults in force, and no others."""
+        self.calm()
         for fault in FAULTS:
             self._control("POST", "/_emulator/faults", json=fault | {"times": 0})
+
+    def refuse(self, status: int) -> None:
+        """Have RunPod's edge refuse every call of the proxy, until it is stirred or calmed."""
+        for operation in AT_THE_EDGE:
+            fault = {"operation": operation, "status": status, "times": 0}
+            self._control("POST", "/_emulator/faults", json=fault)
 
     def crash_workers(self) -> None:
         """Kill the workers with all they started."""
         self._control("POST", "/_emulator/ep/crash")
 
     def wait_until_quiet(self) -> None:
-        """Until no job is left, the engine does nothing, and the proxy waits for nothing."""
-        wait_until(self._has_no_jobs, seconds=PATIENCE_SECONDS)
-        wait_until(lambda: not self._engine_is_running(), seconds=PATIENCE_SECONDS)
+        """Until the proxy waits for nothing, no job is left, and the engine does nothing.
+
+        When the proxy knows of no job any more, none runs but those whose ids it never learned.
+        """
         wait_until(lambda: self.proxy.journal() == [], seconds=PATIENCE_SECONDS)
+        left = self._jobs()
+        assert left <= self.lost_runs, f"{left} jobs run, {self.lost_runs} ids were lost"
+        wait_until(lambda: self._jobs() == 0, seconds=PATIENCE_SECONDS)
+        wait_until(lambda: not self._engine_is_running(), seconds=PATIENCE_SECONDS)
 
-    def _control(self, method: str, path: str, **kwargs: Any) -> None:
+    def _control(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         base = self.runpod.url.removesuffix("/v2/ep")
-        self.runpod.http.request(method, base + path, **kwargs).raise_for_status()
+        return self.runpod.http.request(method, base + path, **kwargs).raise_for_status()
 
-    def _has_no_jobs(self) -> bool:
+    def _jobs(self) -> int:
         jobs = self.runpod.health()["jobs"]
-        return int(jobs["inQueue"]) + int(jobs["inProgress"]) == 0
+        return int(jobs["inQueue"]) + int(jobs["inProgress"])
 
     def _engine_is_running(self) -> bool:
         try:
@@ -148,6 +175,7 @@ async def storm(stack: Stack, *, seed: int, requests: int, at_once: int = 24) ->
                     group.create_task(_client(client, plans, report)) for _ in range(at_once)
                 ]
                 group.create_task(_killer(stack, dice.random(), clients, report))
+                group.create_task(_gusts(stack, dice.random(), clients, report))
         finally:
             stack.calm()
     return report
@@ -171,6 +199,25 @@ async def _killer(
             await asyncio.to_thread(stack.crash_workers)
 
 
+async def _gusts(
+    stack: Stack, luck: float, clients: list[asyncio.Task[None]], report: Report
+) -> None:
+    """Have RunPod refuse everything for a few seconds every now and then.
+
+    It has taken jobs with the proxy's key before, so that no request is to be told of it.
+    """
+    dice = random.Random(luck)
+    while not _are_done(clients):
+        whole = report.ends["whole"]
+        await asyncio.wait(clients, timeout=dice.uniform(4, 10))
+        if _are_done(clients) or report.ends["whole"] == whole:
+            continue
+        report.gusts += 1
+        await asyncio.to_thread(stack.refuse, dice.choice([401, 403, 404]))
+        await asyncio.wait(clients, timeout=dice.uniform(1, 3))
+        await asyncio.to_thread(stack.stir)
+
+
 def _are_done(clients: list[asyncio.Task[None]]) -> bool:
     return all(client.done() for client in clients)
 
@@ -183,11 +230,14 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
         try:
             end = await _ask(client, text, got, dice)
         except openai.APIStatusError as exc:
-            end = f"HTTP {exc.status_code}"
-            if not isinstance(exc.body, dict) or not exc.body.get("code"):
-                report.wrong.append(f"{seed}: an error without a code: {exc.body}")
+            end = f"HTTP {exc.status_code} {exc.code}"
+            code = exc.body.get("code") if isinstance(exc.body, dict) else None
+            if not code or code == "upstream_misconfigured":
+                report.wrong.append(f"{seed}: an error that is not honest: {exc.body}")
         except openai.APIError as exc:
-            end = "error event"
+            end = f"error event {exc.code}"
+            if exc.code == "upstream_misconfigured":
+                report.wrong.append(f"{seed}: told that the key is refused: {exc}")
             if isinstance(exc, openai.APIConnectionError):
                 report.wrong.append(f"{seed}: the connection broke: {exc!r}")
         report.ends[end] += 1
@@ -197,7 +247,10 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
 
 async def _ask(client: openai.AsyncOpenAI, text: str, got: list[str], dice: random.Random) -> str:
     """One request; what came is appended to `got`. Returns how it ended."""
-    script = {"text": text, "delay_seconds": dice.choice([0, 0.005, 0.02])}
+    leaves = dice.random() < 0.2
+    # What is left would go on for long, so that it shows if it is not cancelled.
+    delays = [0.02, 0.5] if leaves else [0, 0.005, 0.02]
+    script = {"text": text, "delay_seconds": dice.choice(delays)}
     if dice.random() < 0.2:
         script["chunk_bytes"] = dice.randint(1, 50)
     fields: dict[str, Any] = {
@@ -206,10 +259,14 @@ async def _ask(client: openai.AsyncOpenAI, text: str, got: list[str], dice: rand
         "extra_body": {"script": script},
     }
     if dice.random() < 0.3:
-        answer = await client.chat.completions.create(**fields)
+        try:
+            async with asyncio.timeout(dice.uniform(0.01, 3) if leaves else None):
+                answer = await client.chat.completions.create(**fields)
+        except TimeoutError:
+            return "left"
         got.append(answer.choices[0].message.content or "")
         return "whole"
-    leaves_after = dice.randint(0, 30) if dice.random() < 0.2 else None
+    leaves_after = dice.randint(0, 10) if leaves else None
     async with _streamed(client, fields) as chunks:
         finish_reason = None
         count = 0
