@@ -44,7 +44,7 @@ def test_a_storm_leaves_nothing_behind(stack: Stack) -> None:
     assert process.memory_info().rss - before < 30 * 2**20
     stack.proxy.process.send_signal(signal.SIGTERM)
     assert stack.proxy.process.wait(timeout=60) == 0
-    assert list(stack.proxy.state_dir.iterdir()) == []
+    assert list(stack.proxy.state_dir.glob("*.sqlite3")) == []
 
 
 def _established(process: psutil.Process) -> int:

@@ -270,7 +270,7 @@ def test_more_jobs_than_runpod_lets_cancel_in_ten_seconds_are_all_cancelled(
         proxy.process.send_signal(signal.SIGTERM)
         assert proxy.process.wait(timeout=90) == 0
     assert len(set(runpod.cancelled)) == 12
-    assert list(proxy.state_dir.iterdir()) == []
+    assert list(proxy.state_dir.glob("*.sqlite3")) == []
 
 
 def test_jobs_that_could_not_be_cancelled_are_named_and_kept_for_the_next_start(
