@@ -120,7 +120,8 @@ def slow_reader(folder: Path, *, frames: int, frame_bytes: int, **settings: Any)
                 wire.connect(("127.0.0.1", httpx.URL(proxy.url).port or 80))
                 body = msgspec.json.encode(chat(stream=True))
                 head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-                wire.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+                head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+                wire.sendall(f"{head}\r\n".encode() + body)
                 yield Case(runpod, proxy, Reader(wire))
         finally:
             proxy.close()
