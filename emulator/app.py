@@ -16,6 +16,7 @@ from emulator import (
     control_api,
     openai_api,
     relay,
+    rest_api,
     welcome,
     worker_api,
 )
@@ -52,6 +53,7 @@ def create_app(settings: EmulatorSettings) -> Starlette:
 
     endpoints = {endpoint.id: _endpoint(settings, endpoint) for endpoint in settings.endpoints}
     routes = [
+        *rest_api.routes(),
         *relay.routes(endpoints.values()),
         *client_api.routes(),
         *openai_api.routes(),

@@ -7,6 +7,7 @@ EmulatorError
 │   ├── WrongKind         400  a queue's operation on a load-balancing endpoint, or the reverse
 │   └── NoWorker          400  no worker was there for a relayed request in time
 ├── Unauthorized          401
+├── Forbidden             403  a good key without this right
 ├── NotFound              404  no such job, or its retention has passed; no such endpoint
 │   └── WorkerGone        404  the one worker that a relayed request insists on
 ├── RequestTooLarge       413  a relayed body above the payload limit
@@ -50,6 +51,12 @@ class Unauthorized(EmulatorError):
     """No key, or not ours."""
 
     status = 401
+
+
+class Forbidden(EmulatorError):
+    """The key is a good one, but not for this."""
+
+    status = 403
 
 
 class TooManyRequests(EmulatorError):

@@ -87,6 +87,10 @@ class Scaler:
         states = self._states()
         return [worker_id for worker_id, state in states.items() if state in ("idle", "running")]
 
+    def slots(self) -> list[tuple[Slot, str]]:
+        """The workers that we started and that are not being stopped, each with its state."""
+        return [(slot, self._state(slot.worker_id, slot)) for slot in self._up_slots()]
+
     # What there is
 
     def _states(self) -> dict[str, str]:

@@ -230,6 +230,8 @@ class EmulatorSettings(BaseModel):
     public_url: str = ""
     """The base URL workers are told; empty means host and port."""
     api_key: SecretStr = SecretStr("rpa_local")
+    rest_api_key: SecretStr | None = None
+    """The key that may ask for workers and logs; None if the other one may."""
     log_dir: Path | None = None
     endpoints: tuple[EndpointSettings, ...]
     faults: tuple[Fault, ...] = ()

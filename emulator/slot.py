@@ -11,6 +11,7 @@ from pathlib import Path
 
 from emulator.demand import Demand
 from emulator.settings import EndpointSettings
+from emulator.worker_log import WorkerLog
 from emulator.worker_process import WorkerProcess, worker_command, worker_environment
 
 log = logging.getLogger("emulator")
@@ -80,6 +81,10 @@ class Slot:
         self._is_ready = False
         self._stop_asked = asyncio.Event()
         self._process: WorkerProcess | None = None
+        self.log = WorkerLog()
+        self.process_started_at: float | None = None
+        """A Unix time; None before the worker is placed."""
+        self.has_ended = False
 
     async def live(self) -> None:
         """Wait out the cold start, run the process, and after a crash the pause before the next."""
@@ -93,6 +98,7 @@ class Slot:
             trouble = f"could not be started: {error}"
         finally:
             self.start.ended_at = time.time()
+            self.has_ended = True
         if trouble is not None:
             await self._pause(trouble)
 
@@ -119,6 +125,8 @@ class Slot:
     async def _run_process(self) -> str | None:
         """Run the worker to its end; what went wrong, if something did."""
         process = self._process = await self._start_process()
+        self.process_started_at = time.time()
+        self.log.follow(process.log_path)
         self._say(f"started (pid {process.pid}, log {process.log_path})")
         try:
             code = await self._exit_code(process)
@@ -175,6 +183,7 @@ class Slot:
         await _happens(self._stop_asked, seconds)
 
     def _say(self, what: str, level: int = logging.INFO) -> None:
+        self.log.add(f"worker {what.partition(chr(10))[0]}")
         log.log(level, "endpoint %s: worker %s %s", self._site.settings.id, self.worker_id, what)
 
 

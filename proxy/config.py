@@ -104,6 +104,8 @@ class EndpointConfig(_Table):
     """Where it is, without a route; made of the id unless said otherwise."""
     api_key_env: Variable = "RUNPOD_API_KEY"
     """The environment variable that holds the key for it."""
+    rest_api_key_env: Variable = ""
+    """The one that holds a key which may read its workers' logs; the settings' if empty."""
     max_requests: Count | None = None
     max_waiting: Count | None = None
     run_limit: RateLimit | None = None
@@ -315,6 +317,11 @@ def _check_environment(config: Config, settings: Settings) -> None:
             raise Misplaced("a key of PROXY_API_KEYS has this name", "keys", name)
     named = {
         ("endpoints", name, "api_key_env"): e.api_key_env for name, e in config.endpoints.items()
+    }
+    named |= {
+        ("endpoints", name, "rest_api_key_env"): e.rest_api_key_env
+        for name, e in config.endpoints.items()
+        if e.rest_api_key_env
     }
     named |= {("keys", name, "env"): key.env for name, key in config.keys.items() if key.env}
     for name, model in config.models.items():

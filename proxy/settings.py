@@ -116,6 +116,12 @@ class Settings(BaseSettings):
         default=None, validation_alias="RUNPOD_API_KEY", validate_default=True
     )
     """The key of the RunPod account that owns the endpoint."""
+    rest_api_key: SecretStr | None = Field(default=None, validation_alias="RUNPOD_REST_API_KEY")
+    """A key that may read the endpoint's workers and their logs: what a start does is then told."""
+    rest_base_url: Annotated[str, AfterValidator(check_base_url)] = Field(
+        default="https://api.runpod.io", validation_alias="RUNPOD_REST_BASE_URL"
+    )
+    """RunPod's REST API, version 2, or an emulator of it."""
     runpod_endpoint_id: Annotated[str, AfterValidator(check_id)] | None = Field(
         default=None, validation_alias="RUNPOD_ENDPOINT_ID", validate_default=True
     )
@@ -247,7 +253,7 @@ class Settings(BaseSettings):
                 )
         return origins
 
-    @field_validator("runpod_api_key")
+    @field_validator("runpod_api_key", "rest_api_key")
     @classmethod
     def _is_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:

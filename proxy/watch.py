@@ -19,6 +19,7 @@ from typing import Any
 
 from proxy.backends.health import OLD_SECONDS, Health, StartHistory
 from proxy.backends.start_clock import StartClock, StartTimes
+from proxy.backends.start_progress import StartProgress
 from proxy.backends.starts import UNKNOWN_CAUSE, Starts
 from proxy.errors import JobNotFound, ModelStartFailed, ProxyError
 
@@ -61,7 +62,7 @@ UNREACHABLE = "RunPod does not tell how the endpoint is"
 class Watch:
     """Looks at one endpoint. `ask` calls its /health; `starts` hears of starts that failed.
 
-    `clock` measures how long starts take.
+    `clock` measures how long starts take; `progress` finds out what they do, where it may.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Watch:
         ask: Callable[[], Awaitable[Mapping[str, Any]]],
         starts: Starts,
         clock: StartClock | None = None,
+        progress: StartProgress | None = None,
     ) -> None:
+        self._progress = progress
         self.starts = starts
         self.clock = clock or StartClock(name, "", StartTimes(None))
         self._state = State.UNKNOWN
@@ -145,13 +148,25 @@ class Watch:
             self._waiting -= 1
             if not self._waiting:
                 self._history.forget()
+                self._leave_start()
                 self.clock.give_up()
 
     def note_answer(self) -> None:
         """A worker has answered: whatever the last look said, one is up."""
         self._has_answered, self._noted = True, time.monotonic()
+        self._leave_start()
         self.clock.end()
         self._set(State.READY)
+
+    def _follow_start(self) -> None:
+        self.clock.confirm()
+        if self._progress is not None:
+            self._progress.begin()
+            self.clock.phase = self._progress.phase
+
+    def _leave_start(self) -> None:
+        if self._progress is not None:
+            self._progress.end()
 
     async def current(self) -> State:
         """The state as of a moment ago; asks for it if the last look is older."""
@@ -164,6 +179,7 @@ class Watch:
 
     async def close(self) -> None:
         """Look no more."""
+        self._leave_start()
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
@@ -177,7 +193,7 @@ class Watch:
             health = health.without_loading()
         self._health = health
         if self._waiting and not health.up:
-            self.clock.confirm()
+            self._follow_start()
         if self._history.note(health, now):
             self.starts.note_failure(ModelStartFailed(UNKNOWN_CAUSE), exits=True)
         self.starts.note_up(health.up)

@@ -10,6 +10,7 @@ import httpx
 from proxy.backend import Backend, QueueBackend
 from proxy.backends.deadlines import Shutdown, Terms
 from proxy.backends.start_clock import StartClock, StartTimes
+from proxy.backends.start_progress import StartProgress
 from proxy.backends.starts import Starts
 from proxy.cancellation import Canceller
 from proxy.config import Config, EndpointConfig, FallbackURL, ModelConfig, secret
@@ -137,6 +138,7 @@ class Backends:
             endpoint.health,
             Starts(name, pause_seconds=pause_seconds),
             StartClock(name, endpoint.url, self._start_times),
+            self._start_progress(name, config),
         )
         bounds = Bounds(
             config.max_requests or settings.max_requests,
@@ -166,6 +168,14 @@ class Backends:
             price_per_second=config.price_per_second,
         )
         return QueueBackend(jobs, self._metrics)
+
+    def _start_progress(self, name: str, config: EndpointConfig) -> StartProgress | None:
+        settings = self._settings
+        key = secret(config.rest_api_key_env) if config.rest_api_key_env else settings.rest_api_key
+        if key is None:
+            return None
+        url = f"{settings.rest_base_url}/v2/serverless/{config.id or name}"
+        return StartProgress(self._client, url, key.get_secret_value(), name=name)
 
     def _api_key(self, variable: str) -> str:
         if variable == "RUNPOD_API_KEY" and self._settings.runpod_api_key is not None:

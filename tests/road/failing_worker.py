@@ -6,8 +6,8 @@
     prestart      takes jobs, fails those it has when its start fails, and ends: runpod 2's hooks
     hook          the same, but its start goes well; a job that says "hang" is never answered
 
-With GOOD, the name of a file, the first worker that comes and finds none makes it, and is well: it
-answers each job with an output.
+It writes what SAYS holds to its log first. With GOOD, the name of a file, the first worker that
+comes and finds none makes it, and is well: it answers each job with an output.
 """
 
 import json
@@ -106,6 +106,8 @@ def is_good() -> bool:
 def main() -> None:
     """Start, fail, and do what the style does then."""
     good = is_good()
+    sys.stdout.write(os.environ.get("SAYS", ""))
+    sys.stdout.flush()
     good = good or STYLE == "hook"
     job = take() if STYLE in ("prestart", "hook") else None
     time.sleep(START_SECONDS)

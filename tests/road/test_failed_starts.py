@@ -34,7 +34,9 @@ def stack(
     values = {"worker": WORKER, "env": env, "take_hold_seconds": 2} | endpoint
     with ExitStack() as running:
         runpod = running.enter_context(emulator(ep=values))("ep")
-        changes = {"runpod_api_key": API_KEY, "queue_timeout_seconds": 100} | (settings or {})
+        base = runpod.url.removesuffix("/v2/ep")
+        changes: dict[str, Any] = {"runpod_api_key": API_KEY, "queue_timeout_seconds": 100}
+        changes |= {"rest_base_url": base} | (settings or {})
         app = create_app(settings_for(runpod.url.removesuffix("/v2/ep"), **changes))
         url = running.enter_context(serve(app))
         limits = httpx.Limits(max_connections=None)

@@ -1,0 +1,136 @@
+"""The face of RunPod's REST API, version 2: an endpoint's workers, and a worker's log as events.
+
+Only `GET /v2/serverless/{id}/workers` and `.../workers/{workerId}/logs`, which RunPod serves at
+api.runpod.io. Shapes and errors are those of its OpenAPI document (2.0.0, November 2026). A line's
+time is when the emulator first looked at it.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from emulator.endpoint import Endpoint
+from emulator.errors import BadRequest, EmulatorError, Forbidden, NotFound, Unauthorized
+from emulator.http import Handler, Json, check_key, find_endpoint, whole_number
+from emulator.slot import Slot
+
+DEFAULT_TAIL: Final = 100
+MAX_TAIL: Final = 5000
+LOOK_SECONDS: Final = 0.1
+"""Between two looks at a worker's log."""
+VERSION: Final = 1
+"""Of an endpoint's configuration, which never changes here."""
+TITLES: Final = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found"}
+
+
+async def list_workers(request: Request, endpoint: Endpoint) -> Response:
+    """The active workers, each with its status, and how many are in each."""
+    workers = [_view(slot, state) for slot, state in endpoint.scaler.slots()]
+    names = ("running", "idle", "initializing", "throttled", "unhealthy")
+    summary = {name: sum(w["status"] == name.upper() for w in workers) for name in names}
+    summary["total"] = len(workers)
+    return Json({"endpointVersion": VERSION, "summary": summary, "workers": workers})
+
+
+async def worker_logs(request: Request, endpoint: Endpoint) -> Response:
+    """A worker's log: the lines that are there, then those that come, until the worker is gone."""
+    worker_id = request.path_params["worker"]
+    slot = next((s for s, _ in endpoint.scaler.slots() if s.worker_id == worker_id), None)
+    if slot is None:
+        raise NotFound("resource not found")
+    source = request.query_params.get("source")
+    if source not in (None, "container", "system"):
+        raise BadRequest("source must be container or system")
+    tail = whole_number(request, "tail", DEFAULT_TAIL)
+    if tail > MAX_TAIL:
+        raise BadRequest(f"tail must be at most {MAX_TAIL}")
+    since = request.headers.get("last-event-id") or request.query_params.get("since")
+    events = _events(request, slot, source, tail, since)
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+async def _events(
+    request: Request, slot: Slot, source: str | None, tail: int, since: str | None
+) -> AsyncIterator[bytes]:
+    lines = slot.log.read()
+    position = max(0, len(lines) - tail)
+    if since is not None:
+        position = next((n for n, line in enumerate(lines) if line.id > since), len(lines))
+    while True:
+        has_ended = slot.has_ended or request.app.state.is_closing
+        lines = slot.log.read()
+        for line in lines[position:]:
+            if source in (None, line.source):
+                data = {"ts": line.ts, "source": line.source, "line": line.text}
+                yield b"id: %s\ndata: %s\n\n" % (line.id.encode(), msgspec.json.encode(data))
+        position = len(lines)
+        if has_ended:
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _view(slot: Slot, state: str) -> dict[str, Any]:
+    """A worker; what is not known before it is placed is null."""
+    began = slot.process_started_at
+    now = datetime.now(UTC).timestamp()
+    return {
+        "id": slot.worker_id,
+        "status": state.upper(),
+        "isStale": False,
+        "version": VERSION,
+        "gpuCount": 1,
+        "image": None,
+        "uptimeSeconds": None if began is None else int(now - began),
+        "gpuTypeId": None if began is None else "EMULATED",
+        "dataCenterId": None,
+        "startedAt": None if began is None else timestamp(began),
+    }
+
+
+def timestamp(seconds: float) -> str:
+    """A Unix time as RFC 3339."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def routes() -> list[Route]:
+    """Both routes. They come before those of an endpoint that might be called `serverless`."""
+    path = "/v2/serverless/{endpoint}/workers"
+    return [
+        Route(path, _guarded(list_workers), methods=["GET"]),
+        Route(path + "/{worker}/logs", _guarded(worker_logs), methods=["GET"]),
+    ]
+
+
+def _guarded(operation: Any) -> Handler:
+    async def handler(request: Request) -> Response:
+        try:
+            _check_right(request)
+            response: Response = await operation(request, find_endpoint(request))
+            return response
+        except EmulatorError as error:
+            detail = "resource not found" if isinstance(error, NotFound) else str(error)
+            problem = {"title": TITLES[error.status], "status": error.status, "detail": detail}
+            return Json(problem, error.status, media_type="application/problem+json")
+
+    return handler
+
+
+def _check_right(request: Request) -> None:
+    """A bearer token; a key that works elsewhere need not have the right to these."""
+    settings = request.app.state.settings
+    given = request.headers.get("authorization", "")
+    if not re.match(r"Bearer \S", given):
+        raise Unauthorized("missing bearer token")
+    if settings.rest_api_key is None:
+        check_key(request)
+    elif given.removeprefix("Bearer ").strip() != settings.rest_api_key.get_secret_value():
+        check_key(request)
+        raise Forbidden("access denied")
