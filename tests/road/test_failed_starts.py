@@ -68,6 +68,17 @@ def model_of(client: httpx.Client) -> dict[str, Any]:
     return entry
 
 
+def late_starts(
+    starts: list[dict[str, Any]], answers: list[tuple[httpx.Response, float]]
+) -> list[dict[str, Any]]:
+    """Those that began when the first client had been told.
+
+    The emulator's pause after a first crash, one second, may be over before the proxy has looked.
+    """
+    told = min(at for _, at in answers)
+    return [start for start in starts if start["started_at"] > told + 1]
+
+
 def has_no_jobs(runpod: Client) -> bool:
     """Is nothing queued or running?"""
     jobs = runpod.health()["jobs"]
@@ -88,10 +99,9 @@ def test_a_failed_start_is_told_in_seconds_and_paid_for_once(style: str, max_wor
         assert min(at for _, at in answers) - first_failure < 15
         if max_workers == 1:
             assert len(began) <= 2
-        else:  # RunPod's own pause before the next start may be shorter than our look
-            first_told = min(at for _, at in answers)
-            assert [start for start in began if start["started_at"] > first_told + 1] == []
-            assert len(began) <= 3 + (style == "exits")
+        if style in ("startup-error", "ours"):
+            assert len(began) <= max_workers
+        assert late_starts(began, answers) == []
         assert "secret" not in "".join(answer.text for answer, _ in answers)
         if style != "exits":
             assert all(CAUSE in answer.text for answer, _ in answers)
@@ -140,7 +150,9 @@ def test_our_workers_failed_start_is_told_in_seconds_and_paid_for_once(
         began = starts_of(runpod)
         assert {code_of(answer) for answer, _ in answers} == {"model_start_failed"}
         assert all(told in answer.text for answer, _ in answers)
-        assert len(began) <= (2 if max_workers == 1 else 3)
+        if max_workers == 1:
+            assert len(began) <= 2
+        assert late_starts(began, answers) == []
         ends = [start["ended_at"] or start["ready_at"] for start in began]
         assert min(at for _, at in answers) - min(end for end in ends if end) < 15
 
