@@ -146,9 +146,8 @@ class RelayedAnswer:
         """See Answer."""
         self._relay.admit(self)
         response = await self._worker_response()
-        is_workers_own = WORKER_ID in response.headers or response.is_success
-        if self._relay.watch is not None and is_workers_own:
-            self._relay.watch.note_answer()
+        is_workers = WORKER_ID in response.headers or response.is_success
+        if is_workers:
             self._relay.trust.note_worked()
         self._answered = time.monotonic()
         self._deadlines.note_started()
@@ -157,6 +156,7 @@ class RelayedAnswer:
             response.headers.get("content-type", JSON),
             headers=response.headers,
         )
+        self.head = replace(self.head, is_workers=is_workers)
         if response.has_redirect_location:
             self.head = replace(self.head, headers=self._redirected(response))
         return b""

@@ -72,6 +72,8 @@ class Head:
 
     start_failed: str | None = None
     """Which cause, in a word, if the worker answers because its model could not be started."""
+    is_workers: bool = True
+    """Is it a worker's own, and not what the platform says in its place?"""
 
     @property
     def is_event_stream(self) -> bool:

@@ -101,6 +101,8 @@ class ColdStartAnswer:
                 raise ModelStartFailed(failed.result().message)
 
     def _note_answer(self) -> None:
+        if self.head is not None and not self.head.is_workers:
+            return
         self._watch.note_answer()
         self._starts.note_answer(self)
         if self._worker_of is not None and self._starts.workers.may_ask():
