@@ -12,7 +12,9 @@ from scripts.installer import ROOT, create, install
 from scripts.progress import phase, run
 
 NODE = ROOT / "tests" / "conformance" / "node"
-PACKAGES = (NODE / "package.json", NODE / "package-lock.json")
+CLI = ROOT / "tests" / "conformance" / "cli"
+NPM_FOLDERS = {"node": NODE, "cli": CLI}
+"""The environments that have npm packages, and the folders of their locks."""
 
 
 def lock_of(name: str) -> Path:
@@ -26,7 +28,7 @@ def set_up_client(name: str) -> Environment:
     Raises:
         SetUpError: a package could not be installed.
     """
-    lock, packages = lock_of(name), PACKAGES if name == "node" else ()
+    lock, packages = lock_of(name), npm_files(name)
     stamp = stamp_of(lock, *packages)
     folder = cache_folder() / f"client-{name}-python{python_version()}-{stamp}"
     environment = Environment(f"the environment of {name}", folder, stamp)
@@ -38,15 +40,20 @@ def set_up_client(name: str) -> Environment:
             for file in packages:
                 shutil.copy(file, folder)
             if packages:
-                run(
-                    [npm_of(environment), "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
-                    cwd=folder,
-                )
+                # Not `ci`: it fails where a registry lacks packages for other platforms.
+                options = ("--no-audit", "--no-fund", "--ignore-scripts")
+                run([npm_of(environment), "install", *options], cwd=folder)
 
     environment.ensure(make)
-    if packages:
+    if name == "node":
         _link(NODE / "node_modules", folder / "node_modules")
     return environment
+
+
+def npm_files(name: str) -> tuple[Path, ...]:
+    """What says which npm packages an environment has; nothing if it has none."""
+    folder = NPM_FOLDERS.get(name)
+    return () if folder is None else (folder / "package.json", folder / "package-lock.json")
 
 
 def npm_of(environment: Environment) -> Path:

@@ -12,7 +12,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from scripts.clients import NODE, lock_of, npm_of
+from scripts.clients import NPM_FOLDERS, lock_of, npm_of
 from scripts.environments import Environment
 from scripts.installer import ROOT, UV_LOCK, create, install, uv
 from scripts.progress import SetUpError, phase, run
@@ -82,8 +82,8 @@ def client_groups() -> list[str]:
     return [name for name in groups if name.startswith("client-") and name != "client-checks"]
 
 
-def compile_node_lock() -> None:
-    """Write the lock of the clients for Node, with the npm that they get."""
+def compile_npm_locks() -> None:
+    """Write the locks of the clients that are npm packages, with the npm that they get."""
     wanted = "update" if "--upgrade" in sys.argv[1:] else "install"
     options = (
         "--package-lock-only",
@@ -91,14 +91,13 @@ def compile_node_lock() -> None:
         "--no-audit",
         "--no-fund",
     )
-    with (
-        phase("tests/conformance/node/package-lock.json"),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        node = Environment("Node", Path(folder) / "node", "")
+    with tempfile.TemporaryDirectory() as scratch:
+        node = Environment("Node", Path(scratch) / "node", "")
         create(node)
         install(node, lock_of("node"))
-        run([npm_of(node), wanted, *options], cwd=NODE)
+        for folder in NPM_FOLDERS.values():
+            with phase(f"{(folder / 'package-lock.json').relative_to(ROOT)}"):
+                run([npm_of(node), wanted, *options], cwd=folder)
 
 
 def main() -> int:
@@ -115,7 +114,7 @@ def main() -> int:
         compile_lock_without("open-webui.txt", ["open-webui"], NOT_IN_OPEN_WEBUI_LOCK)
         for group in client_groups():
             compile_lock(f"{group}.txt", [], "--group", f"pyproject.toml:{group}")
-        compile_node_lock()
+        compile_npm_locks()
     except SetUpError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

