@@ -1,6 +1,7 @@
 """What both faces need of HTTP: the key check, JSON in and out, and held long polls."""
 
 import asyncio
+import json
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -33,7 +34,10 @@ class Json(JSONResponse):
     """A JSON answer, written by msgspec with its keys in the order they have."""
 
     def render(self, content: Any) -> bytes:
-        return msgspec.json.encode(content)
+        try:
+            return msgspec.json.encode(content)
+        except UnicodeEncodeError:  # half a surrogate pair, which only ASCII can write
+            return json.dumps(content).encode()
 
 
 def guarded(kind: type[E], operation: Operation[E], refuse: Refuse | None = None) -> Handler:
@@ -97,9 +101,13 @@ def whole_number(request: Request, name: str, default: int) -> int:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """A JSON object, or BadRequest."""
+    """A JSON object, or BadRequest.
+
+    Half a surrogate pair (`"\\ud83d"`), which msgspec takes for no JSON, goes on to the worker.
+    """
     try:
-        parsed = msgspec.json.decode(body)
+        has_surrogates = rb"\ud" in body.lower()
+        parsed = json.loads(body) if has_surrogates else msgspec.json.decode(body)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"json is invalid; {error}") from None
     if not isinstance(parsed, dict):

@@ -17,6 +17,7 @@ from proxy.allowed import Route
 from proxy.body import MAX_CONTENT_TYPE_BYTES, Body, BodyReader
 from proxy.errors import InvalidRequest, UnsupportedMediaType
 from proxy.forms import FormContent, is_form
+from proxy.half_pairs import without_halves
 from proxy.json_scan import Scan, count_items, finds_too_large_a_number, needs_no_scan
 from proxy.memory import Reservation
 from proxy.turns import Steps, Turns, at_once
@@ -78,6 +79,9 @@ class JSONContent:
 
     raw: bytes
     fields: Mapping[str, msgspec.Raw]
+    """As they were sent."""
+    readable: Mapping[str, msgspec.Raw]
+    """The same for whoever reads them here; see half_pairs."""
     model: str | None
     wants_stream: bool
     content_type: str = "application/json"
@@ -183,15 +187,19 @@ async def _content(body: Body, content_type: str, route: Route, turns: Turns) ->
 
 def _json_content(body: Body, route: Route) -> Steps[JSONContent]:
     raw = body.raw.removeprefix(_BYTE_ORDER_MARK)  # RFC 8259, 8.1
-    fields = yield from _fields_of(raw)
-    model = _typed(fields, "model", str, "a non-empty string")
+    text = yield from without_halves(raw)
+    if text is not raw:
+        body.reservation.grow(len(text))
+    readable = yield from _fields_of(text)
+    model = _typed(readable, "model", str, "a non-empty string")
     if model is None and route.needs_model:
         raise InvalidRequest("you must provide a model parameter", param="model")
     if model == "":
         raise _wrong_type("model", "a non-empty string")
-    stream = _typed(fields, "stream", bool, "a boolean")
-    yield from _check_prompt(fields, route.prompts)
-    return JSONContent(raw, fields, model, bool(stream), reservation=body.reservation)
+    stream = _typed(readable, "stream", bool, "a boolean")
+    yield from _check_prompt(readable, route.prompts)
+    fields = readable if text is raw else _cut(raw, text, readable)
+    return JSONContent(raw, fields, readable, model, bool(stream), reservation=body.reservation)
 
 
 def _fields_of(raw: bytes) -> Steps[Mapping[str, msgspec.Raw]]:
@@ -295,6 +303,19 @@ def _named_twice(raw: bytes, fields: Mapping[str, msgspec.Raw]) -> str | None:
         seen.add(name)
         position = found.end() + len(memoryview(fields[name]))
     return None if not fields or raw[position:].strip() == b"}" else name
+
+
+def _cut(raw: bytes, text: bytes, readable: Mapping[str, msgspec.Raw]) -> Mapping[str, msgspec.Raw]:
+    """The values as they were sent, which are in the same places as those of the text."""
+    position = 0
+    fields: dict[str, msgspec.Raw] = {}
+    while len(fields) < len(readable):
+        found = _KEY.match(text, position)
+        assert found is not None, "the walk of _named_twice is the same"
+        name = msgspec.json.decode(found[1])
+        position = found.end() + len(memoryview(readable[name]))
+        fields[name] = msgspec.Raw(memoryview(raw)[found.end() : position])
+    return fields
 
 
 def _wrong_type(name: str, wanted: str) -> InvalidRequest:

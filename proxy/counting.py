@@ -69,7 +69,7 @@ class LocalCount:
         """See Answer."""
 
     def _result(self, path: Path, content: JSONContent) -> dict[str, Any] | None:
-        body: dict[str, Any] = msgspec.json.decode(content.raw)
+        body = {name: msgspec.json.decode(value) for name, value in content.readable.items()}
         if (tokenizer := _load(path)) is None:
             return None
         match self._call.route.path, body:

@@ -131,9 +131,10 @@ def asking_for_usage(call: Call) -> tuple[Call, bool]:
         return call, False
     if in_each_chunk:  # alone it means nothing to vLLM, beside `include_usage` it does
         options["continuous_usage_stats"] = False
-    asked = msgspec.Raw(msgspec.json.encode(options | {"include_usage": True}))
-    fields = dict(content.fields) | {"stream_options": asked}
-    changed = replace(content, raw=msgspec.json.encode(fields), fields=fields)
+    asked = {"stream_options": msgspec.Raw(msgspec.json.encode(options | {"include_usage": True}))}
+    fields, readable = dict(content.fields) | asked, dict(content.readable) | asked
+    raw = msgspec.json.encode(fields)
+    changed = replace(content, raw=raw, fields=fields, readable=readable)
     return replace(call, content=changed), True
 
 
@@ -144,7 +145,7 @@ def wants_usage(content: JSONContent) -> bool:
 
 def _stream_options(content: JSONContent) -> dict[str, Any] | None:
     """The stream's options; None if they are no such object, which vLLM refuses."""
-    value = content.fields.get("stream_options", msgspec.Raw(b"{}"))
+    value = content.readable.get("stream_options", msgspec.Raw(b"{}"))
     if len(memoryview(value)) > MAX_OPTIONS_BYTES:
         return None
     try:

@@ -91,7 +91,7 @@ def task_answer(call: Call) -> str | None:
 
 def _prompt(content: JSONContent) -> str:
     """The text of the last message, which is where UIs put what they want."""
-    last = msgspec.json.decode(content.fields["messages"], type=list[_Message])[-1]
+    last = msgspec.json.decode(content.readable["messages"], type=list[_Message])[-1]
     if bytes(memoryview(last.content)[:1]) != b'"':
         return ""
     return msgspec.json.decode(last.content, type=str).strip()

@@ -79,7 +79,7 @@ class StoredResponses:
 
 def _text(content: JSONContent, name: str) -> str:
     try:
-        return msgspec.json.decode(content.fields.get(name, b'""'), type=str)
+        return msgspec.json.decode(content.readable.get(name, b'""'), type=str)
     except msgspec.ValidationError:
         return ""  # vLLM says what is wrong with it
 

@@ -68,7 +68,7 @@ async def _ask(model: Model) -> None:
         f"warm_{uuid.uuid4().hex}",
         Route("GET", "/v1/models"),
         "",
-        JSONContent(b"{}", {}, None, wants_stream=False),
+        JSONContent(b"{}", {}, {}, None, wants_stream=False),
     )
     answer = model.backend.ask(call, None, model.terms)
     try:

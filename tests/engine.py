@@ -491,7 +491,8 @@ async def _metrics(request: Request) -> Response:
 async def _requests(request: Request) -> Response:
     engine = _engine(request)
     records = [asdict(record) for record in engine.records]
-    return JSONResponse({**asdict(engine.counters), "requests": records})
+    facts = {**asdict(engine.counters), "requests": records}
+    return Response(json.dumps(facts), media_type="application/json")  # of any prompt: ASCII
 
 
 async def _argv(request: Request) -> Response:

@@ -30,7 +30,8 @@ WRONG = {
     "not UTF-8": b'{"model": "m", "messages": [{"role": "user", "content": "\xff"}]}',
     "UTF-16": json.dumps(chat()).encode("utf-16"),
     "two byte order marks": b"\xef\xbb\xbf" * 2 + json.dumps(chat()).encode(),
-    "a lone surrogate": b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    "a model with half a surrogate pair": b'{"model": "m\\ud800", "messages": [1]}',
+    "half a surrogate pair outside of a string": b'{"model": "m", %s, "x": \\ud800}' % MESSAGES,
     "NaN": b'{"model": "m", %s, "temperature": NaN}' % MESSAGES,
     "infinity": b'{"model": "m", %s, "temperature": -Infinity}' % MESSAGES,
     "a comment": b'{"model": "m", %s /* hi */}' % MESSAGES,
@@ -98,6 +99,34 @@ def test_a_body_that_only_looks_odd_reaches_the_worker_as_it_was_sent(
     assert client.post(CHAT, content=body, headers=AS_JSON).status_code == 200
     sent = json.dumps(runpod.jobs[0]["input"]["openai_input"])
     assert json.loads(sent) == json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb"cut in the middle: \ud83d",
+        rb"\uDE00 is the other half",
+        rb"\ud83d\ud83d\ude00\ude00 \ud83d\u0041 \ud83d\\ude00",
+        rb"\\ud83d \\\ud83d \\\\ude00 \\\\\ude00 \"\ud83d\"",
+        "é \\ud83d 🙂".encode(),
+        rb"\ud83d\ude00" * 10_000 + rb"\ud83d",
+        b"x" * 65_500 + rb"\ud83d\ude00\ud83d" * 10,
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"count_tokens": True}], indirect=True)
+def test_half_a_surrogate_pair_reaches_the_worker_as_it_was_sent(
+    client: httpx.Client, runpod: ScriptedRunPod, text: bytes
+) -> None:
+    runpod.script = [Page("COMPLETED", [{"ok": True}])]
+    messages = b'[{"role": "user", "content": "%s"}]' % text
+    body = b'{"x": "%s", "model": "m", "messages": %s, "stream": false}' % (text, messages)
+    assert client.post(CHAT, content=body, headers=AS_JSON).status_code == 200
+    assert b'"openai_input":%s' % body in runpod.raw_jobs[0]
+    runpod.reset()
+    runpod.script = [Page("COMPLETED", ['data: {"choices": []}\n\ndata: [DONE]\n\n'])]
+    body = body.replace(b"false", b"true")
+    assert client.post(CHAT, content=body, headers=AS_JSON).status_code == 200
+    assert b'"messages":%s' % messages in runpod.raw_jobs[0].replace(b'": [', b'":[')
 
 
 VALUES = st.recursive(

@@ -48,6 +48,16 @@ def test_a_uis_own_request_is_answered_without_a_job_while_the_gpu_sleeps(
 
 
 @UP
+def test_a_task_about_a_text_that_was_cut_inside_an_emoji_is_known(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    body = json.dumps(asked(TITLE + "\ud83d")).encode()
+    answer = fresh_client.post(CHAT, content=body, headers=AS_JSON).json()
+    assert json.loads(answer["choices"][0]["message"]["content"]) == TASKS[TITLE]
+    assert runpod.jobs == []
+
+
+@UP
 @pytest.mark.parametrize("content", ['[{"type": "text", "text": "hi"}]', "[3]", "3", "null"])
 def test_a_message_that_is_no_plain_text_is_none_of_a_uis_own(
     client: httpx.Client, runpod: ScriptedRunPod, content: str

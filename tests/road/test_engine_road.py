@@ -1,5 +1,6 @@
 """From an OpenAI client to the engine and back, through the real SDK: many at once, and leaving."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -101,6 +102,15 @@ def test_an_error_of_the_engine_arrives_as_it_is(
     answer = warm_road.post(script={"status": status}, stream=wants_stream)
     assert answer.status_code == status
     assert "scripted" in answer.json()["error"]["message"]
+
+
+def test_half_a_surrogate_pair_reaches_the_engine_as_it_was_sent(warm_road: Road) -> None:
+    messages = [{"role": "user", "content": "cut off: \ud83d"}]
+    body = json.dumps({"model": "m", "messages": messages, "script": {"text": "Hi"}})
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    url = f"{warm_road.url}/chat/completions"
+    assert httpx.post(url, content=body, headers=headers, timeout=60).status_code == 200
+    assert warm_road.engine()["requests"][-1]["body"]["messages"] == messages
 
 
 def test_an_answer_larger_than_a_frame_is_whole(warm_road: Road) -> None:
