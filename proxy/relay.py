@@ -21,7 +21,7 @@ import httpx
 from proxy.answer import Answer
 from proxy.backends.cold_start import ColdStartAnswer
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
-from proxy.call import Call
+from proxy.call import Call, Content
 from proxy.endpoint import CANNOT_BE_SENT, JobStatus
 from proxy.errors import (
     ConnectTimeout,
@@ -85,19 +85,22 @@ class Relay:
         headers = {"accept-encoding": "identity", "x-request-id": call.request_id}
         if self._api_key:
             headers["authorization"] = f"Bearer {self._api_key}"
+        body = None
         if call.content is not None:
+            body = _RequestBody(call.content, call.content.naming(served_as))
             headers["content-type"] = call.content.content_type
+            headers["content-length"] = str(body.size)
         try:
             request = self._client.build_request(
                 call.route.method,
                 address(self._url, call.target, is_base=self.watch is None),
-                content=call.content.naming(served_as) if call.content else None,
+                content=body,
                 headers=headers,
                 timeout=httpx.Timeout(None, connect=terms.connect),
             )
         except CANNOT_BE_SENT:
             raise _cannot_be_sent() from None
-        answer = RelayedAnswer(self, request, call.route.dialect.ends, terms)
+        answer = RelayedAnswer(self, request, body, call.route.dialect.ends, terms)
         return answer if self.watch is None else ColdStartAnswer(answer, self.watch)
 
     def admit(self, answer: "RelayedAnswer") -> None:
@@ -115,17 +118,40 @@ class Relay:
         return await self._client.send(request, stream=True)
 
 
+class _RequestBody(httpx.AsyncByteStream):
+    """A request's body, which can be let go: httpx keeps a request until its answer has ended."""
+
+    def __init__(self, content: Content, raw: bytes) -> None:
+        self.size = len(raw)
+        self._kept: tuple[Content, bytes] | None = (content, raw)
+        """With the content, as what it holds of the memory for all goes with it."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        assert self._kept is not None, "a worker has it"
+        yield self._kept[1]
+
+    def let_go(self) -> None:
+        """It is not sent again."""
+        self._kept = None
+
+
 class RelayedAnswer:
     """The answer to one relayed call. See Answer."""
 
     job_id = None
 
     def __init__(
-        self, relay: Relay, request: httpx.Request, ends: tuple[bytes, ...], terms: Terms
+        self,
+        relay: Relay,
+        request: httpx.Request,
+        body: _RequestBody | None,
+        ends: tuple[bytes, ...],
+        terms: Terms,
     ) -> None:
         self.head: Head | None = None
         self._relay = relay
         self._request = request
+        self._body = body
         self._events = WholeEvents()
         self._completion = Completion(ends)
         self._deadlines = Deadlines(terms, relay.shutdown, self._cold_start_reason)
@@ -146,6 +172,8 @@ class RelayedAnswer:
         """See Answer."""
         self._relay.admit(self)
         response = await self._worker_response()
+        if self._body is not None:
+            self._body.let_go()
         is_workers = WORKER_ID in response.headers or response.is_success
         if is_workers:
             self._relay.trust.note_worked()

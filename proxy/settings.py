@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from proxy.allowed import ROUTES, check_route
+from proxy.body import COPIES
 from proxy.keep_alive import Mode
 from proxy.mistakes import did_you_mean, reason
 from proxy.pacing import Limit
@@ -65,7 +66,6 @@ _CONTRADICTIONS = (
     ("idle_timeout_seconds", "total_timeout_seconds", "the total always passes first"),
     ("first_byte_hold_seconds", "total_timeout_seconds", "no stream shows a sign of life"),
     ("max_waiting", "max_requests", "it bounds nothing"),
-    ("max_body_bytes", "max_buffered_bytes", "a body of that size is always refused"),
 )
 """Pairs of settings of which the first should not be above the second, and what it means."""
 
@@ -319,6 +319,12 @@ def doubts(settings: Settings) -> list[str]:
         if less > more:
             names = f"{environment_name(shorter)} ({less:g}) is above {environment_name(longer)}"
             found.append(f"{names} ({more:g}): {effect}")
+    if COPIES * settings.max_body_bytes > settings.max_buffered_bytes:
+        found.append(
+            f"PROXY_MAX_BUFFERED_BYTES ({settings.max_buffered_bytes:,}) is less than twice "
+            f"PROXY_MAX_BODY_BYTES ({settings.max_body_bytes:,}): the largest bodies are always "
+            "refused, as each counts twice"
+        )
     return found
 
 

@@ -10,7 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from proxy import errors
-from proxy.settings import Settings, environment_name, environment_names, explained, misspelt
+from proxy.settings import (
+    Settings,
+    doubts,
+    environment_name,
+    environment_names,
+    explained,
+    misspelt,
+)
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -309,6 +316,14 @@ def test_a_misspelt_name_is_told_with_the_one_that_was_meant() -> None:
     assert sentences == [
         "unknown setting PROXY_QUEUE_TIMEOUT; did you mean PROXY_QUEUE_TIMEOUT_SECONDS?"
     ]
+
+
+def test_less_memory_than_the_largest_body_takes_is_warned_of(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    assert doubts(Settings(max_body_bytes=1000, max_buffered_bytes=2000)) == []
+    (doubt,) = doubts(Settings(max_body_bytes=1000, max_buffered_bytes=1999))
+    assert doubt.startswith("PROXY_MAX_BUFFERED_BYTES (1,999) is less than twice")
 
 
 def rows_of(document: str) -> dict[str, str]:

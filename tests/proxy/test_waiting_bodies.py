@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import psutil
@@ -15,6 +16,8 @@ from tests.leaving import call_to_leave
 from tests.proxy.conftest import AS_JSON, KEY, chat, settings_for
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.scripted_server import Reply, ScriptedServer
+from tests.proxy.test_relay import CONFIG
 from tests.proxy.test_requests import error_of
 from tests.servers import serve
 from tests.waiting import wait_until
@@ -85,6 +88,27 @@ def test_beyond_the_bound_a_request_is_answered_503_until_there_is_room(
         runpod.script = [Page("COMPLETED", [{"ok": True}])]
         assert client.post(CHAT, json=large_chat()).status_code == 200
         wait_until(lambda: used_bytes(app) == 0)
+
+
+@pytest.mark.slow
+def test_a_body_is_let_go_when_a_server_has_begun_to_answer(
+    scripted_runpod: tuple[ScriptedRunPod, str], runpod: ScriptedRunPod, tmp_path: Path
+) -> None:
+    head_hold, hold = threading.Event(), threading.Event()
+    pieces = [b'{"a": ', b"1}"]
+    server = ScriptedServer()
+    server.replies = [Reply(200, pieces, head_hold=head_hold, hold=hold)]
+    with serve(server.app) as lb:
+        path = tmp_path / "proxy.toml"
+        path.write_text(CONFIG.format(url=lb, queue=60, idle=60))
+        limits = {"max_body_bytes": BODY_BYTES + 1000, "max_buffered_bytes": 3 * BODY_BYTES}
+        app = create_app(settings_for(scripted_runpod[1], config=path, **limits))
+        with serve(app) as url, call_to_leave(url + CHAT, key=KEY, body=large_chat()):
+            wait_until(lambda: server.requests != [])
+            assert used_bytes(app) > BODY_BYTES
+            head_hold.set()
+            wait_until(lambda: used_bytes(app) == 0)
+            assert server.open == 1
 
 
 def test_a_refused_body_holds_nothing(app: FastAPI, url: str, runpod: ScriptedRunPod) -> None:
