@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from proxy.call import Call, JSONContent
+from proxy.events import fields_of
 
 ReasoningFields = Literal["as_is", "both"]
 OnTokens = Callable[[int, int], None]
@@ -67,16 +68,19 @@ class Rewriter:
         self._tokens_in = self._tokens_out = 0
 
     def _event(self, event: bytes) -> bytes:
-        head, mark, data = event.partition(b"data: ")
-        is_marked = any(mark in data for mark in self._marks)
-        if not mark or not (self._held or is_marked):
+        is_marked = any(mark in event for mark in self._marks)
+        if not self._held and not is_marked:
+            return event
+        name, data = fields_of(event)
+        if not data:
             return event
         chunk = _parsed(data)
         if self._hides_usage and chunk.get("choices") == [] and chunk.get("usage"):
             self._note(chunk)
             return self._released(chunk.get("system_fingerprint"))
         if is_marked and (changed := self._changed(chunk)) is not None:
-            event = head + mark + msgspec.json.encode(changed) + b"\n\n"
+            head = b"event: " + name + b"\n" if name else b""
+            event = head + b"data: " + msgspec.json.encode(changed) + b"\n\n"
         if self._hides_usage and _ends_a_choice(chunk):
             self._held.append(event)
             return b""

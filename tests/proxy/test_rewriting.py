@@ -59,6 +59,36 @@ def test_reasoning_is_told_under_both_names(
 
 @BOTH
 @pytest.mark.parametrize(
+    "told",
+    [
+        'data:{"choices":[{"index":0,"delta":{"reasoning":"hm"}}]}\n\n',
+        'data: {"choices":[{"index":0,\ndata: "delta":{"reasoning":"hm"}}]}\n\n',
+        'id: 1\ndata:{"choices":[{"index":0,"delta":{"reasoning":"hm"}}]}\nretry: 5\n\n',
+    ],
+)
+def test_an_event_is_changed_however_its_lines_are_written(
+    client: httpx.Client, runpod: ScriptedRunPod, told: str
+) -> None:
+    text = told + "data: [DONE]\n\n"
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": text, "end": True}])]
+    first, done, _ = client.post(CHAT, json=chat(stream=True)).text.split("\n\n")
+    delta = json.loads(first.removeprefix("data: "))["choices"][0]["delta"]
+    assert delta == {"reasoning": "hm", "reasoning_content": "hm"}
+    assert done == "data: [DONE]"
+
+
+@COUNTED
+def test_usage_is_kept_from_who_did_not_ask_for_it_without_a_blank_after_data(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    text = STREAM.replace("data: ", "data:")
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": text, "end": True}])]
+    shown = client.post(CHAT, json=chat(stream=True)).text
+    assert shown == text.replace(LAST.replace("data: ", "data:"), "")
+
+
+@BOTH
+@pytest.mark.parametrize(
     ("said", "text"),
     [
         ({"reasoning": "hm", "reasoning_content": ""}, "hm"),
