@@ -7,7 +7,9 @@ import httpx
 import pytest
 from starlette.responses import Response
 
+from proxy import standing
 from proxy.app import create_app
+from proxy.standing import Standing
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_server import Reply, ScriptedServer
@@ -27,7 +29,9 @@ def test_a_refused_key_is_told_once_and_that_it_works_again(
     scripted_runpod: tuple[ScriptedRunPod, str],
     runpod: ScriptedRunPod,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(standing, "CALM_SECONDS", 0.0)
     caplog.set_level(logging.INFO, "proxy.standing")
     runpod.run_answers = [Response(status_code=status) for status in (401, 403, 401, 404)]
     settings = settings_for(scripted_runpod[1], runpod_api_key="rpa_SECRET")
@@ -74,4 +78,15 @@ def test_a_refused_key_of_a_fallback_is_told_by_its_variable(
     assert said(caplog) == [
         "fallback 127.0.0.1: the key that FALLBACK_KEY holds is refused; "
         "see python -m proxy --check"
+    ]
+
+
+def test_calls_refused_and_taken_by_turns_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "proxy.standing")
+    endpoint = Standing("endpoint ep", "RUNPOD_API_KEY")
+    for status in (200, 401, 200, 403, 404, 200, 401, 404):
+        endpoint.note(status)
+    assert [line.partition(";")[0] for line in said(caplog)] == [
+        "endpoint ep: the key that RUNPOD_API_KEY holds is refused",
+        "endpoint ep: no endpoint of this id is known",
     ]
