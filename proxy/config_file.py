@@ -108,7 +108,8 @@ def _text(path: Path) -> str:
 def _syntax_hint(line: str) -> str:
     """What was probably meant by a line that is not TOML, as the end of a sentence."""
     line = line.strip()
-    if table := re.match(r"\[(endpoints|models|keys)\.([^\"'\]]+)\]", line):
+    table = re.match(r"\[(endpoints|models|keys)\.([^\"'\]]+)\]", line)
+    if table and not re.fullmatch(r"[\w-]+", table[2], re.ASCII):
         return f'; write a name like this in quotation marks: [{table[1]}."{table[2]}"]'
     if re.match(r"[\w.-]+\s*=\s*[^\"'\[{\d\s]", line):
         return '; a text stands in straight quotation marks, as in "this"'

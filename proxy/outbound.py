@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from proxy.values import BLANKS, odd_character
+from proxy.values import BLANKS, is_host, odd_character
 
 _ENTRY = re.compile(r"(\[[0-9a-f:.]+\]|\*?\.?[\w-]+(?:\.[\w-]+)*\.?)(?::(\d{1,5}))?", re.IGNORECASE)
 """A host, a domain or an address, perhaps with a port."""
@@ -77,7 +77,7 @@ def _proxy(variable: str, value: str) -> httpx.Proxy:
         if odd_character(url) is not None:
             raise ValueError
         parts = urlsplit(url)
-        if not parts.hostname or parts.port == 0:
+        if not parts.hostname or not is_host(parts.hostname) or parts.port == 0:
             raise ValueError
         if parts.scheme not in ("http", "https", *SOCKS):
             raise OutboundProxyError(

@@ -224,6 +224,8 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
+            if re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL):
+                raise ValueError("separate several by commas, without brackets and quotation marks")
             return tuple(part.strip(BLANKS) for part in value.split(",") if part.strip(BLANKS))
         return value
 

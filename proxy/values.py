@@ -9,13 +9,16 @@ import re
 import unicodedata
 from urllib.parse import urlsplit
 
+import httpx
+
 MAX_KEY_LENGTH = 4096
 MAX_NAME_LENGTH = 200
 BLANKS = " \t\r\n"
 """What files and shells leave around a value. Other blanks, such as U+00A0, are mistakes."""
 
 _QUOTES = "\"'`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
-_ID = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_ID = re.compile(r"(?!xn--)[A-Za-z0-9_-]{1,63}", re.IGNORECASE)
+"""Also a label of a host, where `xn--` begins what is no plain ASCII."""
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_-]{1,63})*\.?")
 """A name whose labels DNS can carry; Python's resolver raises UnicodeError for longer ones."""
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -76,13 +79,14 @@ def check_base_url(value: str) -> str:
         parts = urlsplit(value)
         port = parts.port
         host = parts.hostname
-    except ValueError as exc:  # a port that is none, a bracket that is open
+        _ = httpx.URL(value).host  # decodes labels that begin with xn--
+    except (ValueError, httpx.InvalidURL) as exc:  # a port that is none, a bracket that is open
         raise ValueError(f"not a URL: {exc}") from None
     if parts.scheme not in ("http", "https") or not value.lower().startswith(f"{parts.scheme}://"):
         raise ValueError("a URL that begins with https:// or http:// is needed")
     if "@" in parts.netloc:
         raise ValueError("the URL holds a user name or a password; a key belongs in its variable")
-    if not host or not _is_host(host):
+    if not host or not is_host(host):
         raise ValueError("the URL has no host, as in https://api.runpod.ai/v2")
     if port == 0 or parts.netloc.endswith(":"):
         raise ValueError("the URL's port is a number from 1 to 65535")
@@ -94,7 +98,7 @@ def check_base_url(value: str) -> str:
 def check_listen_host(value: str) -> str:
     """An address or a name of this machine to listen on; `[::1]` is written as `::1`."""
     host = value[1:-1] if value.startswith("[") and value.endswith("]") else value
-    if _is_host(host.partition("%")[0] if ":" in host else host):
+    if is_host(host.partition("%")[0] if ":" in host else host):
         return host
     raise ValueError(
         "the address of this machine alone is needed, without scheme, port and path: "
@@ -144,7 +148,8 @@ def _first_unprintable(text: str) -> str:
     return next(character for character in text if not character.isprintable())
 
 
-def _is_host(host: str) -> bool:
+def is_host(host: str) -> bool:
+    """Is it an address, or a name that a resolver takes?"""
     if ":" in host:
         try:
             ipaddress.IPv6Address(host)

@@ -481,6 +481,15 @@ def test_a_mistake_is_told_in_plain_words(
     assert not re.search("pattern|Input should|permitted|Field required", str(caught.value))
 
 
+def test_quotation_marks_are_not_proposed_for_a_name_that_needs_none(
+    written: Callable[[str], Path],
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(settings_for("http://unused", config=written("[endpoints.a]\n[endpoints.a]\n")))
+    assert "line 2: Cannot declare" in str(caught.value)
+    assert "quotation marks" not in str(caught.value)
+
+
 def test_many_mistakes_are_told_up_to_a_bound(written: Callable[[str], Path]) -> None:
     text = "[endpoints.a]\n" + "".join(f"x{number} = 1\n" for number in range(500))
     with pytest.raises(ConfigError) as caught:

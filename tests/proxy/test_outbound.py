@@ -90,6 +90,8 @@ def test_entries_that_cannot_be_read_are_left_out_and_counted() -> None:
         "http://user:SECRET@proxy\u200b.example",
         "http://[::1",
         "://",
+        f"http://user:SECRET@{'a' * 64}.example:3128",
+        "http://user:SECRET@proxy..example:3128",
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_refused_by_its_variable_and_not_shown(value: str) -> None:
