@@ -299,7 +299,7 @@ answers_a_job() {
     # No longer: RunPod, and so the emulator, gives up on a silent connection after 100 s.
     job=$(ask "$url/runsync?wait=80000" -H 'Content-Type: application/json' \
         -d '{"input": {"prompt": "Hello", "sampling_params": {"max_tokens": 16}}}')
-    until_true 300 "$process" has_ended "$url/status/$(field id "$job")"
+    until_true 900 "$process" has_ended "$url/status/$(field id "$job")"
     expect "status of a job" COMPLETED "$(field status "$job")"
     expect "model that answered it" "$model" "$(field output.0.model "$job")"
     [ -n "$(field output.0.choices.0.text "$job")" ] || fail "an empty answer: $job"
