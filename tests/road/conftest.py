@@ -69,6 +69,7 @@ def endpoint_settings() -> dict[str, Any]:
     """An endpoint whose worker is the real one, with a scripted engine in vLLM's place."""
     env = {
         "MODEL_NAME": "m",
+        "HF_HUB_OFFLINE": "1",  # or each worker would ask the hub for it
         "WORKER_VLLM_COMMAND": f"{sys.executable} {ENGINE}",
         "WORKER_VLLM_FLAGS": str(FLAGS),
         "WORKER_VLLM_PORT": str(free_port()),
