@@ -33,7 +33,7 @@ class Scaler:
         self._base_url = base_url
         self._api_key = api_key
         self._slots: dict[Slot, asyncio.Task[None]] = {}
-        self._backoff = Backoff(settings.max_backoff_seconds)
+        self._backoff = Backoff(settings.min_backoff_seconds, settings.max_backoff_seconds)
         self.starts: deque[Start] = deque(maxlen=MAX_STARTS)
         self._is_throttled = False
         self._task: asyncio.Task[None] | None = None

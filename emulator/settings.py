@@ -143,6 +143,8 @@ class EndpointSettings(BaseModel):
     cold_start_delay_seconds: float = Field(default=0, ge=0)
     stop_grace_seconds: Seconds = 10
     """From SIGTERM to SIGKILL."""
+    min_backoff_seconds: Seconds = 1
+    """The pause before a worker that crashed is started again; doubled as long as it crashes."""
     max_backoff_seconds: Seconds = 30
     """The longest pause before a worker that keeps crashing is started again."""
 

@@ -54,8 +54,9 @@ class Start:
 class Backoff:
     """The pause after a crash, which doubles as long as workers do nothing but crash."""
 
-    def __init__(self, longest_seconds: float) -> None:
-        self._longest_seconds = longest_seconds
+    def __init__(self, min_seconds: float, max_seconds: float) -> None:
+        self._min_seconds = min_seconds
+        self._max_seconds = max_seconds
         self._crashes = 0
 
     def reset(self) -> None:
@@ -65,7 +66,7 @@ class Backoff:
     def next_seconds(self) -> float:
         """The pause after one more crash."""
         self._crashes += 1
-        return min(2.0 ** (self._crashes - 1), self._longest_seconds)
+        return min(self._min_seconds * 2.0 ** (self._crashes - 1), self._max_seconds)
 
 
 class Slot:
