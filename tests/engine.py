@@ -579,7 +579,8 @@ def main() -> None:
     if arguments.say:
         print(arguments.say.read_text(), file=sys.stderr, flush=True)
     time.sleep(arguments.start_seconds)
-    if arguments.die_saying and not (arguments.until and arguments.until in sys.argv):
+    is_mended = arguments.until and arguments.until in sys.argv
+    if arguments.die_saying and arguments.die_saying.exists() and not is_mended:
         print(arguments.die_saying.read_text(), file=sys.stderr, flush=True)
         sys.exit(1)
     if arguments.die_at_start:

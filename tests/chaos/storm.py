@@ -1,4 +1,4 @@
-"""A storm: many requests while the network, the platform and the workers fail at random.
+"""A storm: many requests while the network, the platform, the workers and their starts fail.
 
 `python -m tests.chaos.storm --seed 7 --requests 2000` runs a long one. The seed says what each
 client asks and when it leaves; what meets a fault depends on timing as well.
@@ -6,14 +6,16 @@ client asks and when it leaves; what meets a fault depends on timing as well.
 
 import argparse
 import asyncio
+import itertools
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -52,6 +54,15 @@ FAULTS: list[dict[str, Any]] = [
 ]
 AT_THE_EDGE = ("run", "stream", "status", "cancel", "health")
 """The calls that RunPod's edge refuses, all of them for a while."""
+CAUSES = [
+    "",
+    "OSError: [Errno 28] No space left on device",
+    "User-specified max_model_len (9) is greater than the derived max_model_len "
+    "(max_position_embeddings=8.0)",
+]
+"""What vLLM says when it cannot start: nothing, as it starts; a host's fault, for which the worker
+ends; the configuration's, for which it stays up and ends each job."""
+START_FAILED = "model_start_failed"
 PATIENCE_SECONDS = 90.0
 
 
@@ -62,15 +73,22 @@ class Report:
     ends: Counter[str] = field(default_factory=Counter)
     gusts: int = 0
     """How often RunPod refused everything for a while."""
+    failed_starts: int = 0
+    """For how many periods no worker could start."""
     wrong: list[str] = field(default_factory=list)
     """Every answer that was neither right nor an honest error. To be empty."""
+
+    @property
+    def refused_starts(self) -> int:
+        """How many requests were told that the model cannot be started."""
+        return sum(count for end, count in self.ends.items() if START_FAILED in end)
 
     def __str__(self) -> str:
         """One line for people."""
         ends = ", ".join(f"{count} {end}" for end, count in self.ends.most_common())
         return (
-            f"{self.ends.total()} requests, {self.gusts} gusts of refusals: {ends}; "
-            f"{len(self.wrong)} wrong"
+            f"{self.ends.total()} requests, {self.gusts} gusts of refusals, "
+            f"{self.failed_starts} periods without a start: {ends}; {len(self.wrong)} wrong"
         )
 
 
@@ -81,6 +99,8 @@ class Stack:
     proxy: Proxy
     runpod: Client
     engine_port: int
+    cause: Path | None = None
+    """While this file is there, no engine starts, and each says what the file holds."""
     lost_runs: int = 0
     """How many answers of /run were lost: of their jobs the proxy cannot know."""
 
@@ -106,6 +126,30 @@ class Stack:
     def crash_workers(self) -> None:
         """Kill the workers with all they started."""
         self._control("POST", "/_emulator/ep/crash")
+
+    def spoil_starts(self, cause: str) -> None:
+        """Let no engine start from now on, for that cause."""
+        assert self.cause is not None
+        self.cause.write_text(cause)
+
+    def mend_starts(self) -> None:
+        """Let engines start again."""
+        if self.cause is not None:
+            self.cause.unlink(missing_ok=True)
+
+    def wait_until_answered(self) -> None:
+        """Until a request is answered again, which is tried as a client would."""
+        body = {
+            "model": "m",
+            "messages": [{"role": "user", "content": "hi"}],
+            "script": {"text": "calm"},
+        }
+        wait_until(lambda: self._answers(body), seconds=PATIENCE_SECONDS)
+
+    def _answers(self, body: dict[str, Any]) -> bool:
+        url = "/v1/chat/completions"
+        answer = self.proxy.client.post(url, json=body, timeout=PATIENCE_SECONDS)
+        return answer.status_code == 200 and '"calm"' in answer.text
 
     def wait_until_quiet(self) -> None:
         """Until the proxy waits for nothing, no job is left, and the engine does nothing.
@@ -144,7 +188,10 @@ def stormy_stack() -> Iterator[Stack]:
         "max_backoff_seconds": 1,
         "execution_timeout_seconds": 60,
     }
-    with emulator(ep=settings) as clients, tempfile.TemporaryDirectory() as state_dir:
+    with tempfile.TemporaryDirectory() as state_dir, ExitStack() as running:
+        cause = Path(state_dir, "cause")
+        settings["env"] |= {"VLLM_EXTRA_ARGS": f"--die-saying {cause}"}
+        clients = running.enter_context(emulator(ep=settings))
         runpod = clients("ep")
         proxy = Proxy(
             runpod.url.removesuffix("/v2/ep"),
@@ -152,10 +199,11 @@ def stormy_stack() -> Iterator[Stack]:
             drain_seconds=5,
             state_dir=state_dir,
             total_timeout_seconds=PATIENCE_SECONDS,
+            failed_start_pause_seconds=2,
         )
         try:
             wait_until(lambda: runpod.workers("idle") == 1, seconds=60)
-            yield Stack(proxy, runpod, int(settings["env"]["WORKER_VLLM_PORT"]))
+            yield Stack(proxy, runpod, int(settings["env"]["WORKER_VLLM_PORT"]), cause)
         finally:
             proxy.close()
 
@@ -177,6 +225,7 @@ async def storm(stack: Stack, *, seed: int, requests: int, at_once: int = 24) ->
                 group.create_task(_killer(stack, dice.random(), clients, report))
                 group.create_task(_gusts(stack, dice.random(), clients, report))
         finally:
+            stack.mend_starts()
             stack.calm()
     return report
 
@@ -186,17 +235,38 @@ async def _killer(
 ) -> None:
     """Kill the workers every now and then, as long as there are clients.
 
-    Not before twice as many requests have ended as a kill can end, or on a slow machine hardly any
-    would end otherwise.
+    Those that follow start, or fail to. Not before twice as many requests have ended as a kill can
+    end, or on a slow machine hardly any would end otherwise.
     """
     dice = random.Random(luck)
+    causes = itertools.cycle(dice.sample(CAUSES, len(CAUSES)))
     while not _are_done(clients):
         ended = report.ends.total()
         await asyncio.wait(clients, timeout=dice.uniform(8, 20))
         while report.ends.total() < ended + 2 * len(clients) and not _are_done(clients):
             await asyncio.wait(clients, timeout=0.1)
-        if not _are_done(clients):
-            await asyncio.to_thread(stack.crash_workers)
+        if _are_done(clients):
+            return
+        if cause := next(causes):
+            await _fail_starts(stack, cause, dice, clients, report)
+        await asyncio.to_thread(stack.crash_workers)
+
+
+async def _fail_starts(
+    stack: Stack,
+    cause: str,
+    dice: random.Random,
+    clients: list[asyncio.Task[None]],
+    report: Report,
+) -> None:
+    """Kill the workers, and let those that follow fail to start until a few clients were told."""
+    report.failed_starts += 1
+    stack.spoil_starts(cause)
+    await asyncio.to_thread(stack.crash_workers)
+    enough = report.refused_starts + dice.randint(1, len(clients))
+    while report.refused_starts < enough and not _are_done(clients):
+        await asyncio.wait(clients, timeout=0.1)
+    stack.mend_starts()
 
 
 async def _gusts(
@@ -241,6 +311,8 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
             if isinstance(exc, openai.APIConnectionError):
                 report.wrong.append(f"{seed}: the connection broke: {exc!r}")
         report.ends[end] += 1
+        if START_FAILED in end:  # or all requests would be spent on it; see Retry-After
+            await asyncio.sleep(dice.uniform(1, 3))
         if not text.startswith("".join(got)) or (end == "whole" and "".join(got) != text):
             report.wrong.append(f"{seed}: {end}: wanted {text!r}, got {''.join(got)!r}")
 
@@ -307,6 +379,7 @@ def main() -> int:
                 at_once=arguments.at_once,
             )
         )
+        stack.wait_until_answered()
         stack.wait_until_quiet()
         grown = (process.memory_info().rss - before) / 2**20
     print(report, f"; the proxy grew by {grown:.1f} MiB", *report.wrong, sep="\n")
