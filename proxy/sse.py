@@ -23,8 +23,12 @@ from proxy.rewriting import Rewriter
 
 log = logging.getLogger(__name__)
 
-_ERROR_EVENT = re.compile(rb'^(data: ?\{"error"|event: ?(error|response\.failed)\b)', re.MULTILINE)
-"""How vLLM ends a stream that fails: by chat's form, or by that of Responses and Messages."""
+_ERROR_EVENT = re.compile(
+    rb'^(data:\s*\{\s*"(error"\s*:\s*[{"]|type"\s*:\s*"(error|response\.failed)")'
+    rb"|event: ?(error|response\.failed)\b)",
+    re.MULTILINE,
+)
+"""How a stream that fails ends: by chat's form, or by that of Responses and Messages."""
 
 
 class EventStream(EventSourceResponse):

@@ -49,10 +49,15 @@ def test_requests_calls_and_first_bytes_are_counted(
     assert value(fresh_client, "proxy_worker_seconds_total", endpoint="ep") > 0
 
 
+SPACED_ERROR = 'data: { "error" : {"message": "x", "code": 500}}\n\n'
 BROKEN_STREAMS: dict[str, tuple[list[Page | Fault], str]] = {
     "a job that is forgotten": ([Page("IN_PROGRESS", FRAMES[:1]), Fault(404)], "worker_failed"),
     "vLLM's own error": (
         [Page("COMPLETED", [FRAMES[0], {"seq": 1, "text": VLLM_ERROR, "end": True}])],
+        "vllm_error",
+    ),
+    "an error with blanks": (
+        [Page("COMPLETED", [FRAMES[0], {"seq": 1, "text": SPACED_ERROR, "end": True}])],
         "vllm_error",
     ),
     "an early error": ([Page("FAILED")], "worker_failed"),
