@@ -4,6 +4,8 @@ Whoever is about to keep bytes makes a reservation and lets it grow before it re
 bound that is refused, with an error a client can act on, in place of a process that is killed.
 """
 
+from collections.abc import Callable
+
 from proxy.errors import MemoryLimitReached
 
 RETRY_AFTER_MEMORY_SECONDS = 5
@@ -15,6 +17,12 @@ class Memory:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
+        self.on_shortage: Callable[[int], None] = lambda size: None
+        """Called when so many bytes find no room: gives up what is kept only in case it helps."""
+
+    def has_room(self, size: int) -> bool:
+        """Could so many bytes be reserved now?"""
+        return size <= self.max_bytes - self.used_bytes
 
     def reserve(self, size: int = 0) -> "Reservation":
         """A reservation of so many bytes; raises MemoryLimitReached if there is no room."""
@@ -36,7 +44,9 @@ class Reservation:
         Raises:
             MemoryLimitReached: there is no room; what was reserved before stays so.
         """
-        if size > self._memory.max_bytes - self._memory.used_bytes:
+        if not self._memory.has_room(size):
+            self._memory.on_shortage(size)
+        if not self._memory.has_room(size):
             raise MemoryLimitReached(
                 "The requests and answers under way hold as much memory as this service may use. "
                 "Try again in a while.",

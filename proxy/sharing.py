@@ -18,7 +18,8 @@ from proxy.answer import Answer
 from proxy.auth import Key
 from proxy.call import Call
 from proxy.endpoint import JobStatus
-from proxy.errors import IdempotencyKeyReused, InvalidRequest, Stopping
+from proxy.errors import IdempotencyKeyReused, InvalidRequest, MemoryLimitReached, Stopping
+from proxy.memory import Memory
 from proxy.retries import RETRY_MARGIN_SECONDS, Sender
 from proxy.wire import Head
 
@@ -39,9 +40,14 @@ _Place = tuple[str, str | bytes]
 
 
 class Sharing:
-    """The answers that may be joined."""
+    """The answers that may be joined.
 
-    def __init__(self) -> None:
+    What is kept of them counts in `memory`, and gives way where others need the room.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        memory.on_shortage = self._give_way
         self.kept_bytes = 0
         self._answers: dict[_Place, list[SharedAnswer]] = {}
         self._count = 0
@@ -87,7 +93,7 @@ class Sharing:
 
     async def close(self) -> None:
         """The proxy stops: what is held for a repetition is given up."""
-        answers = [shared for found in self._answers.values() for shared in found]
+        answers = self._every()
         for shared in answers:
             shared.close()
         await asyncio.gather(*(shared.settled() for shared in answers))
@@ -116,10 +122,19 @@ class Sharing:
             return None
         return min(left, key=lambda shared: len(shared.readers), default=None)
 
+    def _give_way(self, size: int) -> None:
+        """Keep answers no longer, those that have ended first, until so many bytes have room."""
+        for shared in sorted(self._every(), key=lambda shared: not shared.has_ended):
+            if self.memory.has_room(size):
+                return
+            shared.give_up()
+
+    def _every(self) -> list["SharedAnswer"]:
+        return [shared for found in self._answers.values() for shared in found]
+
     def _make_room(self) -> bool:
         if self._count >= MOST_ANSWERS:
-            every = (shared for found in self._answers.values() for shared in found)
-            oldest = next((s for s in every if s.has_ended and not s.readers), None)
+            oldest = next((s for s in self._every() if s.has_ended and not s.readers), None)
             if oldest is None:
                 return False
             oldest.close()
@@ -152,6 +167,7 @@ class SharedAnswer:
         self._dropped = 0
         """How many pieces from before `_pieces` are not kept any more."""
         self._kept_bytes = 0
+        self._reservation = sharing.memory.reserve()
         self._times_left = 0
         self._room = asyncio.Event()
         self._pulling: asyncio.Task[None] | None = None
@@ -238,6 +254,12 @@ class SharedAnswer:
             self.error = Stopping("The proxy is shutting down. Please send the request again.")
         self._answer.close()
 
+    def give_up(self) -> None:
+        """Let no more requests join; for those that read it the answer goes on."""
+        self._forget()
+        if not self.readers:
+            self.close()
+
     async def settled(self) -> None:
         """Wait until nothing works on it any more, once it is closed."""
         if self._pulling is not None:
@@ -279,9 +301,7 @@ class SharedAnswer:
     def _check_size(self) -> None:
         is_large = self._kept_bytes > LARGEST_BUFFER_BYTES
         if is_large or self._sharing.kept_bytes > LARGEST_TOTAL_BYTES:
-            self._forget()
-            if not self.readers:
-                self.close()
+            self.give_up()
 
     async def _slowest_reader(self) -> None:
         """Wait until the one that is furthest behind has read on; not for so long."""
@@ -302,6 +322,13 @@ class SharedAnswer:
         self._kept_bytes += size
         if self._is_joinable:
             self._sharing.kept_bytes += size
+        if size <= 0:
+            self._reservation.shrink(min(-size, self._reservation.size))
+            return
+        try:
+            self._reservation.grow(size)
+        except MemoryLimitReached:  # it is here already, for those who read it
+            self.give_up()
 
 
 class SharedReader:
