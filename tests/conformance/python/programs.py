@@ -6,9 +6,11 @@ told with the reason. Nothing but loopback can be reached by them: they would lo
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +47,27 @@ def run(
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
     alone = {"HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE, "NO_PROXY": "127.0.0.1"}
     lowered = {name.lower(): value for name, value in alone.items()}
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env={**kept, **alone, **lowered, "HOME": str(home), **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=SECONDS,
-    )
+    try:
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=folder,
+            env={**kept, **alone, **lowered, "HOME": str(home), **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=SECONDS,
+        )
+    finally:
+        _kill_all(home)
     return Said(done.returncode, done.stdout.decode(errors="replace"))
+
+
+def _kill_all(home: Path) -> None:
+    """End what a program has left running, such as Cline's hub: it has our home as its own."""
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"HOME={home}".encode() in environ.read_bytes().split(b"\0"):
+                os.kill(int(environ.parent.name), signal.SIGKILL)
 
 
 def platform_binary(package: str, program: str) -> Path:
