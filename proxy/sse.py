@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.answer import Answer, rest_of
 from proxy.dialects import Dialect, StreamContext
-from proxy.errors import InternalError, ProxyError, VLLMError
+from proxy.errors import InternalError, ProxyError, VLLMError, WorkerFailed
 from proxy.events import DONE
 from proxy.keep_alive import KeepAlive
 from proxy.plain import answered_error
@@ -92,7 +92,8 @@ async def _events(
             piece = keep_alive.passing(piece)
             context.first = context.first or piece
             context.last = piece
-            if b"error" in piece and _ERROR_EVENT.search(piece):
+            is_suspect = b"error" in piece or b"response.failed" in piece
+            if is_suspect and _ERROR_EVENT.search(piece):
                 context.outcome = VLLMError.code
         return piece
 
@@ -133,6 +134,8 @@ async def _as_events(
 ) -> bytes:
     """An answer that is no event stream, and came too late to be sent as what it is."""
     body = first + await rest_of(answer)
+    if not body.strip():  # OpenAI's clients fail on an event without data
+        raise WorkerFailed("The worker's answer is empty.")
     if answer.head is not None and 200 <= answer.head.status < 300:
         end = b"data: " + DONE + b"\n\n" if DONE in dialect.ends else b""
         return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end

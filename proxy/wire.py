@@ -365,7 +365,7 @@ def raise_for_error(output: Any) -> None:
     """Raise VLLMError if an output is vLLM's error object, in its nested or its flat form.
 
     The older worker-vllm hands vLLM's ErrorResponse on as an ordinary output. A start that failed
-    is ModelStartFailed, in the forms that `failure.py` knows.
+    is ModelStartFailed, in the forms that `failure.py` knows. A text is WorkerFailed, not shown.
     """
     if not isinstance(output, dict):
         return
@@ -376,6 +376,8 @@ def raise_for_error(output: Any) -> None:
         code = error.get("code")
         status = code if isinstance(code, int) and 400 <= code <= 599 else 502
         raise VLLMError(status, _json({"error": error}))
+    if "error" in output and isinstance(error, str) and error:  # a handler's own words
+        raise WorkerFailed("The worker failed to run the job.")
 
 
 def _seq(frame: Any) -> int:

@@ -50,6 +50,7 @@ def test_requests_calls_and_first_bytes_are_counted(
 
 
 SPACED_ERROR = 'data: { "error" : {"message": "x", "code": 500}}\n\n'
+FAILED_RESPONSE = 'event: response.failed\ndata: {"type": "response.failed", "response": {}}\n\n'
 BROKEN_STREAMS: dict[str, tuple[list[Page | Fault], str]] = {
     "a job that is forgotten": ([Page("IN_PROGRESS", FRAMES[:1]), Fault(404)], "worker_failed"),
     "vLLM's own error": (
@@ -58,6 +59,10 @@ BROKEN_STREAMS: dict[str, tuple[list[Page | Fault], str]] = {
     ),
     "an error with blanks": (
         [Page("COMPLETED", [FRAMES[0], {"seq": 1, "text": SPACED_ERROR, "end": True}])],
+        "vllm_error",
+    ),
+    "a response that failed": (
+        [Page("COMPLETED", [FRAMES[0], {"seq": 1, "text": FAILED_RESPONSE, "end": True}])],
         "vllm_error",
     ),
     "an early error": ([Page("FAILED")], "worker_failed"),

@@ -186,6 +186,19 @@ def test_a_plain_answer_after_the_hold_is_one_event(
     assert rest == ends
 
 
+def test_an_empty_answer_after_the_hold_is_an_error(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    hold = threading.Event()
+    frame = {"seq": 0, "status": 204, "content_type": "", "end": True}
+    runpod.script = [Page("IN_QUEUE", [frame], hold=hold)]
+    with client.stream("POST", CHAT, json=chat(stream=True)) as response:
+        hold.set()
+        text = response.read().decode()
+    assert last_error(text)["code"] == "worker_failed"
+    assert "data: \n" not in text
+
+
 @pytest.fixture
 def sdk(proxy_url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{proxy_url}/v1", api_key=KEY, max_retries=0) as sdk:

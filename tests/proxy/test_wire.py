@@ -247,6 +247,14 @@ def test_vllms_error_object_as_an_output_keeps_its_status(
     assert msgspec.json.decode(caught.value.body)["error"]["message"] == "no such model"
 
 
+@pytest.mark.parametrize("wants_stream", [True, False])
+def test_a_text_as_an_error_of_a_handler_is_a_failure_and_not_shown(wants_stream: bool) -> None:
+    output: Frame = {"error": "boom"}
+    with pytest.raises(WorkerFailed) as caught:
+        reader_for(output, wants_stream=wants_stream, ends=CHAT.ends).feed([output])
+    assert "boom" not in caught.value.message
+
+
 def test_frames_behind_a_hole_are_held_within_bounds_and_come_from_the_aggregate() -> None:
     event = "data: " + "x" * 2**20 + "\n\n"
     frames = frames_of([event] * (2 * MAX_HELD_BYTES // 2**20))
