@@ -153,11 +153,14 @@ def test_a_cancel_that_is_refused_is_repeated_until_the_job_has_ended(
 ) -> None:
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
     runpod.cancel_answers = [Response(status_code=400) for _ in range(3)]
-    runpod.states = [{"status": "IN_PROGRESS"}, {"status": "TIMED_OUT"}]
+    # The first may be asked for by a look at which worker has answered.
+    runpod.states = [{"status": "IN_PROGRESS"}, {"status": "IN_PROGRESS"}, {"status": "TIMED_OUT"}]
     leave_after(client, b"data: ")
     wait_until(lambda: runpod.states == [])
+    left = len(runpod.cancel_answers)
     time.sleep(2.5)  # nothing is to happen, so there is nothing to wait for
-    assert (len(runpod.cancel_answers), runpod.cancelled) == (1, [])
+    assert left == len(runpod.cancel_answers) <= 1
+    assert runpod.cancelled == []
 
 
 def test_a_finished_job_is_not_cancelled(client: httpx.Client, runpod: ScriptedRunPod) -> None:
