@@ -199,7 +199,8 @@ class ScriptedRunPod:
         for step in self.script:
             if not isinstance(step, Raw):
                 outputs += step.outputs if isinstance(step, Page) else step.loses
-        last = self.script[-1]
+        # Jobs of `scripts` have none here; a proxy asks all the same which worker has answered.
+        last = self.script[-1] if self.script else Page("COMPLETED")
         status = "COMPLETED" if isinstance(last, Raw) else last.status
         return _json({"status": status, "output": outputs})
 

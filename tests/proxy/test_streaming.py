@@ -1,5 +1,6 @@
 """A stream through the proxy: comments while it is awaited, events as they come, one honest end."""
 
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -222,7 +223,9 @@ def test_comments_come_while_nothing_else_does(
     runpod.script = [Page("IN_QUEUE", hold=hold), Page("COMPLETED", FRAMES)]
     with client.stream("POST", CHAT, json=chat(stream=True)) as response:
         parts = parts_of(response.iter_bytes())
-        assert [next(parts) for _ in range(3)] == [": queued\n\n"] * 3
+        comments = [next(parts) for _ in range(3)]
+        # With how long starts take, if one was seen in a test before this.
+        assert all(re.fullmatch(r": queued( \d+ s, usually \d+ s)?\n\n", one) for one in comments)
         hold.set()
         rest = "".join(parts)
     assert rest.endswith(BODY)
