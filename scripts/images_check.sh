@@ -254,10 +254,11 @@ print(*sorted({sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix)} -
     hub=${processes[-1]}
     version=$(default VLLM_VERSION worker)
     base=$(default BASE worker)
+    # float32 for the reason that scripts/models.py gives: AMX in bfloat16 kills vLLM 0.32.
     # shellcheck disable=SC2016  # the variable is the Dockerfile's
     stand_in "${base/'${VLLM_VERSION}'/$version}" "$vllm_python" \
         HF_ENDPOINT="http://127.0.0.1:$hub_port" \
-        VLLM_CPU_KVCACHE_SPACE=1 ENFORCE_EAGER=true MAX_MODEL_LEN=1024
+        VLLM_CPU_KVCACHE_SPACE=1 ENFORCE_EAGER=true DTYPE=float32 MAX_MODEL_LEN=1024
     build worker "${options[@]}" --build-arg MODEL_NAME="$model" \
         --secret id=HF_TOKEN,src="$work/secret"
     stop "$hub" || true
