@@ -30,6 +30,9 @@ TINY_MODEL = {
     "HF_HUB_OFFLINE": "1",
     # One thread for the model, which is too small for more.
     "OMP_NUM_THREADS": "1",
+    # In bfloat16 vLLM 0.32 takes AMX where the processor has it, and its worker process then dies
+    # of an illegal instruction at a prompt of a token or two, as embeddings often have.
+    "DTYPE": "float32",
 }
 CHAT_MODEL = {
     "MAX_MODEL_LEN": "2048",
@@ -41,9 +44,6 @@ CHAT_MODEL = {
 EMBEDDING_MODEL = {
     # All that it has, also when our environment says another length for the other model.
     "MAX_MODEL_LEN": "512",
-    # In bfloat16 vLLM 0.32 takes AMX where the processor has it, and its worker process then dies
-    # of an illegal instruction at this model's first request.
-    "DTYPE": "float32",
 }
 
 
