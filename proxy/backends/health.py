@@ -37,6 +37,8 @@ class Health:
     in_queue: int
     running: int = 0
     """Those of `up` that have jobs in hand."""
+    takes_nothing: bool = False
+    """The workers that run have left all jobs in the queue: they load, or have died unnoticed."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "Health":
@@ -52,6 +54,7 @@ class Health:
             unhealthy=_count(workers, "unhealthy"),
             in_queue=in_queue,
             running=0 if takes_nothing else running,
+            takes_nothing=takes_nothing and running > 0,
         )
 
     def without_loading(self) -> "Health":
@@ -94,7 +97,8 @@ class StartHistory:
         self._was_up = health.up > 0 or (self._was_up and not health.initializing)
         if health.up or not health.in_queue:
             return False
-        fell_ill = last is not None and not last.up and health.unhealthy > last.unhealthy
+        was_starting = last is not None and not last.up and not last.takes_nothing
+        fell_ill = was_starting and last is not None and health.unhealthy > last.unhealthy
         return fell_ill | self._is_gone(last, health, now) | self._stays_ill(health, now)
 
     def _is_gone(self, last: Health | None, health: Health, now: float) -> bool:

@@ -154,3 +154,13 @@ def test_a_worker_that_runs_and_takes_nothing_is_not_up() -> None:
     assert Health.of({"workers": RUNS_IDLE, "jobs": jobs | {"inProgress": 1}}).up == 1
     assert Health.of({"workers": RUNS_IDLE, "jobs": {"inQueue": 2}}).up == 1
     assert Health.of({"workers": RUNS_IDLE, "jobs": jobs | {"inQueue": 0}}).up == 1
+
+
+def test_a_good_worker_that_dies_unnoticed_is_no_failed_start() -> None:
+    history = StartHistory()
+    looks = [
+        {"workers": {"ready": 1, "running": 1}, "jobs": {"inQueue": 0, "inProgress": 1}},
+        {"workers": {"running": 1}, "jobs": {"inQueue": 1, "inProgress": 0}},
+        {"workers": {"unhealthy": 1}, "jobs": {"inQueue": 1, "inProgress": 0}},
+    ]
+    assert not any(history.note(Health.of(look), now) for now, look in enumerate(looks))

@@ -50,6 +50,7 @@ def test_the_state_tells_for_how_long_a_worker_has_been_starting(tmp_path: Path)
     with stack("hook", settings, env=SLOW, idle_timeout_seconds=0.5) as (client, runpod):
         ask(client)
         wait_for_no_worker(runpod)
+        wait_until(lambda: model_of(client)["state"] == "cold")
         with client.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response:
             reasons = []
             for _ in response.iter_bytes():
