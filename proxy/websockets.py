@@ -1,7 +1,7 @@
 """WebSockets, which are not served: a handshake is answered so that its client takes HTTP instead.
 
 Codex tries `GET /v1/responses` as a WebSocket before it sends `POST`. At 426 it does that at once;
-any other refusal it repeats, with pauses (openai/codex, seen with 0.153.4, issue 43353).
+any other refusal it repeats, with pauses (reported to openai/codex for 0.153.4).
 """
 
 from starlette.responses import Response
