@@ -134,9 +134,9 @@ async def _as_events(
 ) -> bytes:
     """An answer that is no event stream, and came too late to be sent as what it is."""
     body = first + await rest_of(answer)
-    if not body.strip():  # OpenAI's clients fail on an event without data
-        raise WorkerFailed("The worker's answer is empty.")
     if answer.head is not None and 200 <= answer.head.status < 300:
+        if not body.strip():  # OpenAI's clients fail on an event without data
+            raise WorkerFailed("The worker's answer is empty.")
         end = b"data: " + DONE + b"\n\n" if DONE in dialect.ends else b""
         return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end
     status = answer.head.status if answer.head else 502
