@@ -154,6 +154,7 @@ class Watch:
     def note_answer(self) -> None:
         """A worker has answered: whatever the last look said, one is up."""
         self._has_answered, self._noted = True, time.monotonic()
+        self._history.note_answer()
         self._leave_start()
         self.clock.end()
         self._set(State.READY)

@@ -36,7 +36,7 @@ class Health:
     unhealthy: int
     in_queue: int
     running: int = 0
-    """Those of `up` that have jobs in hand."""
+    """Those of `up` that are not called ready; a load balancer's stay ready while they work."""
     takes_nothing: bool = False
     """The workers that run have left all jobs in the queue: they load, or have died unnoticed."""
 
@@ -47,13 +47,14 @@ class Health:
         idle = max(_count(workers, "ready"), _count(workers, "idle"))
         running, in_queue = _count(workers, "running"), _count(jobs, "inQueue")
         takes_nothing = not idle and in_queue > 0 and _has_none(jobs, "inProgress")
+        up = 0 if takes_nothing else max(idle, _count(workers, "idle") + running)
         return cls(
-            up=0 if takes_nothing else max(idle, _count(workers, "idle") + running),
+            up=up,
             initializing=_count(workers, "initializing") + (running if takes_nothing else 0),
             throttled=_count(workers, "throttled"),
             unhealthy=_count(workers, "unhealthy"),
             in_queue=in_queue,
-            running=0 if takes_nothing else running,
+            running=max(0, up - idle),
             takes_nothing=takes_nothing and running > 0,
         )
 
@@ -87,6 +88,13 @@ class StartHistory:
         self._vanished = self._throttled = 0
         self._gone_since: float | None = None
         self._ill_since: float | None = None
+
+    def note_answer(self) -> None:
+        """A worker has answered: the one that the last look took for loading is up."""
+        self.forget()
+        self._was_up = True
+        if self._last is not None:
+            self._last = replace(self._last, up=max(self._last.up, 1), initializing=0)
 
     def note(self, health: Health, now: float) -> bool:
         """Take one look's counters, seen at `now` (seconds, monotonic); has a start failed?"""

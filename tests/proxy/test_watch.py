@@ -112,6 +112,22 @@ async def test_a_worker_that_answers_is_up_whatever_the_last_look_said() -> None
     assert [*states, str(watch.state)] == ["ready", "cold"]
 
 
+@pytest.mark.parametrize(
+    ("workers", "has_answered"), [({"running": 1}, True), ({"ready": 1, "running": 1}, False)]
+)
+async def test_a_worker_that_was_up_and_dies_at_its_first_request_is_no_failed_start(
+    workers: dict[str, int], has_answered: bool
+) -> None:
+    watch = seen(({"initializing": 1}, 1))
+    with watch.waiting():
+        watch.note(Health.of({"workers": workers, "jobs": {"inQueue": 0, "inProgress": 1}}), 100.5)
+        if has_answered:
+            watch.note_answer()
+        watch.note(Health.of({"workers": {"unhealthy": 1}, "jobs": {"inQueue": 1}}), 101)
+    await watch.close()
+    assert watch.starts.failure is None
+
+
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=3),
