@@ -1,61 +1,23 @@
-"""An answer as it comes: first its head, then its bytes, or the error that it ended in."""
+"""The answer of a queue endpoint: the outputs of a job, read from RunPod."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
+from proxy.api.answer import Head, rest_of
 from proxy.endpoint import JobStatus
 from proxy.errors import DeadlinePassed, ProxyError, WorkerFailed
 from proxy.failure import error_from, model_start_failed
 from proxy.job import Job
 from proxy.metrics import Metrics
-from proxy.wire import Head, Reader, reader_for
-
-
-class Answer(Protocol):
-    """What is answered to one call. Nothing happens before `open`; `close` comes in the end.
-
-    One reader at a time may take pieces from it. All methods raise ProxyError.
-    """
-
-    @property
-    def head(self) -> Head | None:
-        """Its status and content type; known once `open` has returned."""
-        ...
-
-    @property
-    def job_id(self) -> str | None:
-        """RunPod's id of the job, once it is known."""
-        ...
-
-    @property
-    def status(self) -> JobStatus:
-        """Is it still waiting for a worker?"""
-        ...
-
-    async def open(self) -> bytes:
-        """Ask, wait for the head, and return the bytes that came with it."""
-        ...
-
-    def pieces(self) -> AsyncIterator[bytes]:
-        """What follows, as it comes; a piece is empty when nothing came for a while."""
-        ...
-
-    def close(self) -> None:
-        """Nobody waits for it any more: what still works on it is stopped."""
-        ...
-
-
-async def rest_of(answer: Answer) -> bytes:
-    """What follows, in one."""
-    return b"".join([piece async for piece in answer.pieces()])
+from proxy.wire import Reader, reader_for
 
 
 class JobAnswer:
-    """The answer of a queue endpoint: a job's outputs. See Answer.
+    """The Answer of a job.
 
     `on_head` is told the head, and the bytes that came with it.
     """
@@ -84,16 +46,16 @@ class JobAnswer:
 
     @property
     def job_id(self) -> str | None:
-        """See Answer."""
+        """The job's id, once RunPod has taken it."""
         return self._job.id if self._job else None
 
     @property
-    def status(self) -> JobStatus:
-        """See Answer."""
-        return self._job.status if self._job else JobStatus.IN_QUEUE
+    def is_waiting(self) -> bool:
+        """Is the job not taken yet, or in RunPod's queue?"""
+        return self._job is None or self._job.status is JobStatus.IN_QUEUE
 
     async def open(self) -> bytes:
-        """See Answer."""
+        """Submit the job, and follow it to its first output."""
         assert self._submit is not None, "it is opened once"
         self._job = await self._submit()
         self._submit = None
@@ -107,13 +69,13 @@ class JobAnswer:
         raise WorkerFailed("The worker finished without an answer.")
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """See Answer."""
+        """Follow the job to its end."""
         assert self._pieces is not None, "open() comes first"
         async for piece in self._pieces:
             yield piece
 
     def close(self) -> None:
-        """See Answer: the job is cancelled unless it has ended."""
+        """Cancel the job unless it has ended."""
         self._submit = None
         if self._job is not None:
             self._job.close()

@@ -5,14 +5,15 @@ from typing import Any, Protocol
 
 import msgspec
 
-from proxy.answer import Answer, JobAnswer
+from proxy.answer import JobAnswer
+from proxy.api.answer import Answer, Head, is_name
 from proxy.backends.cold_start import ColdStartAnswer
 from proxy.backends.deadlines import Terms
 from proxy.call import Call
 from proxy.jobs import Jobs
 from proxy.metrics import Metrics
 from proxy.watch import Watch
-from proxy.wire import PROTOCOL, Head, is_name
+from proxy.wire import PROTOCOL
 
 MAX_SERVED = 1_000
 """How many models an endpoint may be said to serve; a broken worker might tell ever new ones."""

@@ -11,17 +11,16 @@ promises, an estimate (https://docs.anthropic.com/en/docs/build-with-claude/toke
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from proxy.api.answer import JSON, Head, LocalAnswer
 from proxy.call import Call, JSONContent
-from proxy.endpoint import JobStatus
 from proxy.errors import ModelAsleep
-from proxy.wire import JSON, Head
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +29,16 @@ TOKENS_PER_MESSAGE: Final = 4
 """What a chat template writes around a message: two or three marks, and its role."""
 
 
-class LocalCount:
-    """A count, or tokens, made here. See Answer."""
-
-    job_id = None
-    status = JobStatus.IN_PROGRESS
+class LocalCount(LocalAnswer):
+    """A count, or tokens, made here."""
 
     def __init__(self, call: Call, tokenizer: Path | None, max_model_len: int | None) -> None:
-        self.head: Head | None = None
         self._call = call
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
 
     async def open(self) -> bytes:
-        """See Answer.
+        """Count.
 
         Raises:
             ModelAsleep: this cannot be counted here.
@@ -59,14 +54,6 @@ class LocalCount:
             )
         self.head = Head(200, JSON)
         return msgspec.json.encode(result)
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """See Answer: `open` has given all of it."""
-        return
-        yield b""
-
-    def close(self) -> None:
-        """See Answer."""
 
     def _result(self, path: Path, content: JSONContent) -> dict[str, Any] | None:
         body = {name: msgspec.json.decode(value) for name, value in content.readable.items()}

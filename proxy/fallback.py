@@ -5,18 +5,16 @@ Only before the first byte: what has been passed on is never continued by somebo
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
-from proxy.answer import Answer
-from proxy.endpoint import JobStatus
+from proxy.api.answer import Answer, WrappedAnswer
 from proxy.errors import InvalidRequest, ProxyError, Stopping, VLLMError
-from proxy.wire import Head
 
 log = logging.getLogger(__name__)
 
 
-class FallbackAnswer:
-    """The first answer, or the one in its place. See Answer.
+class FallbackAnswer(WrappedAnswer):
+    """The first answer, or the one in its place.
 
     `first` is None where it is known that asking is no use. `on_fallback` is called once, when the
     second is asked.
@@ -35,25 +33,10 @@ class FallbackAnswer:
         """Holds the request's body; None once it is known who answers."""
         self._after_seconds = after_seconds
         self._on_fallback = on_fallback
-        self._chosen = first
-
-    @property
-    def head(self) -> Head | None:
-        """See Answer."""
-        return self._chosen.head if self._chosen else None
-
-    @property
-    def job_id(self) -> str | None:
-        """See Answer."""
-        return self._chosen.job_id if self._chosen else None
-
-    @property
-    def status(self) -> JobStatus:
-        """See Answer."""
-        return self._chosen.status if self._chosen else JobStatus.IN_QUEUE
+        self.inner = first
 
     async def open(self) -> bytes:
-        """See Answer."""
+        """Open the first answer, or else the second."""
         if self._first is not None:
             try:
                 async with asyncio.timeout(self._after_seconds):
@@ -73,19 +56,9 @@ class FallbackAnswer:
             self._first.close()
         self._on_fallback()
         assert self._second is not None, "it is opened once"
-        self._chosen = self._second()
+        self.inner = self._second()
         self._second = None
-        return await self._chosen.open()
-
-    def pieces(self) -> AsyncIterator[bytes]:
-        """See Answer."""
-        assert self._chosen is not None, "open() comes first"
-        return self._chosen.pieces()
-
-    def close(self) -> None:
-        """See Answer."""
-        if self._chosen is not None:
-            self._chosen.close()
+        return await self.inner.open()
 
 
 def _is_broken(status: int) -> bool:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from proxy.dialects import CHAT, Dialect, StreamContext, chat_reasoning
-from proxy.endpoint import JobStatus
 
 Mode = Literal["comment", "chunk", "off"]
 
@@ -22,8 +21,8 @@ _ID = re.compile(rb'"id": ?("[\x21-\x7e]{1,255}?")')
 class KeepAlive(Protocol):
     """What is sent while nothing comes, and what becomes of what comes after it."""
 
-    def event(self, status: JobStatus) -> bytes:
-        """A sign of life, given the job's state; empty bytes are not sent."""
+    def event(self, is_waiting: bool) -> bytes:
+        """A sign of life, told whether a worker is still waited for; empty bytes are not sent."""
         ...
 
     def passing(self, piece: bytes) -> bytes:
@@ -54,7 +53,7 @@ def keep_alive(
 
 
 class _Silence:
-    def event(self, status: JobStatus) -> bytes:
+    def event(self, is_waiting: bool) -> bytes:
         return b""
 
     def passing(self, piece: bytes) -> bytes:
@@ -66,9 +65,9 @@ class _Comments(_Silence):
         self._waited = waited
         self._began = time.monotonic()
 
-    def event(self, status: JobStatus) -> bytes:
+    def event(self, is_waiting: bool) -> bytes:
         # One look at the network tab: is a worker missing, or is it at work?
-        if status is not JobStatus.IN_QUEUE:
+        if not is_waiting:
             return b": running\n\n"
         return b": queued%s\n\n" % self._waited(time.monotonic() - self._began).encode()
 
@@ -79,7 +78,7 @@ class _Events(_Silence):
         self._make = dialect.keep_alive_event
         self._context = context
 
-    def event(self, status: JobStatus) -> bytes:
+    def event(self, is_waiting: bool) -> bytes:
         return self._make(self._context)
 
 
@@ -97,9 +96,9 @@ class _Chunks(_Events):
         self._is_id_known = False
         self._renamed: tuple[bytes, bytes] | None = None
 
-    def event(self, status: JobStatus) -> bytes:
+    def event(self, is_waiting: bool) -> bytes:
         self._was_sent = True
-        return super().event(status)
+        return super().event(is_waiting)
 
     def passing(self, piece: bytes) -> bytes:
         if not self._is_id_known and (found := _ID.search(piece)):
@@ -127,9 +126,9 @@ class _Notices(_Chunks):
         self._fields = fields
         self._began = time.monotonic()
 
-    def event(self, status: JobStatus) -> bytes:
-        if status is not JobStatus.IN_QUEUE:
-            return super().event(status)
+    def event(self, is_waiting: bool) -> bytes:
+        if not is_waiting:
+            return super().event(is_waiting)
         self._was_sent = True
         seconds = time.monotonic() - self._began
         waited = self._waited(seconds) or f" {seconds:.0f} s"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from proxy.answer import Answer
+from proxy.api.answer import Answer
 from proxy.auth import Key
 from proxy.backend import Backend
 from proxy.backends.deadlines import Terms

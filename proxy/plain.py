@@ -15,12 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from proxy.answer import Answer
+from proxy.api.answer import JSON, Answer, Head
 from proxy.call import Call
 from proxy.disconnect import ClientLeft, unless_client_leaves
 from proxy.errors import ProxyError, RouteNotServed, VLLMError
 from proxy.rewriting import Rewriter
-from proxy.wire import JSON, Head
 
 log = logging.getLogger(__name__)
 

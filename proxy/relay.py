@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from proxy.answer import Answer
+from proxy.api.answer import JSON, Answer, Head, checked_head
 from proxy.backends.cold_start import ColdStartAnswer
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.call import Call, Content
-from proxy.endpoint import CANNOT_BE_SENT, JobStatus
+from proxy.endpoint import CANNOT_BE_SENT
 from proxy.errors import (
     ConnectTimeout,
     ProxyError,
@@ -36,7 +36,6 @@ from proxy.refusals import Trust
 from proxy.response_bodies import pieces_of
 from proxy.standing import Standing
 from proxy.watch import Watch
-from proxy.wire import JSON, Head, checked_head
 
 T = TypeVar("T")
 
@@ -136,7 +135,7 @@ class _RequestBody(httpx.AsyncByteStream):
 
 
 class RelayedAnswer:
-    """The answer to one relayed call. See Answer."""
+    """The Answer to one relayed call."""
 
     job_id = None
 
@@ -164,12 +163,12 @@ class RelayedAnswer:
         self._closing: asyncio.Task[None] | None = None
 
     @property
-    def status(self) -> JobStatus:
-        """See Answer: until its head comes, nobody can tell whether a worker has the call."""
-        return JobStatus.IN_PROGRESS if self.head else JobStatus.IN_QUEUE
+    def is_waiting(self) -> bool:
+        """Until its head comes it cannot be told whether a worker has the call."""
+        return self.head is None
 
     async def open(self) -> bytes:
-        """See Answer."""
+        """Ask until a worker answers, and take its head."""
         self._relay.admit(self)
         response = await self._worker_response()
         if self._body is not None:
@@ -190,7 +189,7 @@ class RelayedAnswer:
         return b""
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """See Answer."""
+        """Read the response's body."""
         assert self.head is not None, "open() comes first"
         is_stream = self.head.is_event_stream
         while (chunk := await self._next_chunk()) is not None:
@@ -232,7 +231,7 @@ class RelayedAnswer:
         raise WorkerFailed("The worker's answer ended before it was complete.")
 
     def close(self) -> None:
-        """See Answer: the connection is closed, unless the answer has come to its end."""
+        """Close the connection, unless the answer has come to its end."""
         self._relay.release(self)
         if self._reading is not None:
             self._reading.cancel()

@@ -14,14 +14,12 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
-from proxy.answer import Answer
+from proxy.api.answer import Answer, WrappedAnswer
 from proxy.auth import Key
 from proxy.call import Call
-from proxy.endpoint import JobStatus
 from proxy.errors import IdempotencyKeyReused, InvalidRequest, MemoryLimitReached, Stopping
 from proxy.memory import Memory
 from proxy.retries import RETRY_MARGIN_SECONDS, Sender
-from proxy.wire import Head
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +72,7 @@ class Sharing:
             found = self._left(place, sender)
         if found is not None:
             answer.close()
-            log.info("%s joins job %s", call.request_id, found.job_id or "-")
+            log.info("%s joins job %s", call.request_id, found.answer.job_id or "-")
         elif self._make_room():
             found = SharedAnswer(self, place, answer, fingerprint, is_kept=name is not None)
             self._answers.setdefault(place, []).append(found)
@@ -159,7 +157,7 @@ class SharedAnswer:
         self.has_ended = False
         self.error: Exception | None = None
         self._sharing = sharing
-        self._answer = answer
+        self.answer = answer
         self._is_kept = is_kept
         self._is_joinable = True
         self._source: AsyncIterator[bytes] | None = None
@@ -172,21 +170,6 @@ class SharedAnswer:
         self._room = asyncio.Event()
         self._pulling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def head(self) -> Head | None:
-        """See Answer."""
-        return self._answer.head
-
-    @property
-    def job_id(self) -> str | None:
-        """See Answer."""
-        return self._answer.job_id
-
-    @property
-    def status(self) -> JobStatus:
-        """See Answer."""
-        return self._answer.status
 
     @property
     def is_left(self) -> bool:
@@ -252,7 +235,7 @@ class SharedAnswer:
             self._pulling.cancel()
         if not self.has_ended and self.error is None:
             self.error = Stopping("The proxy is shutting down. Please send the request again.")
-        self._answer.close()
+        self.answer.close()
 
     def give_up(self) -> None:
         """Let no more requests join; for those that read it the answer goes on."""
@@ -268,8 +251,8 @@ class SharedAnswer:
     async def _pull(self) -> None:
         try:
             if self._source is None:
-                self.first = piece = await self._answer.open()
-                self._source = self._answer.pieces()
+                self.first = piece = await self.answer.open()
+                self._source = self.answer.pieces()
                 self._count(sys.getsizeof(piece))
                 self._check_size()
                 return
@@ -287,8 +270,8 @@ class SharedAnswer:
 
     def _end(self) -> None:
         self.has_ended = True
-        assert self.head is not None
-        if self.head.status >= 400:
+        assert self.answer.head is not None
+        if self.answer.head.status >= 400:
             self._forget()  # asking again may well help
         elif self._is_kept and self._is_joinable:
             self._close_after(KEPT_SECONDS)
@@ -331,34 +314,20 @@ class SharedAnswer:
             self.give_up()
 
 
-class SharedReader:
-    """A shared answer, as one request reads it. See Answer."""
+class SharedReader(WrappedAnswer):
+    """A shared answer, as one request reads it."""
 
     def __init__(self, shared: SharedAnswer, sender: Sender) -> None:
         self.position = 0
         self.sender = sender
         self.is_done = False
         """It has read all of it."""
+        self.inner = shared.answer
         self._shared = shared
         self._is_closed = False
 
-    @property
-    def head(self) -> Head | None:
-        """See Answer."""
-        return self._shared.head
-
-    @property
-    def job_id(self) -> str | None:
-        """See Answer."""
-        return self._shared.job_id
-
-    @property
-    def status(self) -> JobStatus:
-        """See Answer."""
-        return self._shared.status
-
     async def open(self) -> bytes:
-        """See Answer."""
+        """Wait until the shared answer is opened."""
         while self._shared.first is None:
             if self._shared.error is not None:
                 raise self._shared.error
@@ -366,7 +335,7 @@ class SharedReader:
         return self._shared.first
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """See Answer."""
+        """Its pieces, those that came before this reader as well."""
         shared = self._shared
         while True:
             if (piece := shared.piece(self.position)) is not None:
@@ -385,7 +354,7 @@ class SharedReader:
                     yield b""
 
     def close(self) -> None:
-        """See Answer: the answer goes on for its other readers, or is held for a repetition."""
+        """Leave it: it goes on for its other readers, or is held for a repetition."""
         if not self._is_closed:
             self._is_closed = True
             self._shared.leave(self)

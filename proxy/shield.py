@@ -10,20 +10,17 @@ refused at once (`counting.py`).
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import msgspec
 
 from proxy import counting
-from proxy.answer import Answer
+from proxy.api.answer import JSON, SSE, Answer, Head, LocalAnswer
 from proxy.backends.deadlines import Terms
 from proxy.call import Call, JSONContent
 from proxy.counting import LocalCount
-from proxy.endpoint import JobStatus
 from proxy.models import Model
 from proxy.rewriting import wants_usage
-from proxy.wire import JSON, SSE, Head
 
 LONGEST_TITLE: Final = 40
 
@@ -74,7 +71,7 @@ class Shield:
             model.metrics.note_fallback(model.name)
             return fallback.ask(call, fallback.terms)
         assert isinstance(call.content, JSONContent)
-        return LocalAnswer(text, model.name, call.content)
+        return TaskAnswer(text, model.name, call.content)
 
 
 def task_answer(call: Call) -> str | None:
@@ -109,14 +106,10 @@ def _title(prompt: str) -> str:
     return title
 
 
-class LocalAnswer:
-    """A chat completion of the proxy's own. See Answer."""
-
-    job_id = None
-    status = JobStatus.IN_PROGRESS
+class TaskAnswer(LocalAnswer):
+    """A chat completion of the proxy's own."""
 
     def __init__(self, text: str, model: str, asked: JSONContent) -> None:
-        self.head: Head | None = None
         self._message = {"role": "assistant", "content": text}
         self._common = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -126,7 +119,7 @@ class LocalAnswer:
         self._asked = asked
 
     async def open(self) -> bytes:
-        """See Answer."""
+        """All of it: one chunk, or a whole completion."""
         if not self._asked.wants_stream:
             self.head = Head(200, JSON)
             return self._object("chat.completion", [_choice(message=self._message)], usage=_NONE)
@@ -136,14 +129,6 @@ class LocalAnswer:
         if wants_usage(self._asked):
             objects.append(self._object(kind, [], usage=_NONE))
         return b"".join(b"data: %s\n\n" % one for one in (*objects, b"[DONE]"))
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """See Answer: `open` has given all of it."""
-        return
-        yield b""
-
-    def close(self) -> None:
-        """See Answer."""
 
     def _object(self, kind: str, choices: list[dict[str, Any]], **fields: Any) -> bytes:
         return msgspec.json.encode({"object": kind} | self._common | {"choices": choices} | fields)

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from proxy.answer import Answer, rest_of
+from proxy.api.answer import Answer, rest_of
 from proxy.dialects import Dialect, StreamContext
 from proxy.errors import InternalError, ProxyError, VLLMError, WorkerFailed
 from proxy.events import DONE
@@ -99,7 +99,7 @@ async def _events(
 
     try:
         while not opening.done():
-            yield keep_alive.event(answer.status)
+            yield keep_alive.event(answer.is_waiting)
             await asyncio.wait({opening}, timeout=keep_alive_seconds)
         first = opening.result()
         if answer.head is None or not answer.head.is_event_stream:
@@ -112,7 +112,7 @@ async def _events(
         async for piece in answer.pieces():
             piece = passed_on(piece)
             if piece or time.monotonic() - sent >= keep_alive_seconds * 0.9:
-                yield piece or keep_alive.event(answer.status)
+                yield piece or keep_alive.event(answer.is_waiting)
                 sent = time.monotonic()
         if rewriter is not None:
             yield rewriter.rest()

@@ -14,7 +14,7 @@ from datetime import datetime
 from cronsim import CronSim
 
 from proxy.allowed import Route
-from proxy.answer import rest_of
+from proxy.api.answer import rest_of
 from proxy.backend import Backend
 from proxy.call import Call, JSONContent
 from proxy.errors import ProxyError

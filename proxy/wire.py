@@ -20,94 +20,23 @@ import binascii
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
+from proxy.api.answer import JSON, MAX_NAME_CHARS, SSE, Head, checked_head
 from proxy.errors import VLLMError, WorkerFailed
 from proxy.events import DONE, Completion, WholeEvents, split_end
 from proxy.failure import start_failure
 from proxy.foreign_json import encode
 
 PROTOCOL = 1
-SSE = "text/event-stream"
-JSON = "application/json"
-MAX_HEADER_CHARS: Final = 65_536
-"""The longest value of a header; Python's own HTTP client reads no longer line."""
-MAX_MODELS: Final = 100
-"""How many models one worker may tell of."""
-MAX_NAME_CHARS: Final = 200
 MAX_HELD_BYTES: Final = 16 * 2**20
 """What is held of frames behind a hole. The aggregate has them as well."""
 CHECK_SECONDS = 5.0
 """How long the end of a stream without numbers waits for the job's, so that it can be checked."""
 
-_HEADERS = re.compile(r"metadata|retry-after(-ms)?|x-ratelimit-[a-z-]{1,50}")
-"""Headers of an answer that are handed on beside its content type.
-
-vLLM puts the places of embeddings asked for as bytes into `metadata`; the others are of servers
-that limit their clients.
-"""
-_HEADER_VALUE = re.compile(r"[\t -~]*")
-_MEDIA_TYPE = re.compile(
-    r"[\w!#$&^.+-]{1,100}/[\w!#$&^.+-]{1,100}[ \t]*(;[\t -~]{0,500})?", re.ASCII
-)
-_WITHOUT_BODY = (204, 205, 304)
-
 _ID = re.compile(rb'^data: \{"id": ?"([^"]*)"', re.MULTILINE)
 """vLLM puts the id first. It is escaped where it stands in a text, so only ids are found."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The status and content type of the worker's answer."""
-
-    status: int
-    content_type: str
-    """Empty where there is no body."""
-    models: tuple[dict[str, Any], ...] = ()
-    """What the worker serves, if it says so: `id`, and perhaps `max_model_len`."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """Those that are handed on, by their names in lower case."""
-
-    start_failed: str | None = None
-    """Which cause, in a word, if the worker answers because its model could not be started."""
-    is_workers: bool = True
-    """Is it a worker's own, and not what the platform says in its place?"""
-
-    @property
-    def is_event_stream(self) -> bool:
-        """Is the answer a stream of events that went well?"""
-        return 200 <= self.status < 300 and self.content_type.startswith(SSE)
-
-    @property
-    def may_have_body(self) -> bool:
-        """Can there be a body behind it?"""
-        return self.content_type != "" and self.status not in _WITHOUT_BODY
-
-
-def checked_head(
-    status: Any,
-    content_type: Any,
-    *,
-    models: Any = None,
-    headers: Any = None,
-    start_failed: Any = None,
-) -> Head:
-    """A head that can be sent on as it is.
-
-    Raises:
-        WorkerFailed: the status is none of an answer, or a value is none of a header.
-    """
-    if type(status) is not int or not 200 <= status <= 599:
-        raise WorkerFailed("The worker's answer has no status that one can have.")
-    is_type = isinstance(content_type, str) and (
-        content_type == "" or _MEDIA_TYPE.fullmatch(content_type)
-    )
-    if not is_type:
-        raise WorkerFailed("The worker's answer has a content type that is none.")
-    cause = start_failed if is_name(start_failed) else None
-    return Head(status, content_type, _models(models), _headers(headers), cause)
 
 
 class Reader(Protocol):
@@ -390,40 +319,6 @@ def _seq(frame: Any) -> int:
 def _size(frame: dict[str, Any]) -> int:
     """About how much memory a frame takes, in bytes."""
     return 500 + sum(len(value) for value in frame.values() if isinstance(value, str))
-
-
-def _models(told: Any) -> tuple[dict[str, Any], ...]:
-    """What a worker tells of its models, without what is none."""
-    models = told[:MAX_MODELS] if isinstance(told, list) else []
-    named = [model for model in models if isinstance(model, dict) and is_name(model.get("id"))]
-    return tuple({"id": m["id"], "max_model_len": _length(m.get("max_model_len"))} for m in named)
-
-
-def is_name(value: Any) -> bool:
-    """Can this be the name of a model?"""
-    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
-
-
-def _length(value: Any) -> int | None:
-    return value if type(value) is int and 0 < value < 2**53 else None
-
-
-def _headers(told: Any) -> dict[str, str]:
-    """Of an answer's headers those that are handed on."""
-    headers = {} if told is None else told
-    if not isinstance(headers, Mapping):
-        raise WorkerFailed("The worker's answer has headers that are none.")
-    found = {name.lower(): headers[name] for name in headers if isinstance(name, str)}
-    kept = {name: value for name, value in found.items() if _HEADERS.fullmatch(name)}
-    for name, value in kept.items():
-        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
-            raise WorkerFailed(f"The worker's answer has a header {name} that is none.")
-        if len(value) > MAX_HEADER_CHARS:
-            raise WorkerFailed(
-                f"The worker's answer has a header {name} that is too long to be sent on. "
-                "Ask for less at a time."
-            )
-    return kept
 
 
 def _decoded(text: Any) -> bytes:

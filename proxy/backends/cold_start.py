@@ -2,21 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from proxy.answer import Answer
-from proxy.endpoint import JobStatus
+from proxy.api.answer import Answer, WrappedAnswer
 from proxy.errors import JobNotFound, ModelStartFailed, ProxyError, VLLMError
 from proxy.watch import Watch
-from proxy.wire import Head
 
 REQUEUED_LOOK_SECONDS = 1.0
 WORKER_ID_SECONDS = 5.0
 
 
-class ColdStartAnswer:
-    """An endpoint's answer; while it waits for a worker it ends when a start fails. See Answer.
+class ColdStartAnswer(WrappedAnswer):
+    """An endpoint's answer; while it waits for a worker it ends when a start fails.
 
     `worker_of` tells which worker has a job, where that can be told.
     """
@@ -27,29 +25,14 @@ class ColdStartAnswer:
         watch: Watch,
         worker_of: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> None:
-        self._answer = answer
+        self._answer = self.inner = answer
         self._watch = watch
         self._starts = watch.starts
         self._worker_of = worker_of
         self._learning: asyncio.Task[None] | None = None
 
-    @property
-    def head(self) -> Head | None:
-        """See Answer."""
-        return self._answer.head
-
-    @property
-    def job_id(self) -> str | None:
-        """See Answer."""
-        return self._answer.job_id
-
-    @property
-    def status(self) -> JobStatus:
-        """See Answer."""
-        return self._answer.status
-
     async def open(self) -> bytes:
-        """See Answer.
+        """Open the inner answer.
 
         Raises:
             ModelStartFailed: no worker of the endpoint could start; at once, without a job, while
@@ -75,12 +58,8 @@ class ColdStartAnswer:
             self._note_answer()
             return first
 
-    def pieces(self) -> AsyncIterator[bytes]:
-        """See Answer."""
-        return self._answer.pieces()
-
     def close(self) -> None:
-        """See Answer."""
+        """Close the inner answer."""
         self._starts.note_end(self)
         self._answer.close()
 
@@ -92,11 +71,11 @@ class ColdStartAnswer:
                 await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
                 if not failed.done():
                     return
-            while self._answer.status is not JobStatus.IN_QUEUE and self._starts.failure:
+            while not self._answer.is_waiting and self._starts.failure:
                 # A worker has the job; should it lose it, the job would wait for another in vain.
                 if (await asyncio.wait({opening}, timeout=REQUEUED_LOOK_SECONDS))[0]:
                     return
-            if self._answer.status is JobStatus.IN_QUEUE and not opening.done():
+            if self._answer.is_waiting and not opening.done():
                 self._answer.close()
                 raise ModelStartFailed(failed.result().message)
 

@@ -10,7 +10,7 @@ from functools import partial
 from fastapi import APIRouter, HTTPException, Request, Response
 
 from proxy.allowed import route_of
-from proxy.answer import Answer
+from proxy.api.answer import Answer
 from proxy.auth import Key
 from proxy.backends.deadlines import Terms
 from proxy.call import Call, read_call

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.api.answer import Head
 from proxy.backends.health import Health
 from proxy.backends.starts import Starts
 from proxy.dialects import CHAT, MESSAGES, RESPONSES, Dialect, StreamContext
@@ -16,7 +17,7 @@ from proxy.endpoint import JobState, JobStatus, StreamPage, job_id_of
 from proxy.errors import ProxyError
 from proxy.failure import error_from
 from proxy.watch import Watch
-from proxy.wire import FrameReader, Head, ObjectReader, PieceReader, reader_for
+from proxy.wire import FrameReader, ObjectReader, PieceReader, reader_for
 
 pytestmark = pytest.mark.slow
 

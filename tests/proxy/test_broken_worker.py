@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from starlette.responses import JSONResponse
 
+from proxy.api.answer import MAX_MODELS
 from proxy.backend import MAX_SERVED
-from proxy.wire import MAX_MODELS
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, Raw, ScriptedRunPod
 from tests.proxy.test_any_json import nested

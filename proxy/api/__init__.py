@@ -1,0 +1,1 @@
+"""What clients speak: routes, calls, answers, dialects. Pure: no I/O, and no backend is known."""
