@@ -29,6 +29,13 @@ CALLS: list[tuple[str, str, Any]] = [
 EVERY_CALL = pytest.mark.parametrize(("method", "path", "body"), CALLS)
 
 
+@pytest.fixture
+def awake(runpod: ScriptedRunPod) -> ScriptedRunPod:
+    """An endpoint that has a worker up, from before the proxy looks at it first."""
+    runpod.workers = {"ready": 1}
+    return runpod
+
+
 def make(client: httpx.Client, runpod: ScriptedRunPod, name: str = "resp_1", **fields: Any) -> None:
     """Make a response of this id, whose job is forgotten again."""
     response: dict[str, Any] = {"id": name, "object": "response"}
@@ -57,6 +64,7 @@ def is_not_found(answer: httpx.Response) -> bool:
 @pytest.mark.parametrize("stream", [False, True])
 @EVERY_CALL
 def test_another_keys_response_does_not_exist(
+    awake: ScriptedRunPod,
     fresh_client: httpx.Client,
     runpod: ScriptedRunPod,
     method: str,
@@ -64,7 +72,6 @@ def test_another_keys_response_does_not_exist(
     body: Any,
     stream: bool,
 ) -> None:
-    runpod.workers = {"ready": 1}
     make(fresh_client, runpod, stream=stream)
     assert is_not_found(fresh_client.request(method, path, json=body, headers=OTHER))
     assert runpod.jobs == []
@@ -83,9 +90,13 @@ def test_an_unknown_response_is_not_looked_for_on_a_cold_endpoint(
 
 @EVERY_CALL
 def test_an_unknown_response_is_asked_for_where_a_worker_is_up_and_one_key_is_all_there_is(
-    fresh_client: httpx.Client, runpod: ScriptedRunPod, method: str, path: str, body: Any
+    awake: ScriptedRunPod,
+    fresh_client: httpx.Client,
+    runpod: ScriptedRunPod,
+    method: str,
+    path: str,
+    body: Any,
 ) -> None:
-    runpod.workers = {"ready": 1}
     runpod.script = [Page("COMPLETED", [PLAIN | {"text": "{}"}])]
     assert fresh_client.request(method, path, json=body).status_code == 200
     assert len(runpod.jobs) == 1
