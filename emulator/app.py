@@ -1,6 +1,5 @@
 """create_app(): the wiring of the whole emulator, as an ASGI application."""
 
-import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +27,7 @@ from emulator.faults import Faults
 from emulator.queue import Queue
 from emulator.scaler import Scaler
 from emulator.settings import EmulatorSettings, EndpointSettings
+from emulator.state import EmulatorState
 from emulator.webhooks import Webhooks
 
 
@@ -49,9 +49,10 @@ def create_app(settings: EmulatorSettings) -> Starlette:
             try:
                 yield
             finally:
-                await close(app)
+                await state.close()
 
     endpoints = {endpoint.id: _endpoint(settings, endpoint) for endpoint in settings.endpoints}
+    state = EmulatorState(settings, endpoints, Faults(settings.faults))
     routes = [
         *rest_api.routes(),
         *relay.routes(endpoints.values()),
@@ -63,28 +64,13 @@ def create_app(settings: EmulatorSettings) -> Starlette:
         *welcome.routes(),
     ]
     app = Starlette(
-        routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _nobody_there}
+        routes=routes, lifespan=lifespan, exception_handlers={ClientDisconnect: _caller_has_left}
     )
-    app.state.settings = settings
-    app.state.endpoints = endpoints
-    app.state.faults = Faults(settings.faults)
-    app.state.meters = {}
-    app.state.is_closing = False
+    app.state.emulator = state
     return app
 
 
-async def close(app: Starlette) -> None:
-    """Stop all workers, until none of their processes is left, then end all held calls."""
-    endpoints: dict[str, Endpoint] = app.state.endpoints
-    async with asyncio.TaskGroup() as group:
-        for endpoint in endpoints.values():
-            group.create_task(endpoint.scaler.stop())
-    app.state.is_closing = True
-    for endpoint in endpoints.values():
-        await endpoint.close()
-
-
-async def _nobody_there(request: Request, exc: Exception) -> Response:
+async def _caller_has_left(request: Request, exc: Exception) -> Response:
     """For a caller that left in the middle of its body, as a worker does that is killed."""
     return Response(status_code=400)
 

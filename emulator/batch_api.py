@@ -13,10 +13,8 @@ from starlette.routing import Route
 from emulator.batches import Batch
 from emulator.endpoint import QueueEndpoint
 from emulator.errors import BadRequest
-from emulator.faults import faulty
-from emulator.http import Json, guarded, parse_object, read_body, whole_number
-from emulator.latency import distant
-from emulator.operations import Operation
+from emulator.http import Json, parse_object, read_body, whole_number
+from emulator.layers import Operation, with_auth, with_faults, with_latency
 from emulator.submission import Submission, parse
 
 PAGE_SIZE = 50
@@ -112,7 +110,7 @@ def routes() -> list[Route]:
 
 
 def _route(path: str, method: str, operation: Operation[QueueEndpoint]) -> Route:
-    layers = guarded(QueueEndpoint, distant("client", faulty("batch", operation)))
+    layers = with_auth(QueueEndpoint, with_latency("client", with_faults("batch", operation)))
     return Route("/v2/{endpoint}/batch" + path, layers, methods=[method])
 
 

@@ -10,15 +10,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from emulator.edge import behind_edge
 from emulator.endpoint import Endpoint, QueueEndpoint
 from emulator.errors import NotFound
-from emulator.faults import faulty
-from emulator.http import Json, guarded, hold, parse_object, read_body, whole_number
+from emulator.http import Json, hold, parse_object, read_body, whole_number
 from emulator.job import Job
-from emulator.latency import distant
-from emulator.limits import limited
-from emulator.operations import Operation
+from emulator.layers import (
+    Operation,
+    behind_edge,
+    with_auth,
+    with_faults,
+    with_latency,
+    with_limits,
+)
 from emulator.settings import OperationName
 from emulator.submission import parse
 
@@ -115,14 +118,14 @@ def _route(
     path: str, methods: list[str], name: OperationName, operation: Operation[QueueEndpoint]
 ) -> Route:
     """A call passes the key check, the network, faults, limits and the edge, then it is served."""
-    near = faulty(name, limited(name, behind_edge(operation)))
-    layers = guarded(QueueEndpoint, distant("client", near))
+    near = with_faults(name, with_limits(name, behind_edge(operation)))
+    layers = with_auth(QueueEndpoint, with_latency("client", near))
     return Route("/v2/{endpoint}" + path, layers, methods=methods)
 
 
 def _either(path: str, name: OperationName, operation: Operation[Endpoint]) -> Route:
     """A call that endpoints of both kinds answer, and that nothing limits."""
-    layers = guarded(EITHER_KIND, distant("client", faulty(name, operation)))
+    layers = with_auth(EITHER_KIND, with_latency("client", with_faults(name, operation)))
     return Route("/v2/{endpoint}" + path, layers, methods=["GET"])
 
 

@@ -13,13 +13,13 @@ from emulator.endpoint import Endpoint
 from emulator.errors import BadRequest, EmulatorError
 from emulator.faults import Faults
 from emulator.http import Handler, Json, check_key, find_endpoint, parse_object, refusal
-from emulator.limits import Meter
 from emulator.settings import Fault
+from emulator.state import state_of
 
 
 async def show(request: Request) -> Response:
     """Everything: faults, and each endpoint's jobs, workers and counters."""
-    endpoints: dict[str, Endpoint] = request.app.state.endpoints
+    endpoints = state_of(request.app).endpoints
     return Json(
         {
             "endpoints": {
@@ -49,13 +49,13 @@ async def clear_faults(request: Request) -> Response:
 
 async def reset(request: Request) -> Response:
     """Forget all jobs and counts, and return to the faults of the settings; workers stay."""
-    endpoints: dict[str, Endpoint] = request.app.state.endpoints
-    for endpoint in endpoints.values():
+    state = state_of(request.app)
+    for endpoint in state.endpoints.values():
         endpoint.reset()
         endpoint.scaler.throttle(False)
         endpoint.scaler.starts.clear()
-    _faults(request).reset()
-    request.app.state.meters.clear()
+    state.faults.reset()
+    state.meters.clear()
     return Json({})
 
 
@@ -100,16 +100,14 @@ def _with_key(control: Callable[[Request], Awaitable[Response]]) -> Handler:
 
 
 def _faults(request: Request) -> Faults:
-    faults: Faults = request.app.state.faults
-    return faults
+    return state_of(request.app).faults
 
 
 def _calls(request: Request, endpoint_id: str) -> dict[str, dict[str, int]]:
     """How many calls of each operation were within the rate limits, and how many beyond."""
-    meters: dict[tuple[str, str], Meter] = request.app.state.meters
     return {
         operation: {"admitted": meter.admitted_calls, "refused": meter.refused_calls}
-        for (endpoint, operation), meter in meters.items()
+        for (endpoint, operation), meter in state_of(request.app).meters.items()
         if endpoint == endpoint_id
     }
 

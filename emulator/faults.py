@@ -5,19 +5,10 @@ file and from the control API. They imitate a network and a platform at their wo
 nothing of jobs: a lost chunk is a `job-stream` answered 200 without having been looked at.
 """
 
-import asyncio
 import random
-from typing import Any, Final
+from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
-
-from emulator.operations import E, Operation
 from emulator.settings import Fault, OperationName
-
-BODILESS: Final = (204, 304)
-"""HTTP has no room for a body in answers with these statuses."""
 
 
 class Faults:
@@ -64,56 +55,3 @@ class Faults:
             return False
         self._met[index] += 1
         return self._met[index] > rule.skip
-
-
-def faulty(name: OperationName, operation: Operation[E]) -> Operation[E]:
-    """The operation, subject to the rules in force."""
-
-    async def call(request: Request, endpoint: E) -> Response:
-        faults: Faults = request.app.state.faults
-        struck = faults.strike(name, endpoint.settings.id)
-        for fault in struck:
-            await asyncio.sleep(fault.delay_seconds)
-            if fault.drop == "call":
-                return Dropped()
-            if fault.status is not None:
-                headers = {"content-type": "application/json", **fault.headers}
-                body = None if fault.status in BODILESS else fault.body
-                return Response(body, fault.status, headers)
-        answer = await operation(request, endpoint)
-        return Dropped(answer) if any(fault.drop == "answer" for fault in struck) else answer
-
-    return call
-
-
-class Dropped(Response):
-    """No answer at all: the connection is cut.
-
-    An answer that is given is made and thrown away first, since some do their work only then.
-    """
-
-    def __init__(self, answer: Response | None = None) -> None:
-        super().__init__()
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Make the answer if there is one, then cut the connection."""
-        if self._answer is not None:
-            await self._answer(scope, receive, _throw_away)
-        await cut(receive)
-
-
-async def cut(receive: Receive) -> None:
-    """Reset the caller's connection, and return when it is gone.
-
-    ASGI has no word for that, so this reaches for the connection that uvicorn keeps behind
-    `receive`, and fails under any other server.
-    """
-    connection: Any = receive
-    connection.__self__.transport.abort()
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _throw_away(message: Message) -> None:
-    pass

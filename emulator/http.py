@@ -19,15 +19,13 @@ from emulator.errors import (
     TooLarge,
     TooManyRequests,
     Unauthorized,
-    WrongKind,
 )
-from emulator.operations import E, Operation
+from emulator.state import state_of
 
 MAX_DIGITS: Final = 15
 """Of a number that a client may give, as there are moments that no clock can count."""
 
 Handler = Callable[[Request], Awaitable[Response]]
-Refuse = Callable[[Request, EmulatorError], Response]
 
 
 class Json(JSONResponse):
@@ -38,22 +36,6 @@ class Json(JSONResponse):
             return msgspec.json.encode(content)
         except UnicodeEncodeError:  # half a surrogate pair, which only ASCII can write
             return json.dumps(content).encode()
-
-
-def guarded(kind: type[E], operation: Operation[E], refuse: Refuse | None = None) -> Handler:
-    """The route of an operation: checks the key, finds the endpoint, words the refusals."""
-
-    async def handler(request: Request) -> Response:
-        try:
-            check_key(request)
-            endpoint = find_endpoint(request)
-            if not isinstance(endpoint, kind):
-                raise WrongKind("not allowed for QB API")
-            return await operation(request, endpoint)
-        except EmulatorError as error:
-            return (refuse or refusal)(request, error)
-
-    return handler
 
 
 def refusal(request: Request, error: EmulatorError) -> Response:
@@ -67,16 +49,15 @@ def refusal(request: Request, error: EmulatorError) -> Response:
 def check_key(request: Request) -> None:
     """Unauthorized without the key, as `Bearer KEY` or, like the worker SDK sends it, bare."""
     key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    expected = request.app.state.settings.api_key.get_secret_value()
+    expected = state_of(request.app).settings.api_key.get_secret_value()
     if not secrets.compare_digest(key.encode(), expected.encode()):
         raise Unauthorized("invalid api key" if key else "no token provided")
 
 
 def find_endpoint(request: Request) -> Endpoint:
     """The endpoint the path names, or NotFound."""
-    endpoints: dict[str, Endpoint] = request.app.state.endpoints
     try:
-        return endpoints[request.path_params["endpoint"]]
+        return state_of(request.app).endpoints[request.path_params["endpoint"]]
     except KeyError:
         raise NotFound("endpoint not found") from None
 
@@ -134,7 +115,7 @@ async def hold(request: Request, bell: Bell, ready: Callable[[], bool], seconds:
 
     watcher = asyncio.create_task(watch())
     try:
-        state = request.app.state
+        state = state_of(request.app)
         await bell.wait_for(lambda: has_left or state.is_closing or ready(), seconds)
     finally:
         watcher.cancel()

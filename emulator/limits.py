@@ -8,14 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from starlette.requests import Request
-from starlette.responses import Response
-
 from emulator.clock import Clock
-from emulator.endpoint import QueueEndpoint
 from emulator.errors import TooManyRequests
-from emulator.operations import Operation
-from emulator.settings import Limit, OperationName
+from emulator.settings import Limit
 
 WINDOW_SECONDS: Final = 10.0
 
@@ -60,18 +55,3 @@ class Meter:
         if len(self._moments) >= self._limit.calls_per_10_seconds:
             seconds = self._moments[0] + WINDOW_SECONDS - self._clock.now()
             raise TooManyRequests("too many calls in 10 seconds", seconds)
-
-
-def limited(name: OperationName, operation: Operation[QueueEndpoint]) -> Operation[QueueEndpoint]:
-    """The operation, refused when it is called too often."""
-
-    async def call(request: Request, endpoint: QueueEndpoint) -> Response:
-        limit = endpoint.settings.limit(name)
-        if limit is None:
-            return await operation(request, endpoint)
-        meters: dict[tuple[str, str], Meter] = request.app.state.meters
-        meter = meters.setdefault((endpoint.settings.id, name), Meter(limit, endpoint.queue.clock))
-        with meter.admitted():
-            return await operation(request, endpoint)
-
-    return call

@@ -14,13 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from emulator.edge import behind_edge
+from emulator.dropped import Dropped
 from emulator.endpoint import QueueEndpoint
-from emulator.faults import Dropped, faulty
-from emulator.http import Json, guarded, hold, parse_object, read_body
+from emulator.http import Json, hold, parse_object, read_body
 from emulator.job import ABSENT, Job, Status
-from emulator.latency import distant
-from emulator.limits import limited
+from emulator.layers import behind_edge, with_auth, with_faults, with_latency, with_limits
+from emulator.state import state_of
 
 
 async def openai(request: Request, endpoint: QueueEndpoint) -> Response:
@@ -43,14 +42,14 @@ async def openai(request: Request, endpoint: QueueEndpoint) -> Response:
 
 def routes() -> list[Route]:
     """The one route there is: any below /openai."""
-    layers = distant("client", faulty("openai", limited("openai", behind_edge(openai))))
-    path = "/v2/{endpoint}/openai/{route:path}"
-    return [Route(path, guarded(QueueEndpoint, layers), methods=["GET", "POST"])]
+    near = with_faults("openai", with_limits("openai", behind_edge(openai)))
+    layers = with_auth(QueueEndpoint, with_latency("client", near))
+    return [Route("/v2/{endpoint}/openai/{route:path}", layers, methods=["GET", "POST"])]
 
 
 async def _events(request: Request, job: Job, deadline: float) -> AsyncIterator[bytes]:
     """The chunks as server-sent events, to the end of the job or of the time there is."""
-    state = request.app.state
+    state = state_of(request.app)
     while True:
         for chunk in job.drain():
             yield _event(chunk["output"])

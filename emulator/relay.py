@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from emulator.affinity import WORKER_HEADER, Affinity
 from emulator.balancer import Place
+from emulator.dropped import cut
 from emulator.endpoint import BalancedEndpoint, Endpoint
 from emulator.errors import (
     BadGateway,
@@ -27,9 +28,8 @@ from emulator.errors import (
     RequestTooLarge,
     Unauthorized,
 )
-from emulator.faults import cut, faulty
-from emulator.http import Json, guarded
-from emulator.latency import distant
+from emulator.http import Json
+from emulator.layers import with_auth, with_faults, with_latency
 
 DOMAINS: Final = ("localhost", "api.runpod.ai")
 ONE_HOP: Final = frozenset(
@@ -56,7 +56,8 @@ def routes(endpoints: Iterable[Endpoint]) -> list[BaseRoute]:
 
 def _face(endpoint_id: str = "") -> ASGIApp:
     """Relays HTTP calls for this endpoint, or for the one that the path names."""
-    handler = guarded(BalancedEndpoint, distant("client", faulty("relay", relay)), _refusal)
+    layers = with_latency("client", with_faults("relay", relay))
+    handler = with_auth(BalancedEndpoint, layers, _refusal)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # WebSockets are not imitated

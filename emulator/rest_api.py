@@ -20,6 +20,7 @@ from emulator.endpoint import Endpoint
 from emulator.errors import BadRequest, EmulatorError, Forbidden, NotFound, Unauthorized
 from emulator.http import Handler, Json, check_key, find_endpoint, whole_number
 from emulator.slot import Slot
+from emulator.state import state_of
 
 DEFAULT_TAIL: Final = 100
 MAX_TAIL: Final = 5000
@@ -65,7 +66,7 @@ async def _events(
     if since is not None:
         position = next((n for n, line in enumerate(lines) if line.id > since), len(lines))
     while True:
-        has_ended = slot.has_ended or request.app.state.is_closing
+        has_ended = slot.has_ended or state_of(request.app).is_closing
         lines = slot.log.read()
         for line in lines[position:]:
             if source in (None, line.source):
@@ -125,7 +126,7 @@ def _guarded(operation: Any) -> Handler:
 
 def _check_right(request: Request) -> None:
     """A bearer token; a key that works elsewhere need not have the right to these."""
-    settings = request.app.state.settings
+    settings = state_of(request.app).settings
     given = request.headers.get("authorization", "")
     if not re.match(r"Bearer \S", given):
         raise Unauthorized("missing bearer token")

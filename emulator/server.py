@@ -9,9 +9,7 @@ from typing import Final
 import uvicorn
 from starlette.applications import Starlette
 
-from emulator.app import close
-from emulator.endpoint import Endpoint
-from emulator.settings import EmulatorSettings
+from emulator.state import state_of
 
 log = logging.getLogger("emulator")
 
@@ -28,7 +26,8 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Starlette, *, access_log: bool = False) -> None:
-        settings: EmulatorSettings = app.state.settings
+        self._state = state_of(app)
+        settings = self._state.settings
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -39,32 +38,26 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
         )
         super().__init__(config)
-        self._app = app
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; told so again, have the workers killed and clean up all the same."""
         if self.should_exit and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._hurry)
+            self._loop.call_soon_threadsafe(self._state.hurry)
         else:
             super().handle_exit(sig, frame)
-
-    def _hurry(self) -> None:
-        endpoints: dict[str, Endpoint] = self._app.state.endpoints
-        for endpoint in endpoints.values():
-            endpoint.scaler.hurry()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and say where."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
-            settings: EmulatorSettings = self._app.state.settings
+            settings = self._state.settings
             for endpoint in settings.endpoints:
                 face = "v2" if endpoint.kind == "queue" else "lb"
                 log.info("ready: %s/%s/%s", settings.base_url, face, endpoint.id)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop the workers while they can still be heard, then stop listening."""
-        await close(self._app)
+        await self._state.close()
         await super().shutdown(sockets)

@@ -15,11 +15,9 @@ from starlette.routing import Route
 
 from emulator.endpoint import QueueEndpoint
 from emulator.errors import BadRequest, TooLarge
-from emulator.faults import faulty
-from emulator.http import Json, guarded, hold, parse_object, read_body, whole_number
+from emulator.http import Json, hold, parse_object, read_body, whole_number
 from emulator.job import Job
-from emulator.latency import distant
-from emulator.operations import Operation
+from emulator.layers import Operation, with_auth, with_faults, with_latency
 from emulator.settings import OperationName
 from emulator.workers import Worker
 
@@ -105,7 +103,7 @@ def routes() -> list[Route]:
 def _route(
     path: str, method: str, name: OperationName, operation: Operation[QueueEndpoint]
 ) -> Route:
-    layers = guarded(QueueEndpoint, distant("worker", faulty(name, operation)))
+    layers = with_auth(QueueEndpoint, with_latency("worker", with_faults(name, operation)))
     return Route("/v2/{endpoint}" + path, layers, methods=[method])
 
 

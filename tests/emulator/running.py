@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from starlette.applications import Starlette
 
 from emulator.app import create_app
+from emulator.endpoint import QueueEndpoint
+from emulator.queue import Queue
 from emulator.server import Server
 from emulator.settings import EmulatorSettings
+from emulator.state import state_of
 from tests.waiting import wait_until
 
 API_KEY = "rpa_test"
@@ -169,6 +173,13 @@ def one_endpoint(**settings: Any) -> Iterator[Client]:
     """An emulator with the endpoint `ep` alone, and a client of it."""
     with emulator(ep=settings) as client:
         yield client("ep")
+
+
+def queue_of(app: Starlette) -> Queue:
+    """The queue of the endpoint `ep`, for a test that looks inside without HTTP."""
+    endpoint = state_of(app).endpoints["ep"]
+    assert isinstance(endpoint, QueueEndpoint)
+    return endpoint.queue
 
 
 def eventually(claim: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> None:

@@ -12,9 +12,9 @@ import pytest
 from starlette.responses import Response
 
 from emulator.app import create_app
-from emulator.latency import distant
+from emulator.layers import with_latency
 from emulator.settings import EmulatorSettings, EndpointSettings
-from tests.emulator.running import one_endpoint
+from tests.emulator.running import one_endpoint, queue_of
 from tests.virtual_time import run_virtually
 
 FAR = 0.3
@@ -53,7 +53,7 @@ def test_a_call_has_its_effect_half_way() -> None:
         clock = asyncio.get_running_loop()
         async with httpx.AsyncClient(transport=transport, headers=headers) as http:
             call = asyncio.create_task(http.post("http://x/v2/ep/run", json={"input": {"a": 1}}))
-            await app.state.endpoints["ep"].queue.arrivals.wait()
+            await queue_of(app).arrivals.wait()
             effect = clock.time()
             assert (await call).status_code == 200
         return effect, clock.time()
@@ -70,7 +70,7 @@ def test_jitter_makes_each_round_trip_longer_by_a_little() -> None:
 
         latency = {"client_seconds": 1, "client_jitter_seconds": 0.5}
         settings = EndpointSettings.model_validate({"id": "ep", "latency": latency})
-        call = distant("client", answer)
+        call = with_latency("client", answer)
         clock = asyncio.get_running_loop()
         moments = [clock.time()]
         for _ in range(50):

@@ -7,7 +7,7 @@ import pytest
 
 from emulator.app import create_app
 from emulator.settings import EmulatorSettings, EndpointSettings
-from tests.emulator.running import API_KEY, Client, eventually, one_endpoint, while_held
+from tests.emulator.running import API_KEY, Client, eventually, one_endpoint, queue_of, while_held
 from tests.leaving import call_to_leave
 
 SDK_POST_HEADERS = {
@@ -147,7 +147,7 @@ async def test_a_job_whose_taker_leaves_at_that_moment_stays_in_the_queue() -> N
     """Spoken to without a socket: no real connection breaks at so exact a moment."""
     settings = EmulatorSettings(endpoints=(EndpointSettings(id="ep"),))
     app = create_app(settings)
-    job = app.state.endpoints["ep"].queue.submit({"a": 1})
+    job = queue_of(app).submit({"a": 1})
 
     async def receive() -> dict[str, str]:
         return {"type": "http.disconnect"}
