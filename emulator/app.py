@@ -19,16 +19,16 @@ from emulator import (
     welcome,
     worker_api,
 )
-from emulator.balancer import Balancer
-from emulator.batches import Batches
 from emulator.demand import Demand
 from emulator.endpoint import BalancedEndpoint, Endpoint, QueueEndpoint
 from emulator.faults import Faults
-from emulator.queue import Queue
 from emulator.scaler import Scaler
 from emulator.settings import EmulatorSettings, EndpointSettings
 from emulator.state import EmulatorState
-from emulator.webhooks import Webhooks
+from emulator.work.balancer import Balancer
+from emulator.work.batches import Batches
+from emulator.work.queue import Queue
+from emulator.work.webhooks import Webhooks
 
 
 def create_app(settings: EmulatorSettings) -> Starlette:

@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from emulator.batches import Batch
 from emulator.endpoint import QueueEndpoint
 from emulator.errors import BadRequest
 from emulator.http import Json, parse_object, read_body, whole_number
 from emulator.layers import Operation, with_auth, with_faults, with_latency
-from emulator.submission import Submission, parse
+from emulator.work.batches import Batch
+from emulator.work.submission import Submission, parse
 
 PAGE_SIZE = 50
 

@@ -13,7 +13,6 @@ from starlette.routing import Route
 from emulator.endpoint import Endpoint, QueueEndpoint
 from emulator.errors import NotFound
 from emulator.http import Json, hold, parse_object, read_body, whole_number
-from emulator.job import Job
 from emulator.layers import (
     Operation,
     behind_edge,
@@ -23,7 +22,8 @@ from emulator.layers import (
     with_limits,
 )
 from emulator.settings import OperationName
-from emulator.submission import parse
+from emulator.work.job import Job
+from emulator.work.submission import parse
 
 MIN_WAIT_MS: Final = 1_000
 MAX_WAIT_MS: Final = 300_000

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from emulator.bell import Bell
 from emulator.clock import Clock
-from emulator.workers import Worker
+from emulator.work.workers import Worker
 
 
 class Demand(Protocol):

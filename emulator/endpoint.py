@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from emulator.balancer import Balancer, Health
-from emulator.batches import Batches
-from emulator.job import Status
-from emulator.queue import Queue
 from emulator.scaler import Scaler
 from emulator.settings import EndpointSettings
-from emulator.webhooks import Webhooks
-from emulator.workers import Worker
+from emulator.work.balancer import Balancer, Health
+from emulator.work.batches import Batches
+from emulator.work.job import Status
+from emulator.work.queue import Queue
+from emulator.work.webhooks import Webhooks
+from emulator.work.workers import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from starlette.routing import Route
 from emulator.dropped import Dropped
 from emulator.endpoint import QueueEndpoint
 from emulator.http import Json, hold, parse_object, read_body
-from emulator.job import ABSENT, Job, Status
 from emulator.layers import behind_edge, with_auth, with_faults, with_latency, with_limits
 from emulator.state import state_of
+from emulator.work.job import ABSENT, Job, Status
 
 
 async def openai(request: Request, endpoint: QueueEndpoint) -> Response:

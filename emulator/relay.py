@@ -17,8 +17,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from emulator.affinity import WORKER_HEADER, Affinity
-from emulator.balancer import Place
 from emulator.dropped import cut
 from emulator.endpoint import BalancedEndpoint, Endpoint
 from emulator.errors import (
@@ -30,6 +28,8 @@ from emulator.errors import (
 )
 from emulator.http import Json
 from emulator.layers import with_auth, with_faults, with_latency
+from emulator.work.affinity import WORKER_HEADER, Affinity
+from emulator.work.balancer import Place
 
 DOMAINS: Final = ("localhost", "api.runpod.ai")
 ONE_HOP: Final = frozenset(

@@ -20,10 +20,10 @@ from starlette.applications import Starlette
 
 from emulator.app import create_app
 from emulator.endpoint import QueueEndpoint
-from emulator.queue import Queue
 from emulator.server import Server
 from emulator.settings import EmulatorSettings
 from emulator.state import state_of
+from emulator.work.queue import Queue
 from tests.waiting import wait_until
 
 API_KEY = "rpa_test"

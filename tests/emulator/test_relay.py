@@ -17,7 +17,7 @@ import pytest
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from emulator import balancer
+from emulator.work import balancer
 from tests.emulator.handlers.web import application
 from tests.emulator.running import API_KEY, WEB, Client, Json, eventually, one_endpoint
 from tests.leaving import call_to_leave

@@ -12,8 +12,8 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from emulator.job import Job
 from emulator.settings import EndpointSettings
+from emulator.work.job import Job
 
 log = logging.getLogger("emulator")
 

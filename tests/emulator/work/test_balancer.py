@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from emulator.affinity import Affinity
-from emulator.balancer import Balancer
 from emulator.errors import NoWorker
 from emulator.settings import EndpointSettings
+from emulator.work.affinity import Affinity
+from emulator.work.balancer import Balancer
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ from typing import Final
 
 import httpx
 
-from emulator.affinity import Affinity
 from emulator.bell import Bell
 from emulator.clock import Clock, LoopClock
 from emulator.errors import NoWorker, WorkerGone
 from emulator.settings import EndpointSettings
-from emulator.workers import Worker
+from emulator.work.affinity import Affinity
+from emulator.work.workers import Worker
 
 BY_HAND: Final = "by-hand"
 """The id of the worker that the emulator has not started."""

@@ -16,9 +16,9 @@ from typing import Any, Final
 from emulator.bell import Bell
 from emulator.clock import Clock, LoopClock
 from emulator.errors import NotFound, NotRetryable
-from emulator.job import ABSENT, Job, Policy, Status
 from emulator.settings import EndpointSettings
-from emulator.workers import StopOrder, Worker
+from emulator.work.job import ABSENT, Job, Policy, Status
+from emulator.work.workers import StopOrder, Worker
 
 MAX_RETRIES: Final = 1
 MAX_CHARACTER_BYTES: Final = 4

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from emulator.errors import BadRequest, NotFound
-from emulator.job import Job, Status
-from emulator.queue import Queue
-from emulator.submission import Submission
+from emulator.work.job import Job, Status
+from emulator.work.queue import Queue
+from emulator.work.submission import Submission
 
 MAX_ACTIVE_BATCHES: Final = 10
 MAX_REQUESTS: Final = 5_000

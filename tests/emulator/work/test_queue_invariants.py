@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from emulator.errors import EmulatorError
-from emulator.job import Job, Policy, Status
-from emulator.queue import MAX_RETRIES, Queue
 from emulator.settings import EndpointSettings
+from emulator.work.job import Job, Policy, Status
+from emulator.work.queue import MAX_RETRIES, Queue
 from tests.emulator.clock import FakeClock
 
 WORKERS = st.sampled_from(["w1", "w2", "w3"])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from emulator.errors import BadRequest
-from emulator.job import Policy
+from emulator.work.job import Policy
 
 FOR_EVER_MS: Final = 10**15
 RIDES_ALONG: Final = ("webhook", "webhookV2", "s3Config")

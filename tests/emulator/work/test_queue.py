@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from emulator.errors import NotFound, NotRetryable
-from emulator.job import Job, Policy, Status
-from emulator.queue import Queue
 from emulator.settings import EndpointSettings
-from emulator.workers import Worker
+from emulator.work.job import Job, Policy, Status
+from emulator.work.queue import Queue
+from emulator.work.workers import Worker
 from tests.emulator.clock import FakeClock
 
 
