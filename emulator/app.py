@@ -19,10 +19,10 @@ from emulator import (
     welcome,
     worker_api,
 )
-from emulator.demand import Demand
 from emulator.endpoint import BalancedEndpoint, Endpoint, QueueEndpoint
 from emulator.faults import Faults
-from emulator.scaler import Scaler
+from emulator.fleet.scaler import Scaler
+from emulator.fleet.work_source import Demand
 from emulator.settings import EmulatorSettings, EndpointSettings
 from emulator.state import EmulatorState
 from emulator.work.balancer import Balancer

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from emulator.scaler import Scaler
+from emulator.fleet.scaler import Scaler
 from emulator.settings import EndpointSettings
 from emulator.work.balancer import Balancer, Health
 from emulator.work.batches import Batches

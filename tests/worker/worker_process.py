@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import psutil
 
+from emulator.fleet.worker_process import worker_environment
 from emulator.settings import EndpointSettings
-from emulator.worker_process import worker_environment
 from tests.emulator.running import API_KEY, Client
 from tests.servers import free_port
 from tests.waiting import wait_until

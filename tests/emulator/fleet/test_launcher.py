@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from emulator import launcher
+from emulator.fleet import launcher
 from tests.emulator.running import eventually
 
 pytestmark = [

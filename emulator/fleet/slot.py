@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from emulator.demand import Demand
+from emulator.fleet.work_source import Demand
+from emulator.fleet.worker_log import WorkerLog
+from emulator.fleet.worker_process import WorkerProcess, worker_command, worker_environment
 from emulator.settings import EndpointSettings
-from emulator.worker_log import WorkerLog
-from emulator.worker_process import WorkerProcess, worker_command, worker_environment
 
 log = logging.getLogger("emulator")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from emulator.fleet.worker_process import WorkerProcess, worker_command, worker_environment
 from emulator.settings import EndpointSettings
-from emulator.worker_process import WorkerProcess, worker_command, worker_environment
 
 
 def environment(**settings: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from emulator import launcher
+from emulator.fleet import launcher
 from emulator.settings import EndpointSettings
 
 LAUNCHER_SECONDS: Final = 5.0

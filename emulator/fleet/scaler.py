@@ -12,9 +12,9 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Final
 
-from emulator.demand import Demand
+from emulator.fleet.slot import Backoff, Site, Slot, Start, State
+from emulator.fleet.work_source import Demand
 from emulator.settings import EndpointSettings
-from emulator.slot import Backoff, Site, Slot, Start, State
 
 log = logging.getLogger("emulator")
 
