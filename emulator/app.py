@@ -20,11 +20,11 @@ from emulator import (
     worker_api,
 )
 from emulator.endpoint import BalancedEndpoint, Endpoint, QueueEndpoint
-from emulator.faults import Faults
 from emulator.fleet.scaler import Scaler
 from emulator.fleet.work_source import Demand
+from emulator.gateway.faults import Faults
+from emulator.gateway.state import EmulatorState
 from emulator.settings import EmulatorSettings, EndpointSettings
-from emulator.state import EmulatorState
 from emulator.work.balancer import Balancer
 from emulator.work.batches import Batches
 from emulator.work.queue import Queue

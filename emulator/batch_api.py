@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from emulator.endpoint import QueueEndpoint
 from emulator.errors import BadRequest
-from emulator.http import Json, parse_object, read_body, whole_number
-from emulator.layers import Operation, with_auth, with_faults, with_latency
+from emulator.gateway.http import Json, parse_object, read_body, whole_number
+from emulator.gateway.layers import Operation, with_auth, with_faults, with_latency
 from emulator.work.batches import Batch
 from emulator.work.submission import Submission, parse
 

@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from emulator.endpoint import Endpoint, QueueEndpoint
 from emulator.errors import NotFound
-from emulator.http import Json, hold, parse_object, read_body, whole_number
-from emulator.layers import (
+from emulator.gateway.http import Json, hold, parse_object, read_body, whole_number
+from emulator.gateway.layers import (
     Operation,
     behind_edge,
     with_auth,

@@ -11,10 +11,10 @@ from starlette.routing import Route
 
 from emulator.endpoint import Endpoint
 from emulator.errors import BadRequest, EmulatorError
-from emulator.faults import Faults
-from emulator.http import Handler, Json, check_key, find_endpoint, parse_object, refusal
+from emulator.gateway.faults import Faults
+from emulator.gateway.http import Handler, Json, check_key, find_endpoint, parse_object, refusal
+from emulator.gateway.state import state_of
 from emulator.settings import Fault
-from emulator.state import state_of
 
 
 async def show(request: Request) -> Response:

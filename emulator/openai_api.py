@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from emulator.dropped import Dropped
 from emulator.endpoint import QueueEndpoint
-from emulator.http import Json, hold, parse_object, read_body
-from emulator.layers import behind_edge, with_auth, with_faults, with_latency, with_limits
-from emulator.state import state_of
+from emulator.gateway.dropped import Dropped
+from emulator.gateway.http import Json, hold, parse_object, read_body
+from emulator.gateway.layers import behind_edge, with_auth, with_faults, with_latency, with_limits
+from emulator.gateway.state import state_of
 from emulator.work.job import ABSENT, Job, Status
 
 

@@ -17,7 +17,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from emulator.dropped import cut
 from emulator.endpoint import BalancedEndpoint, Endpoint
 from emulator.errors import (
     BadGateway,
@@ -26,8 +25,9 @@ from emulator.errors import (
     RequestTooLarge,
     Unauthorized,
 )
-from emulator.http import Json
-from emulator.layers import with_auth, with_faults, with_latency
+from emulator.gateway.dropped import cut
+from emulator.gateway.http import Json
+from emulator.gateway.layers import with_auth, with_faults, with_latency
 from emulator.work.affinity import WORKER_HEADER, Affinity
 from emulator.work.balancer import Place
 

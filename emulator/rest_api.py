@@ -19,8 +19,8 @@ from starlette.routing import Route
 from emulator.endpoint import Endpoint
 from emulator.errors import BadRequest, EmulatorError, Forbidden, NotFound, Unauthorized
 from emulator.fleet.slot import Slot
-from emulator.http import Handler, Json, check_key, find_endpoint, whole_number
-from emulator.state import state_of
+from emulator.gateway.http import Handler, Json, check_key, find_endpoint, whole_number
+from emulator.gateway.state import state_of
 
 DEFAULT_TAIL: Final = 100
 MAX_TAIL: Final = 5000

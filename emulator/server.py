@@ -9,7 +9,7 @@ from typing import Final
 import uvicorn
 from starlette.applications import Starlette
 
-from emulator.state import state_of
+from emulator.gateway.state import state_of
 
 log = logging.getLogger("emulator")
 

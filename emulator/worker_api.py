@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from emulator.endpoint import QueueEndpoint
 from emulator.errors import BadRequest, TooLarge
-from emulator.http import Json, hold, parse_object, read_body, whole_number
-from emulator.layers import Operation, with_auth, with_faults, with_latency
+from emulator.gateway.http import Json, hold, parse_object, read_body, whole_number
+from emulator.gateway.layers import Operation, with_auth, with_faults, with_latency
 from emulator.settings import OperationName
 from emulator.work.job import Job
 from emulator.work.workers import Worker

@@ -20,9 +20,9 @@ from starlette.applications import Starlette
 
 from emulator.app import create_app
 from emulator.endpoint import QueueEndpoint
+from emulator.gateway.state import state_of
 from emulator.server import Server
 from emulator.settings import EmulatorSettings
-from emulator.state import state_of
 from emulator.work.queue import Queue
 from tests.waiting import wait_until
 

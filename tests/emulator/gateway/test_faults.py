@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from emulator.faults import Faults
+from emulator.gateway.faults import Faults
 from emulator.settings import Fault
 from tests.emulator.running import Client, eventually, one_endpoint
 

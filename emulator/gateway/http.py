@@ -20,7 +20,7 @@ from emulator.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from emulator.state import state_of
+from emulator.gateway.state import state_of
 
 MAX_DIGITS: Final = 15
 """Of a number that a client may give, as there are moments that no clock can count."""

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from emulator.errors import TooManyRequests
-from emulator.limits import Meter
+from emulator.gateway.limits import Meter
 from emulator.settings import EndpointSettings, Limit
 from tests.emulator.clock import FakeClock
 from tests.emulator.running import eventually, one_endpoint

@@ -12,7 +12,7 @@ import pytest
 from starlette.responses import Response
 
 from emulator.app import create_app
-from emulator.layers import with_latency
+from emulator.gateway.layers import with_latency
 from emulator.settings import EmulatorSettings, EndpointSettings
 from tests.emulator.running import one_endpoint, queue_of
 from tests.virtual_time import run_virtually

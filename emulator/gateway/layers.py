@@ -12,13 +12,13 @@ from typing import Final, Literal, TypeVar
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from emulator.dropped import Dropped
 from emulator.endpoint import Endpoint, QueueEndpoint
 from emulator.errors import EmulatorError, WrongKind
-from emulator.http import Handler, check_key, find_endpoint, refusal
-from emulator.limits import Meter
+from emulator.gateway.dropped import Dropped
+from emulator.gateway.http import Handler, check_key, find_endpoint, refusal
+from emulator.gateway.limits import Meter
+from emulator.gateway.state import state_of
 from emulator.settings import OperationName
-from emulator.state import state_of
 
 BODILESS: Final = (204, 304)
 """HTTP has no room for a body in answers with these statuses."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from starlette.applications import Starlette
 
 from emulator.endpoint import Endpoint
-from emulator.faults import Faults
-from emulator.limits import Meter
+from emulator.gateway.faults import Faults
+from emulator.gateway.limits import Meter
 from emulator.settings import EmulatorSettings
 
 
