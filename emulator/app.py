@@ -9,17 +9,8 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from emulator import (
-    batch_api,
-    client_api,
-    control_api,
-    openai_api,
-    relay,
-    rest_api,
-    welcome,
-    worker_api,
-)
 from emulator.endpoint import BalancedEndpoint, Endpoint, QueueEndpoint
+from emulator.faces import batches, client, control, load_balancing, openai, rest, welcome, worker
 from emulator.fleet.scaler import Scaler
 from emulator.fleet.work_source import Demand
 from emulator.gateway.faults import Faults
@@ -54,13 +45,13 @@ def create_app(settings: EmulatorSettings) -> Starlette:
     endpoints = {endpoint.id: _endpoint(settings, endpoint) for endpoint in settings.endpoints}
     state = EmulatorState(settings, endpoints, Faults(settings.faults))
     routes = [
-        *rest_api.routes(),
-        *relay.routes(endpoints.values()),
-        *client_api.routes(),
-        *openai_api.routes(),
-        *batch_api.routes(),
-        *worker_api.routes(),
-        *control_api.routes(),
+        *rest.routes(),
+        *load_balancing.routes(endpoints.values()),
+        *client.routes(),
+        *openai.routes(),
+        *batches.routes(),
+        *worker.routes(),
+        *control.routes(),
         *welcome.routes(),
     ]
     app = Starlette(
