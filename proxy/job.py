@@ -3,11 +3,11 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from proxy.backends.deadlines import Deadlines, pause
-from proxy.endpoint import JobState, JobStatus, StreamPage
+from proxy.endpoint import Endpoint, JobState, JobStatus, StreamPage
 from proxy.errors import (
     JobNotFound,
     NotSent,
@@ -18,9 +18,7 @@ from proxy.errors import (
     WorkerFailed,
 )
 from proxy.refusals import Gust
-
-if TYPE_CHECKING:
-    from proxy.jobs import Jobs
+from proxy.watch import Watch
 
 LATE_SECONDS = 0.5
 """How much longer than asked for a poll may take before its reader is told that nothing came."""
@@ -29,9 +27,20 @@ FORGOTTEN = "RunPod does not know the job (any more), though it has taken it."
 
 
 class Job:
-    """One job in flight. Whoever holds it calls `close` in the end, whatever happens."""
+    """One job in flight. Its holder calls `close` in the end, whatever happens.
 
-    def __init__(self, job_id: str, jobs: "Jobs", deadlines: Deadlines) -> None:
+    `on_close` is told the job, and whether a worker is known to work on it.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        endpoint: Endpoint,
+        watch: Watch,
+        deadlines: Deadlines,
+        *,
+        on_close: Callable[["Job", bool], None],
+    ) -> None:
         self.id = job_id
         self.status = JobStatus.IN_QUEUE
         """As RunPod says; IN_QUEUE also while the worker that has it is not known to be up."""
@@ -40,7 +49,9 @@ class Job:
         self.has_lost_a_poll = False
         """The answer of a poll broke; it may have handed outputs out."""
         self.deadlines = deadlines
-        self._jobs = jobs
+        self._endpoint = endpoint
+        self._watch = watch
+        self._on_close = on_close
         self._taken: float | None = None
         self._worker_id: str | None = None
         """Of a worker that has the job and may still be loading its model."""
@@ -117,7 +128,7 @@ class Job:
         tries = 0
         for attempt in itertools.count():
             try:
-                state = await self._jobs.endpoint.status(self.id)
+                state = await self._endpoint.status(self.id)
             except (JobNotFound, UpstreamMisconfigured) as exc:
                 self._refusal(exc)
             except UpstreamUnavailable:
@@ -137,7 +148,7 @@ class Job:
             if self._polling is not None:
                 self._polling.cancel()
                 self._polling.add_done_callback(lambda poll: poll.cancelled() or poll.exception())
-            self._jobs.release(self, is_running=self._has_output)
+            self._on_close(self, self._has_output)
 
     async def _poll(self, wait_seconds: float) -> StreamPage | None:
         """What the poll under way hands out, or a new one; None if that takes too long.
@@ -147,7 +158,7 @@ class Job:
         """
         if self._polling is None:
             self._polling = asyncio.create_task(
-                self._jobs.endpoint.stream(
+                self._endpoint.stream(
                     self.id, wait_seconds=wait_seconds, urgent=not self._has_output
                 )
             )
@@ -184,7 +195,7 @@ class Job:
         elif status is JobStatus.IN_QUEUE:
             self._worker_id = None
             self.deadlines.note_requeued()
-            self._jobs.watch.touch()
+            self._watch.touch()
         elif status.is_terminal or self._is_started:
             self.deadlines.note_started()
         else:
@@ -197,7 +208,7 @@ class Job:
         """Is the worker that has the job known to be up?"""
         if self._has_output or self.status is not JobStatus.IN_QUEUE:
             return True
-        workers = self._jobs.watch.starts.workers
+        workers = self._watch.starts.workers
         return self._worker_id is not None and workers.has_answered(self._worker_id)
 
     async def _ask_for_worker(self) -> None:
@@ -209,7 +220,7 @@ class Job:
             return
         try:
             async with asyncio.timeout(self.deadlines.seconds_left()):
-                state = await self._jobs.endpoint.status(self.id)
+                state = await self._endpoint.status(self.id)
         except (ProxyError, JobNotFound, TimeoutError):
             return  # it is asked again after the next poll
         if state.status is JobStatus.IN_QUEUE:

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
+from proxy.backends.admission import Admission
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.breaker import Breaker
 from proxy.cancellation import Canceller
 from proxy.endpoint import Endpoint, JobStatus
 from proxy.errors import (
-    EndpointOverloaded,
     NotSent,
     ProxyError,
     RequestTooLarge,
@@ -30,7 +30,6 @@ from proxy.watch import Watch
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_OVERLOAD_SECONDS = 5
 LARGEST_JOB_BYTES = 10_000_000
 """What /run takes: docs.runpod.io/serverless/endpoints/operation-reference."""
 MIN_EXECUTION_MS = 5_000
@@ -39,23 +38,6 @@ TTL_MARGIN_SECONDS = 60
 REPEATS = 2
 """How often a submission that did not reach RunPod is repeated."""
 NOT_ACCEPTED = "RunPod has not accepted the job"
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How many jobs this proxy may have at a time."""
-
-    live: int
-    waiting: int
-    """Of them, how many may wait for a worker."""
-
-    def check(self, *, live: int, waiting: int) -> None:
-        """Raise EndpointOverloaded unless there is room for one more."""
-        if live >= self.live or waiting >= self.waiting:
-            raise EndpointOverloaded(
-                "Too many requests are under way or waiting for a worker. Try again in a while.",
-                retry_after_seconds=RETRY_AFTER_OVERLOAD_SECONDS,
-            )
 
 
 @dataclass(slots=True)
@@ -79,7 +61,7 @@ class Jobs:
         self,
         endpoint: Endpoint,
         *,
-        bounds: Bounds,
+        admission: Admission,
         shutdown: Shutdown,
         watch: Watch,
         canceller: Canceller,
@@ -90,7 +72,7 @@ class Jobs:
         self.endpoint = endpoint
         self.watch = watch
         self.shutdown = shutdown
-        self._bounds = bounds
+        self._admission = admission
         self._canceller = canceller
         self._journal = journal
         self._metrics = metrics
@@ -123,7 +105,7 @@ class Jobs:
             UpstreamUnavailable, UpstreamMisconfigured, WorkerFailed: see Endpoint.run; at once,
                 if the last submissions failed as well.
         """
-        self._bounds.check(live=self.live, waiting=self.waiting)
+        self._admission.check(live=self.live, waiting=self.waiting)
         self._breaker.check()
         job = msgspec.json.encode({"input": job_input, "policy": _policy(terms)})
         if len(job) > LARGEST_JOB_BYTES:
@@ -142,18 +124,6 @@ class Jobs:
                 submission.cancel()
             raise
 
-    def release(self, job: Job, *, is_running: bool) -> None:
-        """Nobody waits for this job any more; unless it has ended it is cancelled."""
-        self._live.discard(job)
-        self._metrics.note_worker_seconds(
-            self.endpoint.name, job.worker_seconds, self._price_per_second
-        )
-        if job.has_ended:
-            self._journal.remove(job.id)
-        else:
-            self._metrics.note_cancelled(self.endpoint.name)
-            self._canceller.cancel(self.endpoint, job.id, is_running=is_running)
-
     async def settle(self, seconds: float) -> None:
         """Wait, at most this long, until each submission under way has led to a job or not."""
         if self._submissions:
@@ -164,6 +134,18 @@ class Jobs:
                     "them end by themselves, by their executionTimeout",
                     *(len(left), self.endpoint.name, seconds),
                 )
+
+    def _release(self, job: Job, is_running: bool) -> None:
+        """Let go of a job that its client left or has the answer of; cancel it unless it has ended."""
+        self._live.discard(job)
+        self._metrics.note_worker_seconds(
+            self.endpoint.name, job.worker_seconds, self._price_per_second
+        )
+        if job.has_ended:
+            self._journal.remove(job.id)
+        else:
+            self._metrics.note_cancelled(self.endpoint.name)
+            self._canceller.cancel(self.endpoint, job.id, is_running=is_running)
 
     async def _run(self, job: bytes, deadlines: Deadlines, state: _Submission) -> Job:
         for attempt in itertools.count():
@@ -190,7 +172,7 @@ class Jobs:
                 self._trust.note_worked()
                 self._journal.add(self.endpoint.url, job_id)
                 deadlines.cold_start_reason = lambda: self.watch.why_nobody_answers
-                return Job(job_id, self, deadlines)
+                return Job(job_id, self.endpoint, self.watch, deadlines, on_close=self._release)
         raise AssertionError("unreachable")
 
     def _is_final(self, failure: ProxyError, attempt: int, *, is_late: bool) -> bool:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from proxy.api.answer import JSON, Answer, Head, checked_head
+from proxy.backends.admission import Admission
 from proxy.backends.cold_start import ColdStartAnswer
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.call import Call, Content
@@ -31,7 +32,6 @@ from proxy.errors import (
     WorkerFailed,
 )
 from proxy.events import DONE, Completion, WholeEvents
-from proxy.jobs import Bounds
 from proxy.refusals import Trust
 from proxy.response_bodies import pieces_of
 from proxy.standing import Standing
@@ -60,7 +60,7 @@ class Relay:
         url: str,
         api_key: str,
         *,
-        bounds: Bounds,
+        admission: Admission,
         shutdown: Shutdown,
         standing: Standing,
         watch: Watch | None = None,
@@ -73,7 +73,7 @@ class Relay:
         self.shutdown = shutdown
         self.standing = standing
         self.trust = Trust()
-        self._bounds = bounds
+        self._admission = admission
         self._live: set[RelayedAnswer] = set()
         self._client = client
         self._url = url
@@ -105,7 +105,7 @@ class Relay:
     def admit(self, answer: "RelayedAnswer") -> None:
         """Count an answer as under way; raises EndpointOverloaded if there are too many."""
         waiting = sum(live.head is None for live in self._live)
-        self._bounds.check(live=len(self._live), waiting=waiting)
+        self._admission.check(live=len(self._live), waiting=waiting)
         self._live.add(answer)
 
     def release(self, answer: "RelayedAnswer") -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import httpx
 
 from proxy.backend import Backend, QueueBackend
+from proxy.backends.admission import Admission
 from proxy.backends.deadlines import Shutdown, Terms
 from proxy.backends.start_clock import StartClock, StartTimes
 from proxy.backends.start_progress import StartProgress
@@ -15,7 +16,7 @@ from proxy.backends.starts import Starts
 from proxy.cancellation import Canceller
 from proxy.config import Config, EndpointConfig, FallbackURL, ModelConfig, secret
 from proxy.endpoint import Endpoint, Limits
-from proxy.jobs import Bounds, Jobs
+from proxy.jobs import Jobs
 from proxy.journal import Journal
 from proxy.memory import Memory
 from proxy.metrics import Metrics
@@ -140,7 +141,7 @@ class Backends:
             StartClock(name, endpoint.url, self._start_times),
             self._start_progress(name, config),
         )
-        bounds = Bounds(
+        admission = Admission(
             config.max_requests or settings.max_requests,
             config.max_waiting or settings.max_waiting,
         )
@@ -149,7 +150,7 @@ class Backends:
                 self._client,
                 config.worker_url(name),
                 api_key,
-                bounds=bounds,
+                admission=admission,
                 shutdown=self._shutdown,
                 standing=Standing(f"endpoint {name}", config.api_key_env),
                 watch=watch,
@@ -159,7 +160,7 @@ class Backends:
             )
         jobs = Jobs(
             endpoint,
-            bounds=bounds,
+            admission=admission,
             shutdown=self._shutdown,
             watch=watch,
             canceller=self._canceller,
@@ -225,13 +226,13 @@ class Backends:
         key = (fallback.url, fallback)
         if key not in self._made:
             api_key = self._api_key(fallback.api_key_env)
-            bounds = Bounds(self._settings.max_requests, self._settings.max_waiting)
+            admission = Admission(self._settings.max_requests, self._settings.max_waiting)
             host = httpx.URL(fallback.url).host
             self._made[key] = Relay(
                 self._client,
                 fallback.url,
                 api_key,
-                bounds=bounds,
+                admission=admission,
                 shutdown=self._shutdown,
                 standing=Standing(f"fallback {host}", fallback.api_key_env),
             )
