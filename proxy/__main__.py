@@ -18,15 +18,16 @@ import httpx
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from proxy import __version__, check, config
+from proxy import __version__, check
 from proxy.app import create_app
-from proxy.config import Config
-from proxy.config_file import ConfigError
-from proxy.connections import trusted_certificates
-from proxy.listening import ListenError, listen
-from proxy.outbound import OutboundProxies, OutboundProxyError
-from proxy.server import Server, allow_descriptors
-from proxy.settings import Settings, doubts, explained, misspelt
+from proxy.backends.connections import trusted_certificates
+from proxy.backends.outbound import OutboundProxies, OutboundProxyError
+from proxy.config import tables as config
+from proxy.config.file import ConfigError
+from proxy.config.settings import Settings, doubts, explained, misspelt
+from proxy.config.tables import Config
+from proxy.http.listening import ListenError, listen
+from proxy.http.server import Server, allow_descriptors
 from proxy.summary import summary
 
 ABOUT = """\

@@ -9,29 +9,32 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from proxy import __version__, config, errors, openapi
-from proxy.auth import Keys
+from proxy import __version__, errors
+from proxy.api.dialects import Dialect
 from proxy.backends.registry import Backends
+from proxy.backends.runpod.cancellation import Canceller
+from proxy.backends.runpod.endpoint import create_client
+from proxy.backends.runpod.journal import Journal
 from proxy.backends.start_clock import StartTimes
-from proxy.body import BodyReader
-from proxy.cancellation import Canceller
-from proxy.cors import READABLE_HEADERS
-from proxy.dialects import Dialect
-from proxy.disconnect import ClientLeft
-from proxy.endpoint import create_client
-from proxy.journal import Journal
+from proxy.config import tables as config
+from proxy.config.settings import Settings
+from proxy.http import openapi
+from proxy.http.access_log import LastResort, RequestLog
+from proxy.http.body import BodyReader
+from proxy.http.cors import READABLE_HEADERS
+from proxy.http.disconnect import ClientLeft
+from proxy.http.path_normalization import ForgivingPaths
+from proxy.http.routes import health, metrics, models, welcome
+from proxy.http.routes import inference as api
+from proxy.http.websockets import WithoutWebSockets
+from proxy.keys import Keys
 from proxy.memory import Memory
 from proxy.metrics import Metrics
-from proxy.paths import ForgivingPaths
-from proxy.request_log import LastResort, RequestLog
-from proxy.routes import api, health, metrics, models, welcome
 from proxy.services import Services
-from proxy.settings import Settings
-from proxy.sharing import Sharing
-from proxy.shield import Shield
-from proxy.stored_responses import StoredResponses
-from proxy.warm import Warmer
-from proxy.websockets import WithoutWebSockets
+from proxy.serving.sharing import Sharing
+from proxy.serving.shield import Shield
+from proxy.serving.stored_responses import StoredResponses
+from proxy.serving.warmup import Warmer
 
 log = logging.getLogger(__name__)
 

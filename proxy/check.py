@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import httpx
 
-from proxy.config import Config, FallbackURL, secret
-from proxy.connections import pooled_client
-from proxy.settings import Settings
+from proxy.backends.connections import pooled_client
+from proxy.config.settings import Settings
+from proxy.config.tables import Config, FallbackURL, secret
 
 MAX_AT_ONCE = 20
 _OF_RUNPOD = re.compile(r"(https?://[^/]+/v2/[A-Za-z0-9_-]+)/openai(/v1)?")

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
-from proxy.auth import ANYBODY, Key, Keys
 from proxy.backends.registry import Backends
-from proxy.body import BodyReader
-from proxy.config import load
-from proxy.config_file import ConfigError
+from proxy.config.file import ConfigError
+from proxy.config.settings import Settings
+from proxy.config.tables import load
+from proxy.http.body import BodyReader
+from proxy.http.origins import check_origin
+from proxy.keys import ANYBODY, Key, Keys
 from proxy.memory import Memory
 from proxy.metrics import Metrics
-from proxy.models import Models
-from proxy.origins import check_origin
-from proxy.settings import Settings
-from proxy.sharing import Sharing
-from proxy.shield import Shield
-from proxy.stored_responses import StoredResponses
-from proxy.warm import Warmer
+from proxy.serving.models import Models
+from proxy.serving.sharing import Sharing
+from proxy.serving.shield import Shield
+from proxy.serving.stored_responses import StoredResponses
+from proxy.serving.warmup import Warmer
 
 log = logging.getLogger(__name__)
 

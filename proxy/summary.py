@@ -1,7 +1,7 @@
 """What the proxy serves, in a few lines for its log. They hold names, and no key."""
 
-from proxy.config import Config
-from proxy.settings import Settings
+from proxy.config.settings import Settings
+from proxy.config.tables import Config
 
 MAX_NAMES = 20
 

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from proxy.api.answer import Answer, WrappedAnswer
+from proxy.backends.health_monitor import Watch
 from proxy.errors import JobNotFound, ModelStartFailed, ProxyError, VLLMError
-from proxy.watch import Watch
 
 REQUEUED_LOOK_SECONDS = 1.0
 WORKER_ID_SECONDS = 5.0

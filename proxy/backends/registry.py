@@ -7,24 +7,24 @@ from dataclasses import replace
 
 import httpx
 
-from proxy.backend import Backend, QueueBackend
 from proxy.backends.admission import Admission
 from proxy.backends.deadlines import Shutdown, Terms
+from proxy.backends.health_monitor import Watch
+from proxy.backends.relay import Relay
+from proxy.backends.runpod.cancellation import Canceller
+from proxy.backends.runpod.endpoint import Endpoint, Limits
+from proxy.backends.runpod.jobs import Jobs
+from proxy.backends.runpod.journal import Journal
+from proxy.backends.runpod.queue import Backend, QueueBackend
+from proxy.backends.standing import Standing
 from proxy.backends.start_clock import StartClock, StartTimes
 from proxy.backends.start_progress import StartProgress
 from proxy.backends.starts import Starts
-from proxy.cancellation import Canceller
-from proxy.config import Config, EndpointConfig, FallbackURL, ModelConfig, secret
-from proxy.endpoint import Endpoint, Limits
-from proxy.jobs import Jobs
-from proxy.journal import Journal
+from proxy.config.settings import Settings
+from proxy.config.tables import Config, EndpointConfig, FallbackURL, ModelConfig, secret
 from proxy.memory import Memory
 from proxy.metrics import Metrics
-from proxy.models import Model, Models
-from proxy.relay import Relay
-from proxy.settings import Settings
-from proxy.standing import Standing
-from proxy.watch import Watch
+from proxy.serving.models import Model, Models
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from proxy.app import create_app
-from proxy.settings import Settings
+from proxy.config.settings import Settings
 from tests.leaving import call_to_leave
 from tests.proxy.scripted_runpod import ScriptedRunPod
 from tests.servers import serve

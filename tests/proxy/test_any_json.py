@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.api.answer import Head
+from proxy.api.dialects import CHAT, MESSAGES, RESPONSES, Dialect, StreamContext
 from proxy.backends.health import Health
+from proxy.backends.health_monitor import Watch
+from proxy.backends.runpod.endpoint import JobState, JobStatus, StreamPage, job_id_of
+from proxy.backends.runpod.failure import error_from
+from proxy.backends.runpod.wire import FrameReader, ObjectReader, PieceReader, reader_for
 from proxy.backends.starts import Starts
-from proxy.dialects import CHAT, MESSAGES, RESPONSES, Dialect, StreamContext
-from proxy.endpoint import JobState, JobStatus, StreamPage, job_id_of
 from proxy.errors import ProxyError
-from proxy.failure import error_from
-from proxy.watch import Watch
-from proxy.wire import FrameReader, ObjectReader, PieceReader, reader_for
 
 pytestmark = pytest.mark.slow
 

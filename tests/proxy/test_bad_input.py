@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.allowed import ROUTES
-from proxy.call import _fields, _named_twice
+from proxy.api.call import _fields, _named_twice
+from proxy.api.route_table import ROUTES
 from tests.proxy.conftest import AS_JSON, chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of

@@ -12,7 +12,7 @@ import pytest
 from starlette.responses import JSONResponse
 
 from proxy.api.answer import MAX_MODELS
-from proxy.backend import MAX_SERVED
+from proxy.backends.runpod.queue import MAX_SERVED
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, Raw, ScriptedRunPod
 from tests.proxy.test_any_json import nested
@@ -244,7 +244,7 @@ def test_a_page_larger_than_any_is_refused_in_little_memory(
     monkeypatch: pytest.MonkeyPatch,
     is_packed: bool,
 ) -> None:
-    monkeypatch.setattr("proxy.endpoint.MAX_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr("proxy.backends.runpod.endpoint.MAX_ANSWER_BYTES", 2**20)
     page = b'{"stream": [{"output": "%s"}]}' % (b"x" * 40 * 2**20)
     runpod.script = [packed(page) if is_packed else Raw(page)]
     tracemalloc.start()

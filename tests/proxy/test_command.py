@@ -14,7 +14,7 @@ import pytest
 from starlette.responses import JSONResponse, Response
 
 from proxy import __version__
-from proxy.settings import environment_names
+from proxy.config.settings import environment_names
 from tests.proxy.scripted_runpod import ScriptedRunPod
 from tests.proxy.scripted_server import Reply, ScriptedServer
 from tests.servers import serve

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy.connections import MAX_CONNECTIONS, POOLS, pooled_client
+from proxy.backends.connections import MAX_CONNECTIONS, POOLS, pooled_client
 from tests.servers import serve
 
 clients: Counter[int] = Counter()

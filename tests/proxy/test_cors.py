@@ -5,7 +5,7 @@ import logging
 import httpx
 import pytest
 
-from proxy.sharing import Sharing
+from proxy.serving.sharing import Sharing
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_metrics import value

@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 
 from proxy.app import create_app
-from proxy.config import load
-from proxy.config_file import ConfigError
-from proxy.counting import TOKENS_PER_MESSAGE
+from proxy.config.file import ConfigError
+from proxy.config.tables import load
+from proxy.serving.counting import TOKENS_PER_MESSAGE
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of

@@ -7,13 +7,13 @@ import traceback
 import httpx
 import pytest
 
+from proxy.backends.health_monitor import State, Watch
+from proxy.backends.runpod.endpoint import Endpoint, Limits, create_client
+from proxy.backends.runpod.pacing import Limit
 from proxy.backends.starts import Starts
-from proxy.endpoint import Endpoint, Limits, create_client
 from proxy.errors import UpstreamMisconfigured
 from proxy.memory import Memory
 from proxy.metrics import Metrics
-from proxy.pacing import Limit
-from proxy.watch import State, Watch
 
 LIMITS = Limits(*[Limit(1000, 100)] * 4)
 URL = "http://127.0.0.1:9/v2/ep"

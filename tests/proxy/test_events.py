@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects import CHAT, MESSAGES, OPENAI, RESPONSES, Dialect
+from proxy.api.dialects import CHAT, MESSAGES, OPENAI, RESPONSES, Dialect
+from proxy.api.sse_framing import MAX_EVENT_BYTES, Completion, WholeEvents, fields_of, split_end
 from proxy.errors import WorkerFailed
-from proxy.events import MAX_EVENT_BYTES, Completion, WholeEvents, fields_of, split_end
 
 LINE_ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 FIELDS = st.sampled_from([b"data: 1", b"data:2", b"event: x", b"id: 3", b": comment", b"data"])

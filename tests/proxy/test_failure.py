@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
+from proxy.backends.runpod.failure import error_from
+from proxy.backends.runpod.wire import reader_for
 from proxy.errors import ModelStartFailed, StartCancelled, VLLMError, WorkerFailed
-from proxy.failure import error_from
-from proxy.wire import reader_for
 
 VLLM_404 = '{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","code":404}}'
 

@@ -12,7 +12,7 @@ import pytest
 from starlette.responses import Response
 
 from proxy.app import create_app
-from proxy.relay import address
+from proxy.backends.relay import address
 from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_server import WORKER, Reply, ScriptedServer
@@ -258,8 +258,8 @@ def test_an_endpoint_that_is_well_again_is_asked_again_though_nobody_lists_it(
     cloud: ScriptedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.watch.WANTED_SECONDS", 1.0)
-    monkeypatch.setattr("proxy.watch.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("proxy.backends.health_monitor.WANTED_SECONDS", 1.0)
+    monkeypatch.setattr("proxy.backends.health_monitor.LOOK_SECONDS", 0.1)
     runpod.workers, runpod.script = {"unhealthy": 2}, [Page("COMPLETED", [PLAIN])]
     wait_until(lambda: client.get("/v1/models/m").json()["state"] == "unhealthy")
     looks = 0

@@ -10,13 +10,13 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from proxy.allowed import Route
-from proxy.body import Body, _Buffer, _unpack
-from proxy.call import _json_content
+from proxy.api.call import _json_content
+from proxy.api.forms import FormContent
+from proxy.api.route_table import Route
+from proxy.api.turns import at_once
 from proxy.errors import ProxyError
-from proxy.forms import FormContent
+from proxy.http.body import Body, _Buffer, _unpack
 from proxy.memory import Memory
-from proxy.turns import at_once
 from tests.proxy.conftest import KEY
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from proxy.app import create_app
-from proxy.journal import Journal, Orphan
+from proxy.backends.runpod.journal import Journal, Orphan
 from tests.proxy.conftest import asked, chat, settings_for
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 DIES = """
 # A proxy that is killed with one job in flight and one that has ended.
 import os, pathlib, signal, sys
-from proxy.journal import Journal
+from proxy.backends.runpod.journal import Journal
 journal = Journal(pathlib.Path(sys.argv[1]))
 journal.add("http://runpod/v2/ep", "job-1")
 journal.add("http://runpod/v2/ep", "job-2")
@@ -37,7 +37,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 NOT_OURS = """
 # A proxy whose folder belongs to another user, with a journal in it that it may read.
 import os, pathlib, sys
-from proxy.journal import Journal
+from proxy.backends.runpod.journal import Journal
 if os.getuid() == 0:
     os.setuid(65534)
 journal = Journal(pathlib.Path(sys.argv[1]))
@@ -46,7 +46,7 @@ journal.close()
 """
 FULL_DISK = """
 import pathlib, resource, sys
-from proxy.journal import Journal
+from proxy.backends.runpod.journal import Journal
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 journal = Journal(pathlib.Path(sys.argv[1]))
 journal.add("http://runpod/v2/ep", "job-1")

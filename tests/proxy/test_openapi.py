@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from proxy.allowed import ROUTES
+from proxy.api.route_table import ROUTES
 from tests.proxy.conftest import KEY
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from proxy.connections import pooled_client
-from proxy.outbound import OutboundProxies, OutboundProxyError
+from proxy.backends.connections import pooled_client
+from proxy.backends.outbound import OutboundProxies, OutboundProxyError
 
 RUNPOD = "https://api.runpod.ai/v2/ep"
 PLAIN = "http://10.1.2.3:8400/v2/ep"

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from proxy.pacing import WINDOW_SECONDS, Budget, Limit
+from proxy.backends.runpod.pacing import WINDOW_SECONDS, Budget, Limit
 from tests.virtual_time import run_virtually
 
 LIMIT = Limit(calls=200, at_once=40)

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from proxy.plain import MAX_WHOLE_BYTES
+from proxy.http.plain import MAX_WHOLE_BYTES
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_server import WORKER, Reply, ScriptedServer

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from proxy.dialects import CHAT
+from proxy.api.dialects import CHAT
+from proxy.backends.runpod.failure import error_from
+from proxy.backends.runpod.wire import FrameReader, reader_for
 from proxy.errors import VLLMError
-from proxy.failure import error_from
-from proxy.wire import FrameReader, reader_for
 
 RECORDED = sorted((Path(__file__).parents[1] / "wire").glob("*.json"))
 WITH_NUMBERS = [path for path in RECORDED if not path.name.startswith("bare_")]

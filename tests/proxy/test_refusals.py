@@ -7,7 +7,7 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from proxy import refusals
+from proxy.backends import refusals
 from tests.proxy.conftest import asked, chat
 from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
 from tests.proxy.test_cancellation import leave_after
@@ -114,7 +114,7 @@ def test_a_cancel_outlasts_refusals_and_its_job_stays_in_the_journal(
     status: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "proxy.cancellation")
+    caplog.set_level(logging.INFO, "proxy.backends.runpod.cancellation")
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
     runpod.cancel_answers = [Response(status_code=status)] * 2
     leave_after(fresh_client, b"data: ")
@@ -130,7 +130,7 @@ def test_a_cancel_outlasts_refusals_and_its_job_stays_in_the_journal(
 def test_a_cancel_of_a_job_that_runpod_has_long_forgotten_ends(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "proxy.cancellation")
+    caplog.set_level(logging.INFO, "proxy.backends.runpod.cancellation")
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
     runpod.cancel_answers = [Response(status_code=404)] * 100
     leave_after(fresh_client, b"data: ")

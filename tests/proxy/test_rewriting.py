@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.rewriting import Rewriter
+from proxy.api.rewriting import Rewriter
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_metrics import value

@@ -10,8 +10,8 @@ import anthropic
 import httpx
 import pytest
 
-from proxy.allowed import ROUTES
-from proxy.sharing import Sharing
+from proxy.api.route_table import ROUTES
+from proxy.serving.sharing import Sharing
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.scrubbing import MAX_READ_CHARS, scrubbed
+from proxy.backends.runpod.scrubbing import MAX_READ_CHARS, scrubbed
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ def test_connections_over_the_limit_are_refused_until_others_leave(
 
 LIMITED = """
 import logging, resource, sys
-from proxy.server import allow_descriptors
+from proxy.http.server import allow_descriptors
 from tests.proxy.conftest import settings_for
 
 logging.basicConfig()

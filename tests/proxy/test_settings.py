@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from proxy import errors
-from proxy.settings import (
+from proxy.config.settings import (
     Settings,
     doubts,
     environment_name,

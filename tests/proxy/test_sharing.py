@@ -13,9 +13,10 @@ import httpx
 import openai
 import pytest
 
-from proxy import retries, sharing
-from proxy.config import load
-from proxy.config_file import ConfigError
+from proxy.api import retries
+from proxy.config.file import ConfigError
+from proxy.config.tables import load
+from proxy.serving import sharing
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.node_clients import needs_node, node_clients, run_in_node
 from tests.proxy.process import Proxy

@@ -15,7 +15,7 @@ import pytest
 from starlette.responses import Response
 
 from proxy import app
-from proxy.journal import Journal, Orphan
+from proxy.backends.runpod.journal import Journal, Orphan
 from tests.leaving import call_to_leave
 from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.process import Proxy

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from proxy import standing
 from proxy.app import create_app
-from proxy.standing import Standing
+from proxy.backends import standing
+from proxy.backends.standing import Standing
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_server import Reply, ScriptedServer
@@ -21,7 +21,7 @@ FRAME = {"seq": 0, "status": 200, "content_type": "application/json", "text": "{
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     """The lines about the standing of endpoints."""
-    return [r.getMessage() for r in caplog.records if r.name == "proxy.standing"]
+    return [r.getMessage() for r in caplog.records if r.name == "proxy.backends.standing"]
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_a_refused_key_is_told_once_and_that_it_works_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(standing, "CALM_SECONDS", 0.0)
-    caplog.set_level(logging.INFO, "proxy.standing")
+    caplog.set_level(logging.INFO, "proxy.backends.standing")
     runpod.run_answers = [Response(status_code=status) for status in (401, 403, 401, 404)]
     settings = settings_for(scripted_runpod[1], runpod_api_key="rpa_SECRET")
     with serve(create_app(settings)) as url:
@@ -60,7 +60,7 @@ def test_a_refused_key_of_a_fallback_is_told_by_its_variable(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    caplog.set_level(logging.INFO, "proxy.standing")
+    caplog.set_level(logging.INFO, "proxy.backends.standing")
     monkeypatch.setenv("FALLBACK_KEY", "sk-SECRET")
     runpod.script = [Page("FAILED")]
     server = ScriptedServer()
@@ -82,7 +82,7 @@ def test_a_refused_key_of_a_fallback_is_told_by_its_variable(
 
 
 def test_calls_refused_and_taken_by_turns_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "proxy.standing")
+    caplog.set_level(logging.INFO, "proxy.backends.standing")
     endpoint = Standing("endpoint ep", "RUNPOD_API_KEY")
     for status in (200, 401, 200, 403, 404, 200, 401, 404):
         endpoint.note(status)

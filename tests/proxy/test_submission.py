@@ -12,8 +12,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from proxy import jobs
 from proxy.app import create_app
+from proxy.backends.runpod import jobs
 from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_cancellation import is_refused, submissions

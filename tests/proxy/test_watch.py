@@ -11,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.backends.health import OLD_SECONDS, Health
+from proxy.backends.health_monitor import (
+    LOOK_SECONDS,
+    NO_WORKERS,
+    REASONS,
+    STARTLESS_SECONDS,
+    State,
+    Watch,
+)
 from proxy.backends.starts import UNKNOWN_CAUSE, Starts
-from proxy.watch import LOOK_SECONDS, NO_WORKERS, REASONS, STARTLESS_SECONDS, State, Watch
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_metrics import value
@@ -83,7 +90,7 @@ async def test_a_state_that_was_seen_long_ago_is_not_told_as_todays(
     now = time.monotonic()
     # Its clock alone, for servers of other tests run by the real one.
     later = SimpleNamespace(monotonic=lambda: now + OLD_SECONDS + 1)
-    monkeypatch.setattr("proxy.watch.time", later)
+    monkeypatch.setattr("proxy.backends.health_monitor.time", later)
     states.append(str(watch.state))
     assert watch.reason == REASONS[State.UNKNOWN]
     watch.note_answer()

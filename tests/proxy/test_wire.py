@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects import CHAT
+from proxy.api.dialects import CHAT
+from proxy.backends.runpod.wire import (
+    MAX_HELD_BYTES,
+    FrameReader,
+    ObjectReader,
+    PieceReader,
+    reader_for,
+)
 from proxy.errors import VLLMError, WorkerFailed
-from proxy.wire import MAX_HELD_BYTES, FrameReader, ObjectReader, PieceReader, reader_for
 
 Frame = dict[str, Any]
 

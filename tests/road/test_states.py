@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy import watch
 from proxy.app import create_app
+from proxy.backends import health_monitor as watch
 from tests.emulator.running import API_KEY, Client, emulator
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.servers import serve

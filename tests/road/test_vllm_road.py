@@ -14,7 +14,7 @@ import runpod
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from proxy.rewriting import Rewriter
+from proxy.api.rewriting import Rewriter
 from scripts.local_stack import LocalStack
 from tests.long_models import TOKENS
 from tests.waiting import wait_until

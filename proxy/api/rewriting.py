@@ -1,0 +1,192 @@
+"""The two changes that settings may ask for in answers; without them every byte passes untouched.
+
+- Reasoning under both of its names: vLLM renamed `reasoning_content` to `reasoning`
+  (https://github.com/vllm-project/vllm/pull/27752), and clients know the one or the other.
+- Counting tokens: vLLM is asked for a stream's usage, which is noted, and kept from a client that
+  did not ask for it. Asked for it, vLLM says the `system_fingerprint` there, and not in the chunks
+  that have a finish reason; so these are held back until it comes, and get it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import msgspec
+
+from proxy.api.call import Call, JSONContent
+from proxy.api.sse_framing import fields_of
+
+ReasoningFields = Literal["as_is", "both"]
+OnTokens = Callable[[int, int], None]
+
+_OLD, _NEW = "reasoning_content", "reasoning"
+_LAST_OF_A_CHOICE = (b'"finish_reason":"', b'"finish_reason": "')
+MAX_OPTIONS_BYTES = 10_000
+"""Of `stream_options`, which hold two booleans."""
+_USAGE_ON_REQUEST = ("/v1/chat/completions", "/v1/completions")
+
+
+class Rewriter:
+    """Changes one answer. `on_tokens` is told how many tokens went in and came out, at its end."""
+
+    def __init__(
+        self, *, both_names: bool, hides_usage: bool = False, on_tokens: OnTokens | None = None
+    ) -> None:
+        self._both_names = both_names
+        self._hides_usage = hides_usage
+        self._on_tokens = on_tokens
+        self._tokens_in = self._tokens_out = 0
+        self._held: list[bytes] = []
+        """Events that wait for the fingerprint."""
+        self._marks = [b'"reasoning'] * both_names + [b'"usage"'] * (on_tokens is not None)
+        self._marks += _LAST_OF_A_CHOICE * hides_usage
+
+    def events(self, piece: bytes) -> bytes:
+        """Whole events of a stream, as they are to be sent; most of them as they were."""
+        if not self._held and not any(mark in piece for mark in self._marks):
+            return piece
+        return (
+            b"".join(self._event(event + b"\n\n") for event in piece.split(b"\n\n")[:-1])
+            + (piece.rpartition(b"\n\n")[2])
+        )
+
+    def body(self, body: bytes) -> bytes:
+        """A whole answer that is no stream."""
+        if not any(mark in body for mark in self._marks):
+            return body
+        changed = self._changed(_parsed(body))
+        return body if changed is None else msgspec.json.encode(changed)
+
+    def rest(self) -> bytes:
+        """What was held back of a stream that ended without its usage."""
+        return self._released(None)
+
+    def end(self) -> None:
+        """The answer is over, or given up."""
+        if self._on_tokens is not None and self._tokens_in + self._tokens_out:
+            self._on_tokens(self._tokens_in, self._tokens_out)
+        self._tokens_in = self._tokens_out = 0
+
+    def _event(self, event: bytes) -> bytes:
+        is_marked = any(mark in event for mark in self._marks)
+        if not self._held and not is_marked:
+            return event
+        name, data = fields_of(event)
+        if not data:
+            return event
+        chunk = _parsed(data)
+        if self._hides_usage and chunk.get("choices") == [] and chunk.get("usage"):
+            self._note(chunk)
+            return self._released(chunk.get("system_fingerprint"))
+        if is_marked and (changed := self._changed(chunk)) is not None:
+            head = b"event: " + name + b"\n" if name else b""
+            event = head + b"data: " + msgspec.json.encode(changed) + b"\n\n"
+        if self._hides_usage and _ends_a_choice(chunk):
+            self._held.append(event)
+            return b""
+        return event if chunk.get("choices") else self.rest() + event
+
+    def _released(self, fingerprint: Any) -> bytes:
+        """The events that were held back, with the fingerprint as their last field."""
+        held, self._held = b"".join(self._held), []
+        if not isinstance(fingerprint, str):
+            return held
+        field = b',"system_fingerprint":' + msgspec.json.encode(fingerprint)
+        return held.replace(b"}\n\n", field + b"}\n\n")
+
+    def _changed(self, answer: dict[str, Any]) -> dict[str, Any] | None:
+        """The object with what is to be changed in it; None if that is nothing."""
+        self._note(answer)
+        if not self._both_names:
+            return None
+        choices = [c for c in answer.get("choices") or [] if isinstance(c, dict)]
+        parts = [c.get("delta") or c.get("message") for c in choices]
+        named = list(map(_name_twice, parts))
+        return answer if any(named) else None
+
+    def _note(self, answer: dict[str, Any]) -> None:
+        """Usage so far: OpenAI's names or Anthropic's, on the object itself or one level down."""
+        if self._on_tokens is None:
+            return
+        for place in (answer, answer.get("response"), answer.get("message")):
+            usage = place.get("usage") if isinstance(place, dict) else None
+            if isinstance(usage, dict):
+                self._tokens_in = max(self._tokens_in, _count(usage, "prompt", "input"))
+                self._tokens_out = max(self._tokens_out, _count(usage, "completion", "output"))
+
+
+def asking_for_usage(call: Call) -> tuple[Call, bool]:
+    """The call with usage asked for at the end of its stream, and whether its client did not.
+
+    What vLLM would refuse, or take in a way of its own (`"include_usage": "no"`), stays as it is.
+    """
+    content = call.content
+    if call.route.path not in _USAGE_ON_REQUEST or not isinstance(content, JSONContent):
+        return call, False
+    options = _stream_options(content)
+    if not content.wants_stream or options is None:
+        return call, False
+    in_each_chunk = options.get("continuous_usage_stats")
+    if options.get("include_usage") not in (None, False) or in_each_chunk not in (
+        None,
+        False,
+        True,
+    ):
+        return call, False
+    if in_each_chunk:  # alone it means nothing to vLLM, beside `include_usage` it does
+        options["continuous_usage_stats"] = False
+    asked = {"stream_options": msgspec.Raw(msgspec.json.encode(options | {"include_usage": True}))}
+    fields, readable = dict(content.fields) | asked, dict(content.readable) | asked
+    raw = msgspec.json.encode(fields)
+    changed = replace(content, raw=raw, fields=fields, readable=readable)
+    return replace(call, content=changed), True
+
+
+def wants_usage(content: JSONContent) -> bool:
+    """Does the client ask for a stream's usage?"""
+    return bool((_stream_options(content) or {}).get("include_usage"))
+
+
+def _stream_options(content: JSONContent) -> dict[str, Any] | None:
+    """The stream's options; None if they are no such object, which vLLM refuses."""
+    value = content.readable.get("stream_options", msgspec.Raw(b"{}"))
+    if len(memoryview(value)) > MAX_OPTIONS_BYTES:
+        return None
+    try:
+        return msgspec.json.decode(value, type=dict[str, Any] | None) or {}
+    except (ValueError, RecursionError):
+        return None
+
+
+def _name_twice(part: Any) -> bool:
+    """Put the reasoning under both names, if it is there under one, or differs; was that needed?
+
+    A client that knows both takes the older name, be it empty (AI SDK 7).
+    """
+    if not isinstance(part, dict) or not (_OLD in part or _NEW in part):
+        return False
+    before = (part.get(_OLD, ...), part.get(_NEW, ...))
+    text = part.get(_NEW) or part.get(_OLD) or part.get(_NEW, part.get(_OLD))
+    part[_OLD] = part[_NEW] = text
+    return before != (text, text)
+
+
+def _ends_a_choice(chunk: dict[str, Any]) -> bool:
+    """Is it one of the chunks that have the fingerprint, and does not have it?"""
+    choices = chunk.get("choices")
+    if not isinstance(choices, list) or "system_fingerprint" in chunk:
+        return False
+    return any(isinstance(c, dict) and c.get("finish_reason") for c in choices)
+
+
+def _parsed(text: bytes | msgspec.Raw) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return {}  # a part of an event that was too large for one output
+    return value if isinstance(value, dict) else {}
+
+
+def _count(usage: dict[str, Any], *names: str) -> int:
+    counts = [usage.get(f"{name}_tokens") for name in names]
+    return max((count for count in counts if isinstance(count, int)), default=0)

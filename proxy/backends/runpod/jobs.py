@@ -1,0 +1,204 @@
+"""The jobs of one endpoint: submitted within bounds, known while they run, cancelled if left."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from proxy.backends.admission import Admission
+from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
+from proxy.backends.health_monitor import Watch
+from proxy.backends.refusals import Trust
+from proxy.backends.runpod.breaker import Breaker
+from proxy.backends.runpod.cancellation import Canceller
+from proxy.backends.runpod.endpoint import Endpoint, JobStatus
+from proxy.backends.runpod.job import Job
+from proxy.backends.runpod.journal import Journal
+from proxy.errors import (
+    NotSent,
+    ProxyError,
+    RequestTooLarge,
+    UpstreamBusy,
+    UpstreamMisconfigured,
+    UpstreamUnavailable,
+)
+from proxy.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+LARGEST_JOB_BYTES = 10_000_000
+"""What /run takes: docs.runpod.io/serverless/endpoints/operation-reference."""
+MIN_EXECUTION_MS = 5_000
+"""RunPod's lower limit of policy.executionTimeout; that of policy.ttl is twice as long."""
+TTL_MARGIN_SECONDS = 60
+REPEATS = 2
+"""How often a submission that did not reach RunPod is repeated."""
+NOT_ACCEPTED = "RunPod has not accepted the job"
+
+
+@dataclass(slots=True)
+class _Submission:
+    is_calling: bool = False
+    """A call of /run is under way, so there may be a job already."""
+    is_left: bool = False
+    """Nobody waits for the job any more."""
+    reason: str = NOT_ACCEPTED
+    """Why no worker has the job, for the error of the queue deadline."""
+
+    def begin(self) -> None:
+        """The call of /run goes out now."""
+        self.is_calling = True
+
+
+class Jobs:
+    """The jobs of one endpoint."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        admission: Admission,
+        shutdown: Shutdown,
+        watch: Watch,
+        canceller: Canceller,
+        journal: Journal,
+        metrics: Metrics,
+        price_per_second: float = 0.0,
+    ) -> None:
+        self.endpoint = endpoint
+        self.watch = watch
+        self.shutdown = shutdown
+        self._admission = admission
+        self._canceller = canceller
+        self._journal = journal
+        self._metrics = metrics
+        self._price_per_second = price_per_second
+        self._breaker = Breaker()
+        self._trust = Trust()
+        self._submissions: set[asyncio.Task[Job]] = set()
+        self._live: set[Job] = set()
+
+    @property
+    def live(self) -> int:
+        """How many jobs are in flight."""
+        return len(self._live) + len(self._submissions)
+
+    @property
+    def waiting(self) -> int:
+        """How many of them wait for a worker."""
+        waiting = sum(job.status is JobStatus.IN_QUEUE for job in self._live)
+        return len(self._submissions) + waiting
+
+    async def submit(self, job_input: Mapping[str, Any], terms: Terms) -> Job:
+        """Queue a job.
+
+        A submission that cannot have started a job is repeated; any other is not. Cancelling this
+        call does not lose the job: if RunPod has taken it, it is cancelled.
+
+        Raises:
+            EndpointOverloaded: too many jobs are under way.
+            ColdStartTimeout, TotalTimeout, Stopping: a deadline passed before RunPod took it.
+            UpstreamUnavailable, UpstreamMisconfigured, WorkerFailed: see Endpoint.run; at once,
+                if the last submissions failed as well.
+        """
+        self._admission.check(live=self.live, waiting=self.waiting)
+        self._breaker.check()
+        job = msgspec.json.encode({"input": job_input, "policy": _policy(terms)})
+        if len(job) > LARGEST_JOB_BYTES:
+            raise RequestTooLarge("The request is larger than a job of RunPod may be.")
+        state = _Submission()
+        deadlines = Deadlines(terms, self.shutdown, lambda: state.reason)
+        submission = asyncio.create_task(self._run(job, deadlines, state))
+        self._submissions.add(submission)
+        submission.add_done_callback(self._submitted)
+        try:
+            return await deadlines.result(submission)
+        except BaseException:
+            state.is_left = True
+            submission.add_done_callback(_close_late)
+            if not state.is_calling:
+                submission.cancel()
+            raise
+
+    async def settle(self, seconds: float) -> None:
+        """Wait, at most this long, until each submission under way has led to a job or not."""
+        if self._submissions:
+            _, left = await asyncio.wait(self._submissions, timeout=seconds)
+            if left:
+                log.error(
+                    "%d submissions to endpoint %s were not answered in %g s: jobs that came of "
+                    "them end by themselves, by their executionTimeout",
+                    *(len(left), self.endpoint.name, seconds),
+                )
+
+    def _release(self, job: Job, is_running: bool) -> None:
+        """Let go of a job that was left or has been answered; cancel it unless it has ended."""
+        self._live.discard(job)
+        self._metrics.note_worker_seconds(
+            self.endpoint.name, job.worker_seconds, self._price_per_second
+        )
+        if job.has_ended:
+            self._journal.remove(job.id)
+        else:
+            self._metrics.note_cancelled(self.endpoint.name)
+            self._canceller.cancel(self.endpoint, job.id, is_running=is_running)
+
+    async def _run(self, job: bytes, deadlines: Deadlines, state: _Submission) -> Job:
+        for attempt in itertools.count():
+            try:
+                job_id = await self.endpoint.run(
+                    job, connect_seconds=deadlines.terms.connect, on_turn=state.begin
+                )
+            except (NotSent, UpstreamBusy, UpstreamMisconfigured) as exc:
+                # None of them can have started a job.
+                if state.is_left:
+                    raise
+                seconds = exc.retry_after_seconds or pause(attempt)
+                if self._is_final(exc, attempt, is_late=seconds > deadlines.seconds_left()):
+                    self._breaker.failed(exc)
+                    raise
+                state.is_calling = False
+                state.reason = f"{NOT_ACCEPTED}: {exc.message}"
+                await asyncio.sleep(seconds)
+            except UpstreamUnavailable as exc:
+                self._breaker.failed(exc)
+                raise
+            else:
+                self._breaker.succeeded()
+                self._trust.note_worked()
+                self._journal.add(self.endpoint.url, job_id)
+                deadlines.cold_start_reason = lambda: self.watch.why_nobody_answers
+                return Job(job_id, self.endpoint, self.watch, deadlines, on_close=self._release)
+        raise AssertionError("unreachable")
+
+    def _is_final(self, failure: ProxyError, attempt: int, *, is_late: bool) -> bool:
+        """Is a submission that failed so to be given up, now or as its next try would be late?"""
+        match failure:
+            case UpstreamMisconfigured():  # or a gust of refusals at RunPod's edge
+                return not self._trust.holds
+            case NotSent():
+                return is_late or attempt >= REPEATS
+        return is_late
+
+    def _submitted(self, submission: asyncio.Task[Job]) -> None:
+        """Count it as live from the moment on that it is no longer being submitted."""
+        self._submissions.discard(submission)
+        if not submission.cancelled() and submission.exception() is None:
+            self._live.add(submission.result())
+
+
+def _close_late(submission: asyncio.Task[Job]) -> None:
+    if not submission.cancelled() and submission.exception() is None:
+        submission.result().close()
+
+
+def _policy(terms: Terms) -> dict[str, int | bool]:
+    """RunPod's own limits for the job, in ms, so that one we lose sight of ends by itself."""
+    execution_ms = max(MIN_EXECUTION_MS, round(terms.total * 1000))
+    ttl_ms = round((terms.queue + terms.total + TTL_MARGIN_SECONDS) * 1000)
+    limits: dict[str, int | bool] = {"executionTimeout": execution_ms, "ttl": ttl_ms}
+    return limits | ({"lowPriority": True} if terms.low_priority else {})

@@ -1,0 +1,339 @@
+"""Settings of the proxy: the environment, read once at start-up."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from proxy.api.keep_alive import Mode
+from proxy.api.rewriting import ReasoningFields
+from proxy.api.route_table import ROUTES, check_route
+from proxy.backends.runpod.pacing import Limit
+from proxy.config.mistakes import did_you_mean, reason
+from proxy.config.values import (
+    BLANKS,
+    check_base_url,
+    check_id,
+    check_key,
+    check_listen_host,
+    check_name,
+    printable,
+    trimmed,
+)
+from proxy.http.body import COPIES
+
+_LIMIT = re.compile(r"(\d{1,9})/(\d{1,9})")
+_ORIGIN = re.compile(
+    r"\*|null|(?!http://.*:80$|https://.*:443$)"
+    r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?"
+)
+"""An `Origin` header as browsers send it: in lower case, and without the scheme's own port."""
+
+NO_KEYS = (
+    "required: the keys that clients may use; or set PROXY_ALLOW_ANONYMOUS=true if everybody who "
+    "can reach this proxy may use the GPU"
+)
+LONGEST_POLL_SECONDS = 60
+"""How long a poll may be held at most, whatever a model's or a key's keep-alives say."""
+JOB_OVERHEAD_BYTES = 16_384
+"""What a job's JSON holds besides the client's body, generously."""
+MAX_SECONDS = 7 * 24 * 3600
+"""The longest time that RunPod lets a job run or wait; no deadline needs to be longer."""
+MAX_COUNT = 1_000_000
+"""More connections, requests or descriptors than any system has."""
+MAX_BYTES = 1_000_000_000
+MIN_HEADER_BYTES = 2048
+"""An OpenAI SDK's own headers need more than half of it."""
+MIN_BODY_BYTES = 256
+
+
+_CONTRADICTIONS = (
+    ("keep_alive_seconds", "idle_timeout_seconds", "a stream may end before its first keep-alive"),
+    ("keep_alive_seconds", "send_timeout_seconds", "clients may be given up in a pause"),
+    ("queue_timeout_seconds", "total_timeout_seconds", "the total ends a cold start before it"),
+    ("first_token_timeout_seconds", "total_timeout_seconds", "the total always passes first"),
+    ("idle_timeout_seconds", "total_timeout_seconds", "the total always passes first"),
+    ("first_byte_hold_seconds", "total_timeout_seconds", "no stream shows a sign of life"),
+    ("max_waiting", "max_requests", "it bounds nothing"),
+)
+"""Pairs of settings of which the first should not be above the second, and what it means."""
+
+
+def _limit(value: object) -> object:
+    """`2000/400` as a Limit: calls in ten seconds, and at once."""
+    if isinstance(value, Limit):
+        return value
+    match = _LIMIT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not (int(match[1]) and int(match[2])):
+        raise ValueError("give calls in ten seconds and calls at once, as in 2000/400")
+    return Limit(int(match[1]), int(match[2]))
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _from_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("there is no home folder for this user; name a whole path") from None
+
+
+RateLimit = Annotated[Limit, BeforeValidator(_limit), NoDecode]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Hold = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
+KeepAlive = Annotated[float, Field(ge=1, le=LONGEST_POLL_SECONDS)]
+Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+
+
+class Settings(BaseSettings):
+    """What the environment says. The names of RunPod's own variables have no prefix."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PROXY_",
+        env_ignore_empty=True,
+        frozen=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+    )
+
+    config: Path | None = None
+    """A TOML file with endpoints, models and keys; without it there is the one endpoint."""
+    runpod_api_key: SecretStr | None = Field(
+        default=None, validation_alias="RUNPOD_API_KEY", validate_default=True
+    )
+    """The key of the RunPod account that owns the endpoint."""
+    rest_api_key: SecretStr | None = Field(default=None, validation_alias="RUNPOD_REST_API_KEY")
+    """A key that may read the endpoint's workers and their logs: what a start does is then told."""
+    rest_base_url: Annotated[str, AfterValidator(check_base_url)] = Field(
+        default="https://api.runpod.io", validation_alias="RUNPOD_REST_BASE_URL"
+    )
+    """RunPod's REST API, version 2, or an emulator of it."""
+    runpod_endpoint_id: Annotated[str, AfterValidator(check_id)] | None = Field(
+        default=None, validation_alias="RUNPOD_ENDPOINT_ID", validate_default=True
+    )
+    """The endpoint that jobs are sent to."""
+    runpod_endpoint_base_url: Annotated[str, AfterValidator(check_base_url)] = Field(
+        default="https://api.runpod.ai/v2", validation_alias="RUNPOD_ENDPOINT_BASE_URL"
+    )
+    """RunPod's API, or an emulator of it."""
+
+    allow_anonymous: bool = False
+    """Serve without keys: for a proxy that only trusted programs can reach."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(default=(), validate_default=True)
+    """The keys that clients may use, separated by commas."""
+    models: Annotated[tuple[Annotated[str, AfterValidator(check_name)], ...], NoDecode] = ()
+    """The models the endpoint serves, separated by commas. Empty: any name is handed to vLLM, and
+    the list shows the endpoint's id, or the name once an answer has told it."""
+    routes: Annotated[tuple[str, ...], NoDecode] = ROUTES
+    """The routes that reach a worker, each as in `POST /v1/embeddings`, separated by commas."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """The origins whose pages may call from a browser, separated by commas; `*` for all."""
+    reasoning_fields: ReasoningFields = "as_is"
+    """`both`: reasoning is sent as `reasoning` and as `reasoning_content`, whichever vLLM says."""
+    count_tokens: bool = False
+    """Count tokens for the metrics; vLLM is then asked for the usage of every stream."""
+    wake_shield: bool = False
+    """Keep requests that chat UIs send by themselves (titles, tags) from waking a GPU."""
+    host: Annotated[str, AfterValidator(check_listen_host)] = "127.0.0.1"
+    """The address to listen on."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """The port to listen on."""
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
+        "info"
+    )
+    """debug, info, warning or error."""
+    max_body_bytes: int = Field(
+        default=10_000_000 - JOB_OVERHEAD_BYTES, ge=MIN_BODY_BYTES, le=MAX_BYTES
+    )
+    """The largest request body. RunPod's /run takes 10 MB, our part of the job included."""
+    max_buffered_bytes: int = Field(default=512 * 2**20, gt=0, le=1000 * MAX_BYTES)
+    """How much memory the bodies of requests and the buffers of answers may hold, all together."""
+    max_header_bytes: int = Field(default=65_536, ge=MIN_HEADER_BYTES, le=MAX_BYTES)
+    """The largest request line and headers together."""
+    max_connections: Count = 4096
+    """How many clients may be connected at a time, idle connections included."""
+    header_timeout_seconds: Seconds = 10
+    """How long a client may take to send its headers."""
+    body_timeout_seconds: Seconds = 60
+    """How long it may take to send the body after them."""
+    send_timeout_seconds: Seconds = 300
+    """How long a client may take nothing of its answer before it counts as gone."""
+
+    connect_timeout_seconds: Seconds = 10
+    """How long a connection to RunPod may take, and how long RunPod may stay out of reach."""
+    queue_timeout_seconds: Seconds = 600
+    """How long a job may wait for a worker: the longest cold start."""
+    first_token_timeout_seconds: Seconds = 300
+    """How long a worker that has the job may take until its first output."""
+    idle_timeout_seconds: Seconds = 120
+    """How long a worker may be silent between two outputs."""
+    total_timeout_seconds: Seconds = 1800
+    """How long a request may take, waiting included."""
+    failed_start_pause_seconds: Hold = 300
+    """How long no other start is tried after one has failed; 0 to try each time."""
+    first_byte_hold_seconds: Hold = 0.75
+    """How long a stream's headers are held back, so that an early failure keeps its HTTP status."""
+    keep_alive_mode: Mode = "comment"
+    """What a stream that has nothing to say sends: `comment`, `chunk` (an empty delta) or `off`."""
+    keep_alive_seconds: KeepAlive = 10
+    """How often it does."""
+    cold_start_notice: Literal["off", "reasoning"] = "off"
+    """`reasoning`: the stream of a chat says in its reasoning that a worker is waited for."""
+    max_requests: Count = 1000
+    """How many requests may be under way at a time."""
+    max_waiting: Count = 500
+    """How many of them may be waiting for a worker."""
+    state_dir: Annotated[Path, AfterValidator(_from_home)] = Field(
+        default=Path("~/.local/state/runpod-openai-proxy"), validate_default=True
+    )
+    """Where the journal of jobs in flight is kept."""
+    run_limit: RateLimit = Limit(1000, 200)
+    """RunPod's limit for /run: calls in ten seconds, and at once."""
+    stream_limit: RateLimit = Limit(2000, 400)
+    """The same for /stream: what all live streams together may poll."""
+    status_limit: RateLimit = Limit(2000, 400)
+    """The same for /status."""
+    cancel_limit: RateLimit = Limit(100, 20)
+    """The same for /cancel."""
+    shutdown_delay_seconds: Hold = 0
+    """How long everything is still answered after SIGTERM, with /ready saying 503."""
+    drain_seconds: Hold = 30
+    """How long running requests may go on after SIGTERM."""
+
+    @property
+    def longest_drain_seconds(self) -> float:
+        """When the last stream has said how it ended: a poll may be held beyond the grace time."""
+        poll_seconds = self.keep_alive_seconds if self.config is None else LONGEST_POLL_SECONDS
+        return self.drain_seconds + poll_seconds + 1
+
+    @field_validator("api_keys", "models", "routes", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            if re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL):
+                raise ValueError("separate several by commas, without brackets and quotation marks")
+            return tuple(part.strip(BLANKS) for part in value.split(",") if part.strip(BLANKS))
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _trimmed(cls, value: object) -> object:
+        return trimmed(value)
+
+    @field_validator("routes")
+    @classmethod
+    def _are_routes(cls, routes: tuple[str, ...]) -> tuple[str, ...]:
+        if not routes:
+            raise ValueError("no route is named, so that nothing would be served")
+        for route in routes:
+            check_route(route)
+        return routes
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            match = _ORIGIN.fullmatch(origin)
+            if match is None or int(match[1] or 0) > 65535:
+                raise ValueError(
+                    f"'{origin}' is no origin as browsers send it: scheme, host and port alone, in "
+                    "lower case, as in https://chat.example.com or http://127.0.0.1:3000"
+                )
+        return origins
+
+    @field_validator("runpod_api_key", "rest_api_key")
+    @classmethod
+    def _is_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_key(value.get_secret_value())
+        return value
+
+    @field_validator("runpod_api_key", "runpod_endpoint_id", mode="before")
+    @classmethod
+    def _is_given(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            value = value.strip(BLANKS) or None
+        if value is None and info.data.get("config") is None:
+            raise ValueError("required, unless PROXY_CONFIG names a file with endpoints")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(keys, start=1):
+            try:
+                check_key(key.get_secret_value())
+            except ValueError as exc:
+                raise ValueError(f"number {number}: {exc}" if len(keys) > 1 else str(exc)) from None
+        has_file = info.data.get("config") is not None  # which may name keys
+        if not keys and not info.data.get("allow_anonymous", True) and not has_file:
+            raise ValueError(NO_KEYS)
+        return keys
+
+
+def environment_name(field: str) -> str:
+    """The variable that a field is read from; a name that is one already stays as it is."""
+    if field not in Settings.model_fields:
+        return field
+    return str(Settings.model_fields[field].validation_alias or f"PROXY_{field.upper()}")
+
+
+def environment_names() -> list[str]:
+    """The names of all variables that Settings reads."""
+    return [environment_name(field) for field in Settings.model_fields]
+
+
+def misspelt(environment: Iterable[str]) -> list[str]:
+    """One sentence for each variable that carries our prefix and means nothing to us."""
+    known = environment_names()
+    return [
+        f"unknown setting {name}{did_you_mean(name, known)}"
+        for name in sorted(environment)
+        if name.startswith("PROXY_") and name not in known
+    ]
+
+
+def doubts(settings: Settings) -> list[str]:
+    """One sentence for each setting that works, and probably not as it is meant."""
+    found = []
+    if settings.config is not None:
+        for field in ("runpod_endpoint_id", "models"):
+            if getattr(settings, field):
+                found.append(f"{environment_name(field)} is not used: PROXY_CONFIG names a file")
+    if settings.allow_anonymous and settings.api_keys:
+        found.append("PROXY_ALLOW_ANONYMOUS has no effect: PROXY_API_KEYS names keys")
+    for shorter, longer, effect in _CONTRADICTIONS:
+        less, more = getattr(settings, shorter), getattr(settings, longer)
+        if less > more:
+            names = f"{environment_name(shorter)} ({less:g}) is above {environment_name(longer)}"
+            found.append(f"{names} ({more:g}): {effect}")
+    if COPIES * settings.max_body_bytes > settings.max_buffered_bytes:
+        found.append(
+            f"PROXY_MAX_BUFFERED_BYTES ({settings.max_buffered_bytes:,}) is less than twice "
+            f"PROXY_MAX_BODY_BYTES ({settings.max_body_bytes:,}): the largest bodies are always "
+            "refused, as each counts twice"
+        )
+    return found
+
+
+def explained(exc: ValidationError) -> list[str]:
+    """What is wrong with the settings, each with the name of its variable."""
+    sentences = []
+    for error in exc.errors(include_url=False, include_input=False):
+        name = environment_name(str(error["loc"][0])) + ": " if error["loc"] else ""
+        sentences.append(printable(name + reason(error)))
+    return sentences

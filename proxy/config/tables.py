@@ -1,0 +1,375 @@
+"""The configuration: which endpoints there are, which models they serve, and who may use them.
+
+`PROXY_CONFIG` names a TOML file; without it, the environment describes one endpoint in the same
+terms. What a table leaves out is taken from the settings.
+"""
+
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from cronsim import CronSim, CronSimError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from proxy.api.keep_alive import Mode
+from proxy.config.file import ConfigError, ConfigFile, Misplaced
+from proxy.config.mistakes import did_you_mean
+from proxy.config.settings import (
+    NO_KEYS,
+    Count,
+    Hold,
+    KeepAlive,
+    RateLimit,
+    Seconds,
+    Settings,
+)
+from proxy.config.values import (
+    BLANKS,
+    check_base_url,
+    check_id,
+    check_key,
+    check_name,
+    check_variable,
+    shown_variable,
+    trimmed,
+)
+
+LOAD_BALANCING_URL = "https://{id}.api.runpod.ai"
+MAX_TOKENS = 1_000_000_000
+MAX_DOLLARS = 1_000_000
+
+Name = Annotated[str, AfterValidator(check_name)]
+Variable = Annotated[str, BeforeValidator(trimmed), AfterValidator(check_variable)]
+BaseURL = Annotated[str, BeforeValidator(trimmed), AfterValidator(check_base_url)]
+
+
+def _sha256(value: str) -> str:
+    if value and re.fullmatch(r"[0-9a-fA-F]{64}", value) is None:
+        raise ValueError("64 hexadecimal digits are needed, as `sha256sum` prints them")
+    return value.lower()
+
+
+def _cron(value: str) -> str:
+    try:
+        CronSim(value, datetime(2000, 1, 1))
+    except CronSimError as exc:
+        raise ValueError(
+            f"not a cron expression of five fields, as in */10 8-18 * * 1-5: {exc}"
+        ) from None
+    return value
+
+
+def _tokenizer(path: Path) -> Path:
+    if importlib.util.find_spec("tokenizers") is None:
+        raise ValueError("needs a package: pip install 'runpod-openai-proxy[tokenizer]'")
+    if not path.is_file():
+        raise ValueError("there is no such file; a model's repository has it as tokenizer.json")
+    return path
+
+
+def _url_or_none(value: str) -> str:
+    return check_base_url(value) if value else value
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class EndpointConfig(_Table):
+    """A RunPod endpoint."""
+
+    kind: Literal["queue", "load-balancing"] = "queue"
+    """`queue`: jobs through /run and /stream. `load-balancing`: plain HTTP to a worker."""
+    id: Annotated[str, BeforeValidator(trimmed), AfterValidator(check_id)] = ""
+    """RunPod's id of the endpoint; the table's name unless said otherwise."""
+    url: Annotated[str, BeforeValidator(trimmed), AfterValidator(_url_or_none)] = ""
+    """Where it is, without a route; made of the id unless said otherwise."""
+    api_key_env: Variable = "RUNPOD_API_KEY"
+    """The environment variable that holds the key for it."""
+    rest_api_key_env: Variable = ""
+    """The one that holds a key which may read its workers' logs; the settings' if empty."""
+    max_requests: Count | None = None
+    max_waiting: Count | None = None
+    run_limit: RateLimit | None = None
+    stream_limit: RateLimit | None = None
+    status_limit: RateLimit | None = None
+    cancel_limit: RateLimit | None = None
+    failed_start_pause_seconds: Hold | None = None
+    """How long no other start is tried after one has failed."""
+    price_per_second: float = Field(default=0, ge=0, le=MAX_DOLLARS)
+    """What a second of one worker costs, in dollars; for the metrics only."""
+
+    def runpod_url(self, name: str, base_url: str) -> str:
+        """Where RunPod's own operations are, such as /run and /health."""
+        own = self.url if self.kind == "queue" else ""
+        return own or f"{base_url}/{self.id or name}"
+
+    def worker_url(self, name: str) -> str:
+        """Where a load-balancing endpoint's workers answer."""
+        return self.url or LOAD_BALANCING_URL.format(id=self.id or name)
+
+
+class FallbackURL(_Table):
+    """Any OpenAI-compatible server, to be asked in a model's place."""
+
+    url: BaseURL
+    """Its base URL, up to and with `/v1`."""
+    model: Name
+    """The name it knows the model by."""
+    api_key_env: Variable = ""
+    """The environment variable that holds the key for it; empty for none."""
+
+
+def _kind_of_fallback(value: object) -> str | None:
+    match value:
+        case str():
+            return "model"
+        case dict() | FallbackURL():
+            return "server"
+    return None
+
+
+Fallback = Annotated[
+    Annotated[Name, Tag("model")] | Annotated[FallbackURL, Tag("server")],
+    Discriminator(
+        _kind_of_fallback,
+        custom_error_type="fallback",
+        custom_error_message="a model of this file is needed, or { url = ..., model = ... }",
+    ),
+]
+
+
+class ModelConfig(_Table):
+    """A model that clients may name."""
+
+    endpoint: str
+    """The table of its endpoint."""
+    aliases: tuple[Name, ...] = ()
+    """Other names for it, which are not listed."""
+    served_as: Name | None = None
+    """The name the worker knows it by, if it is another one."""
+    loras: tuple[Name, ...] = ()
+    """LoRA adapters that the worker serves beside it, by the names it knows them by."""
+    max_model_len: int | None = Field(default=None, gt=0, le=MAX_TOKENS)
+    """For the list of models; without it, what the worker has told."""
+    owned_by: str | None = None
+    connect_timeout_seconds: Seconds | None = None
+    queue_timeout_seconds: Seconds | None = None
+    first_token_timeout_seconds: Seconds | None = None
+    idle_timeout_seconds: Seconds | None = None
+    total_timeout_seconds: Seconds | None = None
+    first_byte_hold_seconds: Hold | None = None
+    keep_alive_mode: Mode | None = None
+    keep_alive_seconds: KeepAlive | None = None
+    low_priority: bool = False
+    """RunPod starts no further worker for jobs of low priority."""
+    fallback: Fallback | None = None
+    """Another model of this file, or any OpenAI-compatible server, for when this one fails."""
+    fallback_after_seconds: Seconds | None = None
+    """How long this one may take to its first byte before the fallback is asked."""
+    warm_schedule: Annotated[str, AfterValidator(_cron)] | None = None
+    """When to wake a worker without being asked: a cron expression, in local time."""
+    tokenizer: Annotated[Path, AfterValidator(_tokenizer)] | None = None
+    """Its tokenizer.json, to count tokens behind the wake-up shield while no worker is up."""
+
+
+class KeyConfig(_Table):
+    """A key that clients may use."""
+
+    env: Variable = ""
+    """The environment variable that holds it."""
+    sha256: Annotated[str, AfterValidator(_sha256)] = ""
+    """Or its SHA-256, in hexadecimal."""
+    models: tuple[Name, ...] | None = None
+    """The models it may use; all if left out."""
+    may_warm: bool = False
+    """May it wake a worker without a request (POST /v1/models/{id}/warm)?"""
+    first_byte_hold_seconds: Hold | None = None
+    keep_alive_mode: Mode | None = None
+    keep_alive_seconds: KeepAlive | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the key, wherever that comes from."""
+        return bytes.fromhex(self.sha256) if self.sha256 else digest(secret(self.env))
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.env) == bool(self.sha256):
+            raise ValueError("give either env or sha256")
+        return self
+
+
+class Config(_Table):
+    """The whole of it."""
+
+    endpoints: dict[Name, EndpointConfig] = Field(min_length=1)
+    models: dict[Name, ModelConfig] = {}
+    keys: dict[Name, KeyConfig] = {}
+    open_endpoint: str | None = None
+    """The endpoint that names no model is handed to; set by the environment only."""
+
+    def urls(self, settings: Settings) -> set[str]:
+        """What the proxy calls."""
+        found = set()
+        for name, endpoint in self.endpoints.items():
+            found.add(endpoint.runpod_url(name, settings.runpod_endpoint_base_url))
+            if endpoint.kind == "load-balancing":
+                found.add(endpoint.worker_url(name))
+        fallbacks = (model.fallback for model in self.models.values())
+        return found | {f.url for f in fallbacks if isinstance(f, FallbackURL)}
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        names: set[str] = set()
+        for name, endpoint in self.endpoints.items():
+            if not endpoint.id and not (endpoint.url and endpoint.kind == "queue"):
+                _check_table_is_id(name)
+        for name, model in self.models.items():
+            if model.endpoint not in self.endpoints:
+                raise Misplaced(
+                    _no("endpoint", model.endpoint, self.endpoints), "models", name, "endpoint"
+                )
+            if isinstance(model.fallback, str) and model.fallback not in self.models:
+                raise Misplaced(
+                    _no("model", model.fallback, self.models), "models", name, "fallback"
+                )
+            if model.fallback == name:
+                raise Misplaced("a model cannot be its own fallback", "models", name, "fallback")
+            if model.fallback is None and model.fallback_after_seconds is not None:
+                raise Misplaced("there is no fallback", "models", name, "fallback_after_seconds")
+            for told in (name, *model.aliases, *model.loras):
+                if told in names:
+                    raise Misplaced(f"the name '{told}' stands twice", "models", name)
+                names.add(told)
+        for name, key in self.keys.items():
+            for allowed in key.models or ():
+                if allowed not in self.models:
+                    raise Misplaced(_no("model", allowed, self.models), "keys", name, "models")
+        return self
+
+
+def load(settings: Settings) -> Config:
+    """The configuration that the settings name, or that they are.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it is wrong.
+    """
+    if settings.config is None:
+        return _of_environment(settings)
+    file = ConfigFile(settings.config)
+    try:
+        config = Config.model_validate(file.parsed())
+        if config.open_endpoint is not None:
+            raise Misplaced("there is no such field", "open_endpoint")
+        _check_environment(config, settings)
+    except ValidationError as exc:
+        raise ConfigError(*file.explained(exc, _fields)) from None
+    except Misplaced as exc:
+        raise ConfigError(file.sentence(exc.place, str(exc))) from None
+    return config
+
+
+def secret(name: str) -> SecretStr:
+    """The key that an environment variable holds, without the line's end that files have."""
+    return SecretStr(os.environ.get(name, "").strip(BLANKS))
+
+
+def digest(key: SecretStr) -> bytes:
+    """The SHA-256 by which a key is known."""
+    return hashlib.sha256(key.get_secret_value().encode()).digest()
+
+
+def _of_environment(settings: Settings) -> Config:
+    endpoint = settings.runpod_endpoint_id
+    assert endpoint is not None, "checked by Settings"
+    return Config(
+        endpoints={endpoint: EndpointConfig()},
+        models={name: ModelConfig(endpoint=endpoint) for name in settings.models},
+        open_endpoint=None if settings.models else endpoint,
+    )
+
+
+def _check_environment(config: Config, settings: Settings) -> None:
+    """Are the keys there that the file only names, and is each of them one holder's alone?"""
+    if not settings.api_keys and not config.keys and not settings.allow_anonymous:
+        raise Misplaced(f"{NO_KEYS}. PROXY_API_KEYS may name them as well", "keys")
+    for number in range(1, len(settings.api_keys) + 1):
+        if (name := f"key-{number}") in config.keys:  # two holders must not be taken for one
+            raise Misplaced("a key of PROXY_API_KEYS has this name", "keys", name)
+    named = {
+        ("endpoints", name, "api_key_env"): e.api_key_env for name, e in config.endpoints.items()
+    }
+    named |= {
+        ("endpoints", name, "rest_api_key_env"): e.rest_api_key_env
+        for name, e in config.endpoints.items()
+        if e.rest_api_key_env
+    }
+    named |= {("keys", name, "env"): key.env for name, key in config.keys.items() if key.env}
+    for name, model in config.models.items():
+        if isinstance(model.fallback, FallbackURL) and model.fallback.api_key_env:
+            named["models", name, "fallback"] = model.fallback.api_key_env
+    for place, variable in named.items():
+        if variable == "RUNPOD_API_KEY" and settings.runpod_api_key is not None:
+            continue
+        key = secret(variable).get_secret_value()
+        if not key:
+            shown = shown_variable(variable)
+            raise Misplaced(f"the environment variable {shown} is not set", *place)
+        try:
+            check_key(key)
+        except ValueError as exc:
+            raise Misplaced(f"the environment variable {variable}: {exc}", *place) from None
+    _check_holders(config, settings)
+
+
+def _check_holders(config: Config, settings: Settings) -> None:
+    """The first of two would take the other's place, and what it may do with it."""
+    holders = {digest(key): "one of PROXY_API_KEYS" for key in settings.api_keys}
+    for name, key in config.keys.items():
+        if (holder := holders.setdefault(key.digest, f"that of {name}")) != f"that of {name}":
+            raise Misplaced(f"the key is the same as {holder}", "keys", name)
+
+
+def _fields(place: Sequence[str]) -> list[str]:
+    """The names that may stand where this one does."""
+    if len(place) == 1:
+        return ["endpoints", "models", "keys"]
+    tables: dict[str, type[_Table]] = {
+        "endpoints": EndpointConfig,
+        "models": ModelConfig,
+        "keys": KeyConfig,
+    }
+    table = FallbackURL if len(place) == 4 else tables[place[0]]
+    return list(table.model_fields)
+
+
+def _no(kind: str, name: str, known: Iterable[str]) -> str:
+    return f"there is no {kind} '{name}'{did_you_mean(name, known)}"
+
+
+def _check_table_is_id(name: str) -> None:
+    try:
+        check_id(name)
+    except ValueError as exc:
+        raise Misplaced(
+            f"without `id`, the table's name is the id: {exc}", "endpoints", name
+        ) from None

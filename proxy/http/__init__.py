@@ -1,0 +1,1 @@
+"""HTTP with our clients: the only package that knows ASGI and uvicorn."""

@@ -1,0 +1,109 @@
+"""The OpenAPI page, `/openapi.json`: the routes there are, what the proxy checks of a body, errors.
+
+What else a body may hold is vLLM's business and stands in vLLM's own page.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from proxy.api.route_table import PROMPTS
+
+_ERROR: dict[str, Any] = {
+    "description": "An error, in OpenAI's envelope",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+}
+_TEXT = {"type": ["string", "null"]}
+_COMPONENTS: dict[str, Any] = {
+    "schemas": {
+        "Error": {
+            "type": "object",
+            "required": ["error"],
+            "properties": {
+                "type": {"const": "error"},
+                "error": {
+                    "type": "object",
+                    "required": ["message", "type", "param", "code"],
+                    "properties": {
+                        "message": {"type": "string"},
+                        "type": {"type": "string"},
+                        "param": _TEXT,
+                        "code": {"type": ["string", "integer", "null"]},
+                    },
+                },
+            },
+        }
+    },
+    "securitySchemes": {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    },
+}
+_MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {"role": {"type": "string"}},
+    },
+}
+_PROMPT = {"type": ["string", "array"]}
+
+
+def page(title: str, version: str, patterns: Iterable[str]) -> dict[str, Any]:
+    """The document, for an allow-list of `METHOD /path` patterns and the proxy's own routes."""
+    paths: dict[str, dict[str, Any]] = {}
+    for pattern in patterns:
+        method, _, path = pattern.partition(" ")
+        paths.setdefault(path, {})[method.lower()] = _relayed(method, path)
+    paths["/v1/models"] = {"get": _own("The models, and the state of each one's endpoint")}
+    paths["/v1/models/{id}"] = {"get": _own("One model", "id")}
+    paths["/v1/models/{id}/warm"] = {"post": _own("Wake a worker for a model", "id")}
+    paths["/metrics"] = {"get": _own("Numbers for Prometheus")}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version},
+        "paths": paths,
+        "components": _COMPONENTS,
+        "security": [{"bearer": []}, {"x-api-key": []}],
+    }
+
+
+def _relayed(method: str, path: str) -> dict[str, Any]:
+    operation = _own("Answered by a worker", *re.findall(r"\{(\w+)\}", path))
+    if method == "GET":
+        return operation
+    schema = {"multipart/form-data": _form()} if "/audio/tr" in path else {}
+    content = schema or {"application/json": {"schema": _body(path)}}
+    return operation | {"requestBody": {"content": content, "required": bool(PROMPTS.get(path))}}
+
+
+def _own(summary: str, *parameters: str) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in parameters
+        ],
+        "responses": {"2XX": {"description": "The answer"}, "default": _ERROR},
+    }
+
+
+def _body(path: str) -> dict[str, Any]:
+    prompts = PROMPTS.get(path, ())
+    properties: dict[str, Any] = {
+        "model": {"type": "string", "minLength": 1},
+        "stream": {"type": ["boolean", "null"]},
+    }
+    properties |= {name: _MESSAGES if name == "messages" else _PROMPT for name in prompts}
+    body: dict[str, Any] = {"type": "object", "properties": properties}
+    if prompts:
+        body |= {"required": ["model"], "anyOf": [{"required": [name]} for name in prompts]}
+    return body
+
+
+def _form() -> dict[str, Any]:
+    file = {"type": "string", "format": "binary"}
+    properties = {"model": {"type": "string"}, "file": file}
+    return {"schema": {"type": "object", "properties": properties, "required": ["file"]}}

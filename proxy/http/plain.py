@@ -1,0 +1,149 @@
+"""A plain answer, no stream of events: whole while it is small, as it comes when it is large.
+
+A small answer is joined before its status is sent, so one that breaks is an honest error. A large
+one would be held several times over; its beginning goes out with the worker's status and the rest
+follows piece by piece. If that breaks there is no status left to say so: the connection is cut
+without the end mark of HTTP's chunks, which every client reads as an incomplete answer.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from proxy.api.answer import JSON, Answer, Head
+from proxy.api.call import Call
+from proxy.api.rewriting import Rewriter
+from proxy.errors import ProxyError, RouteNotServed, VLLMError
+from proxy.http.disconnect import ClientLeft, unless_client_leaves
+
+log = logging.getLogger(__name__)
+
+MAX_WHOLE_BYTES: Final = 2**20
+MAX_REWRITTEN_BYTES: Final = 16 * 2**20
+"""The same for an answer that is to be rewritten, which takes all of it; a larger one is not."""
+
+
+async def plain_response(
+    request: Request,
+    call: Call,
+    answer: Answer,
+    first: bytes,
+    *,
+    model: str,
+    headers: Mapping[str, str],
+    rewriter: Rewriter | None,
+) -> Response:
+    """An opened answer with the worker's own status.
+
+    Raises:
+        ClientLeft: the client has gone.
+        ProxyError: the answer broke while it was small.
+    """
+    rest = answer.pieces()
+    max_bytes = MAX_REWRITTEN_BYTES if rewriter else MAX_WHOLE_BYTES
+    beginning = await unless_client_leaves(request, _beginning(first, rest, max_bytes))
+    head = answer.head
+    assert head is not None
+    headers = {**headers, **head.headers}
+    if head.content_type:
+        headers["content-type"] = head.content_type
+    if not beginning.is_whole:
+        return _PiecewiseResponse(request, beginning.body, rest, head.status, headers)
+    body = beginning.body
+    if rewriter is not None:
+        body = rewriter.body(body)
+        rewriter.end()
+    if head.status >= 400:
+        request.state.outcome = VLLMError.code
+        return error_response(call, model, head, body, headers)
+    return Response(body, head.status, headers)
+
+
+def error_response(
+    call: Call, model: str, head: Head, body: bytes, headers: Mapping[str, str]
+) -> Response:
+    """An error that the model's server answered; raises RouteNotServed if it has no such route."""
+    error = answered_error(head.status, body, f"{call.route.method} {call.route.path}", model)
+    if isinstance(error, RouteNotServed):
+        raise error
+    told = call.route.dialect.body(error, call.request_id)
+    headers = {**headers, "content-type": headers.get("content-type", JSON)}
+    if told != body:
+        headers["content-type"] = JSON
+    if "retry-after" not in headers and "retry-after-ms" not in headers:
+        headers |= error.headers
+    return Response(told, head.status, headers)
+
+
+def answered_error(status: int, body: bytes, route: str, model: str) -> VLLMError | RouteNotServed:
+    """What to tell of an error that the model's server answered on a route."""
+    error = VLLMError(status, body)
+    if status in (404, 405) and not error.is_told:
+        return RouteNotServed(f"The model '{model}' does not serve {route}.")
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    body: bytes
+    is_whole: bool
+
+
+async def _beginning(first: bytes, rest: AsyncIterator[bytes], max_bytes: int) -> _Beginning:
+    pieces, size = [first], len(first)
+    while size <= max_bytes:
+        if (piece := await anext(rest, None)) is None:
+            return _Beginning(b"".join(pieces), is_whole=True)
+        pieces.append(piece)
+        size += len(piece)
+    return _Beginning(b"".join(pieces), is_whole=False)
+
+
+class _PiecewiseResponse(Response):
+    """Sends an answer as it comes, and gives it up when the client leaves."""
+
+    def __init__(
+        self,
+        request: Request,
+        beginning: bytes,
+        rest: AsyncIterator[bytes],
+        status: int,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(None, status, headers)
+        del self.headers["content-length"]
+        self._request = request
+        self._beginning = beginning
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; if it breaks, without its end."""
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        piece: bytes | None = self._beginning
+        self._beginning = b""
+        try:
+            while piece is not None:
+                if piece:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                piece = await unless_client_leaves(self._request, anext(self._rest, None))
+        except ClientLeft:
+            self._request.state.outcome = "client_left"
+            return
+        except ProxyError as exc:
+            self._request.state.outcome = exc.code or exc.type
+            log.warning("%s is cut off: %s", self._request.state.request_id, exc)
+            return
+        finally:
+            self._request.state.answer.close()
+        await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,89 @@
+"""Who may call: the client's API key, compared in constant time."""
+
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+from starlette.requests import HTTPConnection
+
+from proxy.api.keep_alive import Mode
+from proxy.config.tables import KeyConfig, digest
+from proxy.errors import InvalidAPIKey
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What the holder of a key may do, and how its client is to be treated."""
+
+    name: str
+    """Of this key alone: to know a request of the same holder again."""
+    models: frozenset[str] | None = None
+    """The models it may use; None for all."""
+    may_warm: bool = True
+    first_byte_hold_seconds: float | None = None
+    keep_alive_mode: Mode | None = None
+    keep_alive_seconds: float | None = None
+
+    def may_use(self, model: str) -> bool:
+        """May it use this model?"""
+        return self.models is None or model in self.models
+
+
+ANYBODY = Key("anybody")
+
+
+class Keys:
+    """The API keys that clients may use; with none, everybody may call.
+
+    Those of the environment may do everything, those of the configuration what it says.
+    """
+
+    def __init__(self, keys: Iterable[SecretStr], configured: Mapping[str, KeyConfig]) -> None:
+        self._keys = [
+            (digest(key), Key(f"key-{number}")) for number, key in enumerate(keys, start=1)
+        ]
+        self._keys += [(c.digest, _key(name, c)) for name, c in configured.items()]
+
+    @property
+    def are_several(self) -> bool:
+        """Can requests be of different holders?"""
+        return len(self._keys) > 1
+
+    def check(self, connection: HTTPConnection) -> Key:
+        """The key that the request carries; raises InvalidAPIKey unless it is one of ours.
+
+        It is read from `Authorization: Bearer KEY`, as OpenAI's clients send it, or from
+        `x-api-key`, as Anthropic's do.
+        """
+        if not self._keys:
+            return ANYBODY
+        headers = connection.headers
+        key = _bearer(headers.get("authorization", "")) or headers.get("x-api-key", "")
+        if not key:
+            raise InvalidAPIKey(
+                "You didn't provide an API key. Provide it in an Authorization header using "
+                "Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
+            )
+        given = digest(SecretStr(key))
+        # All digests are compared, so the time taken does not tell which one matched.
+        found = [known for own, known in self._keys if hmac.compare_digest(given, own)]
+        if not found:
+            raise InvalidAPIKey("Incorrect API key provided.")
+        return found[0]
+
+
+def _key(name: str, config: KeyConfig) -> Key:
+    return Key(
+        name,
+        None if config.models is None else frozenset(config.models),
+        config.may_warm,
+        config.first_byte_hold_seconds,
+        config.keep_alive_mode,
+        config.keep_alive_seconds,
+    )
+
+
+def _bearer(header: str) -> str:
+    scheme, _, key = header.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""

@@ -1,0 +1,372 @@
+"""One job for a request and its repetitions: a request that comes again joins the running answer.
+
+A client repeats a request under the same `Idempotency-Key`; OpenAI's SDKs repeat one by themselves
+when their timeout passes, often in the middle of a cold start. Both get the answer that is under
+way, from its beginning. Streams without the header are not looked at, and cost nothing.
+"""
+
+import asyncio
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+
+from proxy.api.answer import Answer, WrappedAnswer
+from proxy.api.call import Call
+from proxy.api.retries import RETRY_MARGIN_SECONDS, Sender
+from proxy.errors import IdempotencyKeyReused, InvalidRequest, MemoryLimitReached, Stopping
+from proxy.keys import Key
+from proxy.memory import Memory
+
+log = logging.getLogger(__name__)
+
+IDEMPOTENCY_KEY = "idempotency-key"
+HOLD_SECONDS = 10.0
+"""How long an answer that was left waits for its `Idempotency-Key` to come again."""
+KEPT_SECONDS = 60.0
+"""How long a finished answer is kept for its `Idempotency-Key`."""
+MOST_ANSWERS = 1_000
+LARGEST_BUFFER_BYTES = 16 * 2**20
+"""What is kept of one answer. One that is larger can be joined no more."""
+LARGEST_TOTAL_BYTES = 256 * 2**20
+
+_Place = tuple[str, str | bytes]
+"""The API key's name, and an Idempotency-Key, or the fingerprint of a request without one."""
+
+
+class Sharing:
+    """The answers that may be joined.
+
+    What is kept of them counts in `memory`, and gives way where others need the room.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        memory.on_shortage = self._give_way
+        self.kept_bytes = 0
+        self._answers: dict[_Place, list[SharedAnswer]] = {}
+        self._count = 0
+
+    def share(self, request: Request, key: Key, call: Call, answer: Answer) -> Answer:
+        """The answer to this request: a running one that it joins, or this one, still unopened.
+
+        Raises:
+            InvalidRequest: the header Idempotency-Key is malformed.
+            IdempotencyKeyReused: it came with another request.
+        """
+        name = request.headers.get(IDEMPOTENCY_KEY)
+        sender = Sender.of(request.headers, request.state.began)
+        is_repeatable = sender.attempt is not None and not call.wants_stream
+        if call.route.method != "POST" or (name is None and not is_repeatable):
+            return answer
+        if name is not None and not re.fullmatch(r"[!-~]{1,255}", name):
+            raise InvalidRequest("The header Idempotency-Key is not 1 to 255 visible characters.")
+        fingerprint = _fingerprint(call)
+        place = (key.name, fingerprint if name is None else name)
+        if name is not None:
+            found = self._under_key(place, fingerprint)
+        else:
+            found = self._left(place, sender)
+        if found is not None:
+            answer.close()
+            log.info("%s joins job %s", call.request_id, found.answer.job_id or "-")
+        elif self._make_room():
+            found = SharedAnswer(self, place, answer, fingerprint, is_kept=name is not None)
+            self._answers.setdefault(place, []).append(found)
+            self._count += 1
+        else:
+            return answer
+        return found.reader(sender)
+
+    def forget(self, shared: "SharedAnswer") -> None:
+        """It can be joined no more."""
+        answers = self._answers[shared.place]
+        answers.remove(shared)
+        self._count -= 1
+        if not answers:
+            del self._answers[shared.place]
+
+    async def close(self) -> None:
+        """The proxy stops: what is held for a repetition is given up."""
+        answers = self._every()
+        for shared in answers:
+            shared.close()
+        await asyncio.gather(*(shared.settled() for shared in answers))
+
+    def _under_key(self, place: _Place, fingerprint: bytes) -> "SharedAnswer | None":
+        for shared in self._answers.get(place, ()):
+            if shared.fingerprint != fingerprint:
+                raise IdempotencyKeyReused(
+                    "This Idempotency-Key came with another request. Use a new key for each."
+                )
+            return shared
+        return None
+
+    def _left(self, place: _Place, sender: Sender) -> "SharedAnswer | None":
+        """One whose clients have timed out, known to be gone or not yet.
+
+        Others with the same body belong to clients that each want an answer of their own. What may
+        be a first attempt joins only where all are gone: it gets what no client has got.
+        """
+        answers = self._answers.get(place, ())
+        if sender.attempt:
+            left = [shared for shared in answers if shared.is_left]
+        elif sender.is_javascript:
+            left = [shared for shared in answers if not shared.readers]
+        else:
+            return None
+        return min(left, key=lambda shared: len(shared.readers), default=None)
+
+    def _give_way(self, size: int) -> None:
+        """Keep answers no longer, those that have ended first, until so many bytes have room."""
+        for shared in sorted(self._every(), key=lambda shared: not shared.has_ended):
+            if self.memory.has_room(size):
+                return
+            shared.give_up()
+
+    def _every(self) -> list["SharedAnswer"]:
+        return [shared for found in self._answers.values() for shared in found]
+
+    def _make_room(self) -> bool:
+        if self._count >= MOST_ANSWERS:
+            oldest = next((s for s in self._every() if s.has_ended and not s.readers), None)
+            if oldest is None:
+                return False
+            oldest.close()
+        return True
+
+
+class SharedAnswer:
+    """One answer, and what came of it so far, for all who read it.
+
+    It is pulled on by its readers and has no life of its own. A piece is pulled in a task, since
+    the one who asked for it may leave, and a poll must not be abandoned half-way.
+    """
+
+    def __init__(
+        self, sharing: Sharing, place: _Place, answer: Answer, fingerprint: bytes, *, is_kept: bool
+    ) -> None:
+        self.place = place
+        self.fingerprint = fingerprint
+        self.readers: set[SharedReader] = set()
+        self.first: bytes | None = None
+        """What `open` gave; None before."""
+        self.has_ended = False
+        self.error: Exception | None = None
+        self._sharing = sharing
+        self.answer = answer
+        self._is_kept = is_kept
+        self._is_joinable = True
+        self._source: AsyncIterator[bytes] | None = None
+        self._pieces: list[bytes] = []
+        self._dropped = 0
+        """How many pieces from before `_pieces` are not kept any more."""
+        self._kept_bytes = 0
+        self._reservation = sharing.memory.reserve()
+        self._times_left = 0
+        self._room = asyncio.Event()
+        self._pulling: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_left(self) -> bool:
+        """Is nobody reading it but clients whose timeout has passed?"""
+        return all(reader.sender.is_overdue for reader in self.readers)
+
+    def reader(self, sender: Sender) -> "SharedReader":
+        """A reader from the beginning, for this sender."""
+        if self._timer is not None and not self.has_ended:
+            self._timer.cancel()
+            self._timer = None
+        reader = SharedReader(self, sender)
+        self.readers.add(reader)
+        return reader
+
+    def leave(self, reader: "SharedReader") -> None:
+        """This reader wants no more. After the last one the answer is held, or closed."""
+        self.readers.discard(reader)
+        self.trim()
+        if self.readers or self._timer is not None:
+            return
+        holds = self._is_kept or (reader.sender.may_come_back and not reader.is_done)
+        if holds and self._is_joinable:
+            seconds = reader.sender.pause_seconds(self._times_left) + RETRY_MARGIN_SECONDS
+            self._close_after(HOLD_SECONDS if self._is_kept else seconds)
+        else:
+            self.close()
+        self._times_left += 1
+
+    def piece(self, position: int) -> bytes | None:
+        """The piece at this position, if it has come."""
+        index = position - self._dropped
+        return self._pieces[index] if index < len(self._pieces) else None
+
+    def trim(self) -> None:
+        """Drop what everybody has read, where nobody can join any more."""
+        if self._is_joinable:
+            return
+        positions = [reader.position for reader in self.readers]
+        count = min(positions, default=self._dropped + len(self._pieces)) - self._dropped
+        if count > 0:
+            self._count(-sum(map(sys.getsizeof, self._pieces[:count])))
+            del self._pieces[:count]
+            self._dropped += count
+            self._room.set()
+
+    async def more(self) -> None:
+        """Wait for one pull: a piece, nothing for a while, the end, or an error."""
+        # Pieces that are not kept for the sake of joining are kept for a slower reader.
+        if not self._is_joinable and self._pieces and self._kept_bytes > LARGEST_BUFFER_BYTES:
+            await self._slowest_reader()
+            return
+        if self._pulling is None or self._pulling.done():
+            self._pulling = asyncio.create_task(self._pull())
+        await asyncio.wait({self._pulling})
+
+    def close(self) -> None:
+        """Nobody will read on: what still works on the answer is stopped."""
+        self._forget()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pulling is not None and self._pulling is not asyncio.current_task():
+            self._pulling.cancel()
+        if not self.has_ended and self.error is None:
+            self.error = Stopping("The proxy is shutting down. Please send the request again.")
+        self.answer.close()
+
+    def give_up(self) -> None:
+        """Let no more requests join; for those that read it the answer goes on."""
+        self._forget()
+        if not self.readers:
+            self.close()
+
+    async def settled(self) -> None:
+        """Wait until nothing works on it any more, once it is closed."""
+        if self._pulling is not None:
+            await asyncio.wait({self._pulling})
+
+    async def _pull(self) -> None:
+        try:
+            if self._source is None:
+                self.first = piece = await self.answer.open()
+                self._source = self.answer.pieces()
+                self._count(sys.getsizeof(piece))
+                self._check_size()
+                return
+            following = await anext(self._source, None)
+        except Exception as exc:  # noqa: BLE001 - each reader raises it
+            self.error = exc
+            self.close()
+            return
+        if following:
+            self._pieces.append(following)
+            self._count(sys.getsizeof(following))
+            self._check_size()
+        elif following is None:
+            self._end()
+
+    def _end(self) -> None:
+        self.has_ended = True
+        assert self.answer.head is not None
+        if self.answer.head.status >= 400:
+            self._forget()  # asking again may well help
+        elif self._is_kept and self._is_joinable:
+            self._close_after(KEPT_SECONDS)
+
+    def _close_after(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.close)
+
+    def _check_size(self) -> None:
+        is_large = self._kept_bytes > LARGEST_BUFFER_BYTES
+        if is_large or self._sharing.kept_bytes > LARGEST_TOTAL_BYTES:
+            self.give_up()
+
+    async def _slowest_reader(self) -> None:
+        """Wait until the one that is furthest behind has read on; not for so long."""
+        self._room.clear()
+        try:
+            await asyncio.wait_for(self._room.wait(), 1)
+        except TimeoutError:
+            return
+
+    def _forget(self) -> None:
+        if self._is_joinable:
+            self._is_joinable = False
+            self._sharing.kept_bytes -= self._kept_bytes
+            self._sharing.forget(self)
+            self.trim()
+
+    def _count(self, size: int) -> None:
+        self._kept_bytes += size
+        if self._is_joinable:
+            self._sharing.kept_bytes += size
+        if size <= 0:
+            self._reservation.shrink(min(-size, self._reservation.size))
+            return
+        try:
+            self._reservation.grow(size)
+        except MemoryLimitReached:  # it is here already, for those who read it
+            self.give_up()
+
+
+class SharedReader(WrappedAnswer):
+    """A shared answer, as one request reads it."""
+
+    def __init__(self, shared: SharedAnswer, sender: Sender) -> None:
+        self.position = 0
+        self.sender = sender
+        self.is_done = False
+        """It has read all of it."""
+        self.inner = shared.answer
+        self._shared = shared
+        self._is_closed = False
+
+    async def open(self) -> bytes:
+        """Wait until the shared answer is opened."""
+        while self._shared.first is None:
+            if self._shared.error is not None:
+                raise self._shared.error
+            await self._shared.more()
+        return self._shared.first
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Its pieces, those that came before this reader as well."""
+        shared = self._shared
+        while True:
+            if (piece := shared.piece(self.position)) is not None:
+                self.position += 1
+                shared.trim()
+                yield piece
+            elif shared.error is not None:
+                raise shared.error
+            elif shared.has_ended:
+                self.is_done = True
+                self.close()
+                return
+            else:
+                await shared.more()
+                if shared.piece(self.position) is None and not shared.has_ended:
+                    yield b""
+
+    def close(self) -> None:
+        """Leave it: it goes on for its other readers, or is held for a repetition."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._shared.leave(self)
+
+
+def _fingerprint(call: Call) -> bytes:
+    """What makes two requests the same: their route and body, but for the boundary of a form."""
+    digest = hashlib.sha256(call.route.path.encode() + b"\0")
+    if call.content is not None:
+        body = call.content.naming(call.model)
+        media_type, _, rest = call.content.content_type.partition(";")
+        if found := re.search(r'boundary="?([^";]+)', rest, re.IGNORECASE):
+            body = body.replace(found[1].encode("latin-1"), b"")
+        digest.update(media_type.strip().lower().encode() + b"\0" + body)
+    return digest.digest()

@@ -1,0 +1,88 @@
+"""Whose each stored response is, and which model's worker has it.
+
+vLLM keeps stored responses in one worker's memory, and gives one to whoever knows its id. Here a
+response belongs to the key that made it; for any other key it does not exist.
+
+What is known is in memory, like the responses themselves. A proxy that was started again knows
+nothing of them, so it asks for an unknown one only where no other client can have made it and no
+GPU is woken: if there is one key, and one model that it can be of, whose endpoint has a worker up.
+A worker that is yet to start cannot have it.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import msgspec
+
+from proxy.api.call import Call, JSONContent
+from proxy.errors import InvalidRequest, ResponseNotFound
+from proxy.keys import Key, Keys
+from proxy.serving.models import Model, Models
+
+MAX_RESPONSES = 10_000
+"""Of so many, the latest, we know whose they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    key: str
+    model: str
+
+
+class StoredResponses:
+    """The table of owners."""
+
+    def __init__(self) -> None:
+        self._owners: OrderedDict[str, _Owner] = OrderedDict()
+
+    def note(self, response_id: str, key: Key, model: Model) -> None:
+        """A response was made with this key, by a worker of this model."""
+        self._owners.setdefault(response_id, _Owner(key.name, model.name))
+        if len(self._owners) > MAX_RESPONSES:
+            self._owners.popitem(last=False)
+
+    async def model_of(
+        self, response_id: str, key: Key, keys: Keys, models: Models, *, named: str | None = None
+    ) -> Model:
+        """The model whose worker may have stored this response; if unknown, the one of this name.
+
+        Raises:
+            ResponseNotFound: no worker can have it, or it is not this key's.
+        """
+        owner = self._owners.get(response_id)
+        try:
+            model = models.find(owner.model if owner else named, key)
+        except InvalidRequest:
+            raise _not_found(response_id) from None
+        if owner is not None and owner.key == key.name:
+            return model
+        if owner is not None or keys.are_several or not await model.is_awake():
+            raise _not_found(response_id)
+        return model
+
+    async def check(self, call: Call, key: Key, keys: Keys, models: Models) -> None:
+        """That a new response builds on none, and takes the id of none, that is another key's.
+
+        Raises:
+            ResponseNotFound: the one it builds on, see `model_of`.
+            InvalidRequest: it is to have the id of another key's.
+        """
+        if call.route.path != "/v1/responses" or not isinstance(call.content, JSONContent):
+            return
+        if previous := _text(call.content, "previous_response_id"):
+            await self.model_of(previous, key, keys, models, named=call.model)
+        # vLLM takes the id that a client chooses, and would put its response in the other's place.
+        owner = self._owners.get(_text(call.content, "request_id"))
+        if owner is not None and owner.key != key.name:
+            raise InvalidRequest("This request_id cannot be used.", param="request_id")
+
+
+def _text(content: JSONContent, name: str) -> str:
+    try:
+        return msgspec.json.decode(content.readable.get(name, b'""'), type=str)
+    except msgspec.ValidationError:
+        return ""  # vLLM says what is wrong with it
+
+
+def _not_found(response_id: str) -> ResponseNotFound:
+    return ResponseNotFound(f"Response with id '{response_id}' not found.", param="response_id")
