@@ -14,7 +14,7 @@ MAX_HEADER_CHARS: Final = 65_536
 MAX_MODELS: Final = 100
 """How many models one worker may tell of."""
 MAX_NAME_CHARS: Final = 200
-_HEADERS = re.compile(r"metadata|retry-after(-ms)?|x-ratelimit-[a-z-]{1,50}")
+_HEADERS = re.compile(r"metadata|retry-after(-ms)?|x-should-retry|x-ratelimit-[a-z-]{1,50}")
 """Headers of an answer that are handed on beside its content type.
 
 vLLM puts the places of embeddings asked for as bytes into `metadata`; the others are of servers

@@ -73,7 +73,7 @@ class WholeEvents:
 
 
 class _Choice(msgspec.Struct):
-    index: int = 0
+    index: int | None = 0
     finish_reason: Any = None
 
 
@@ -104,8 +104,8 @@ class Completion:
         """Has the last event come?"""
         self._ends = ends
         self._counts_choices = DONE in ends
-        self._open: set[int] = set()
-        self._finished: set[int] = set()
+        self._open: set[int | None] = set()
+        self._finished: set[int | None] = set()
 
     @property
     def is_finished(self) -> bool:
@@ -126,7 +126,7 @@ class Completion:
             except (ValueError, RecursionError):
                 continue
             for choice in choices:
-                if choice.finish_reason is not None:
+                if choice.finish_reason:  # some servers have an empty one in each chunk
                     self._finished.add(choice.index)
                     self._open.discard(choice.index)
                 elif choice.index not in self._finished:

@@ -18,6 +18,7 @@ from proxy.config.values import printable
 MAX_FILE_BYTES = 1_000_000
 """Some thousand models."""
 MAX_REASONS = 20
+CURLY_QUOTES = "“”„‘’‚"
 
 Fields = Callable[[Sequence[str]], Iterable[str]]
 """The names that may stand where one does, given as the names that lead to it."""
@@ -108,9 +109,14 @@ def _text(path: Path) -> str:
 def _syntax_hint(line: str) -> str:
     """What was probably meant by a line that is not TOML, as the end of a sentence."""
     line = line.strip()
-    table = re.match(r"\[(endpoints|models|keys)\.([^\"'\]]+)\]", line)
+    table = re.match(r"\[+\s*(endpoints|models|keys)\s*\.\s*([^\"'\]]+?)\s*\]", line)
     if table and not re.fullmatch(r"[\w-]+", table[2], re.ASCII):
-        return f'; write a name like this in quotation marks: [{table[1]}."{table[2]}"]'
+        name = table[2].strip(CURLY_QUOTES)
+        return f'; write a name like this in quotation marks: [{table[1]}."{name}"]'
+    if field := re.match(r"([\w.-]+)\s*:\s", line):
+        return f"; write {field[1]} = in place of {field[1]}:"
+    if re.match(r"[\w.-]+[/:@][^\s\"'=]*\s*=", line):
+        return "; a name with other signs than letters, digits, - and _ stands in quotation marks"
     if re.match(r"[\w.-]+\s*=\s*[^\"'\[{\d\s]", line):
         return '; a text stands in straight quotation marks, as in "this"'
     return ""

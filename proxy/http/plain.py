@@ -8,9 +8,10 @@ without the end mark of HTTP's chunks, which every client reads as an incomplete
 
 import logging
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,6 +23,8 @@ from proxy.errors import ProxyError, RouteNotServed, VLLMError
 from proxy.http.disconnect import ClientLeft, unless_client_leaves
 
 log = logging.getLogger(__name__)
+
+_ABOUT_RETRIES = {"retry-after", "retry-after-ms", "x-should-retry"}
 
 MAX_WHOLE_BYTES: Final = 2**20
 MAX_REWRITTEN_BYTES: Final = 16 * 2**20
@@ -58,6 +61,7 @@ async def plain_response(
     if rewriter is not None:
         body = rewriter.body(body)
         rewriter.end()
+    head = replace(head, status=meant_status(head, body))
     if head.status >= 400:
         request.state.outcome = VLLMError.code
         return error_response(call, model, head, body, headers)
@@ -75,9 +79,35 @@ def error_response(
     headers = {**headers, "content-type": headers.get("content-type", JSON)}
     if told != body:
         headers["content-type"] = JSON
-    if "retry-after" not in headers and "retry-after-ms" not in headers:
+    if _ABOUT_RETRIES.isdisjoint(headers):
         headers |= error.headers
     return Response(told, head.status, headers)
+
+
+class _Result(msgspec.Struct):
+    error: Any = None
+    object: Any = None
+    code: Any = None
+
+
+_result = msgspec.json.Decoder(_Result)
+
+
+def meant_status(head: Head, body: bytes) -> int:
+    """The status of an answer; for one of 200 that holds an error alone, the error's own or 502.
+
+    RunPod's own OpenAI route answers vLLM's errors with 200. A response that failed is a result.
+    """
+    if not 200 <= head.status < 300 or b'"error"' not in body:
+        return head.status
+    try:
+        result = _result.decode(body)
+    except (ValueError, RecursionError):
+        return head.status
+    if result.object != "error" and (result.object is not None or not result.error):
+        return head.status
+    code = result.error.get("code") if isinstance(result.error, dict) else result.code
+    return code if type(code) is int and 400 <= code <= 599 else 502
 
 
 def answered_error(status: int, body: bytes, route: str, model: str) -> VLLMError | RouteNotServed:

@@ -19,7 +19,7 @@ from proxy.api.keep_alive import KeepAlive
 from proxy.api.rewriting import Rewriter
 from proxy.api.sse_framing import DONE
 from proxy.errors import InternalError, ProxyError, VLLMError, WorkerFailed
-from proxy.http.plain import answered_error
+from proxy.http.plain import answered_error, meant_status
 
 log = logging.getLogger(__name__)
 
@@ -134,12 +134,12 @@ async def _as_events(
 ) -> bytes:
     """An answer that is no event stream, and came too late to be sent as what it is."""
     body = first + await rest_of(answer)
-    if answer.head is not None and 200 <= answer.head.status < 300:
+    status = meant_status(answer.head, body) if answer.head else 502
+    if 200 <= status < 300:
         if not body.strip():  # OpenAI's clients fail on an event without data
             raise WorkerFailed("The worker's answer is empty.")
         end = b"data: " + DONE + b"\n\n" if DONE in dialect.ends else b""
         return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end
-    status = answer.head.status if answer.head else 502
     error = answered_error(status, body, context.route, context.model)
     context.outcome = error.code
     return dialect.error(error, context)

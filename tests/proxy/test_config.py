@@ -401,6 +401,15 @@ def test_what_is_wrong_is_told_with_its_line(
             "line 2: Expected ']' at the end of a table declaration; write a name like this in "
             'quotation marks: [models."Qwen/Qwen3-8B"]',
         ),
+        ("[ models . Qwen/X ]\n", 'write a name like this in quotation marks: [models."Qwen/X"]'),
+        ("[[models.Qwen/X]]\n", 'write a name like this in quotation marks: [models."Qwen/X"]'),
+        ("[models.“Qwen/X”]\n", 'write a name like this in quotation marks: [models."Qwen/X"]'),
+        (
+            "[models]\nQwen/X = { endpoint = 'a' }\n",
+            "line 2: Expected '=' after a key in a key/value pair; a name with other signs than",
+        ),
+        ("models.Qwen/X.endpoint = 'a'\n", "- and _ stands in quotation marks"),
+        ("[models.m]\nendpoint: 'a'\n", "pair; write endpoint = in place of endpoint:"),
         (
             "[endpoints.a]\n[models.qwen2.5]\nendpoint = 'a'\n",
             'line 2: models.qwen2.5: a name with a dot stands in quotation marks: [models."qw',

@@ -143,6 +143,19 @@ def test_a_chat_is_finished_when_each_of_its_choices_is(
 
 
 @pytest.mark.parametrize(
+    ("text", "is_finished"),
+    [
+        (b'data: {"choices":[{"index":null,"finish_reason":"stop"}]}\n\n', True),
+        (b'data: {"choices":[{"index":0,"finish_reason":""}]}\n\n', False),
+    ],
+)
+def test_choices_are_read_as_servers_other_than_vllm_write_them(
+    text: bytes, is_finished: bool
+) -> None:
+    assert completed(CHAT, text).is_finished is is_finished
+
+
+@pytest.mark.parametrize(
     ("text", "rest"),
     [
         (b"data: [DONE]", b"data: [DONE]\n\n"),

@@ -128,6 +128,80 @@ def test_stream_means_nothing_on_a_route_that_never_streams(
     assert (response.json(), response.headers["content-type"]) == ({"x": 1}, "application/json")
 
 
+REFUSED = '{"error": {"message": "too long", "type": "BadRequestError", "code": 400}}'
+ERRORS_OF_200 = [
+    (REFUSED, 400, "too long"),
+    (
+        '{"object": "error", "message": "no such", "type": "NotFoundError", "code": 404}',
+        404,
+        "no s",
+    ),
+    ('{"type":"error","error":{"type":"overloaded_error","message":"busy"}}', 502, "busy"),
+    ('{"error": {"message": "odd", "code": true}}', 502, "odd"),
+    ('{"error": "failed"}', 502, "failed"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "message"), ERRORS_OF_200)
+def test_an_error_with_a_good_status_is_an_error(
+    start: Start, server: ScriptedServer, body: str, status: int, message: str
+) -> None:
+    server.replies = [Reply(200, [body.encode()])]
+    with start(first_byte_hold_seconds=20) as client:
+        for path in (CHAT, "/v1/responses", "/v1/messages", "/v1/embeddings"):
+            for wants_stream in (False, True):
+                sent = chat(stream=wants_stream, input="hi", max_tokens=5)
+                answer = client.post(path, json=sent)
+                assert (answer.status_code, answer.headers["x-should-retry"]) == (status, "false")
+                assert message in answer.text
+        counted = f'model="m",outcome="vllm_error",status="{status}"}} 8.0'
+        assert counted in client.get("/metrics").text
+
+
+def test_one_that_comes_after_a_keep_alive_is_an_error_event(
+    start: Start, server: ScriptedServer
+) -> None:
+    hold = threading.Event()
+    server.replies = [Reply(200, [REFUSED.encode()], head_hold=hold)]
+    with (
+        start() as client,
+        client.stream("POST", CHAT, json=chat(stream=True)) as response,
+    ):
+        hold.set()
+        told = response.read().decode()
+    assert last_error(told)["message"] == "too long"
+    assert "[DONE]" not in told
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"object": "response", "status": "failed", "error": {"code": "server_error"}}',
+        '{"object": "response", "error": null}',
+        '{"choices": [{"message": {"content": "\\"error\\": {}"}}]}',
+        '{"data": [{"error": {"code": 400}}]}',
+        '[{"error": "x"}]',
+        'no "error"',
+    ],
+)
+def test_a_result_that_speaks_of_an_error_is_a_result(
+    start: Start, server: ScriptedServer, body: str
+) -> None:
+    server.replies = [Reply(200, [body.encode()])]
+    with start() as client:
+        answer = client.post("/v1/responses", json={"model": "m", "input": "hi"})
+    assert (answer.status_code, answer.text) == (200, body)
+
+
+@pytest.mark.parametrize(("status", "told"), [(429, "false"), (500, "true")])
+def test_what_a_server_says_of_a_repetition_is_handed_on(
+    start: Start, server: ScriptedServer, status: int, told: str
+) -> None:
+    server.replies = [Reply(status, [b"{}"], headers=WORKER | {"x-should-retry": told})]
+    with start() as client:
+        assert client.post(CHAT, json=chat()).headers["x-should-retry"] == told
+
+
 LIMITED = {
     "retry-after": "7",
     "retry-after-ms": "6500",
