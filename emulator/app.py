@@ -12,7 +12,7 @@ from starlette.responses import Response
 from emulator.endpoint import BalancedEndpoint, Endpoint, QueueEndpoint
 from emulator.faces import batches, client, control, load_balancing, openai, rest, welcome, worker
 from emulator.fleet.scaler import Scaler
-from emulator.fleet.work_source import Demand
+from emulator.fleet.work_source import WorkSource
 from emulator.gateway.faults import Faults
 from emulator.gateway.state import EmulatorState
 from emulator.settings import EmulatorSettings, EndpointSettings
@@ -67,8 +67,8 @@ async def _caller_has_left(request: Request, exc: Exception) -> Response:
 
 
 def _endpoint(settings: EmulatorSettings, endpoint: EndpointSettings) -> Endpoint:
-    def scaler(demand: Demand) -> Scaler:
-        return Scaler(endpoint, demand, settings.base_url, settings.api_key.get_secret_value())
+    def scaler(work: WorkSource) -> Scaler:
+        return Scaler(endpoint, work, settings.base_url, settings.api_key.get_secret_value())
 
     if endpoint.kind == "load-balancing":
         balancer = Balancer(endpoint)

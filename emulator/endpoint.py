@@ -97,12 +97,12 @@ class QueueEndpoint(Endpoint):
         self.webhooks.forget()
 
     def start(self) -> None:
-        """Tell of jobs that end to whom it concerns."""
+        """Send the webhooks of jobs that end."""
         self.queue.when_over = self.webhooks.send
 
     async def close(self) -> None:
-        """Ring for whoever waits for a job or its end, and send no webhook any more."""
-        self.queue.ring_all()
+        """End the held calls of clients and workers, and send no webhook any more."""
+        self.queue.notify_all()
         await self.webhooks.close()
 
 
@@ -155,7 +155,7 @@ class BalancedEndpoint(Endpoint):
         self.balancer.start()
 
     async def close(self) -> None:
-        """Refuse whoever waits for a worker."""
+        """Refuse the requests that wait for a worker."""
         await self.balancer.close()
 
 

@@ -25,11 +25,11 @@ _TABLES: dict[str, type[BaseModel]] = {
 
 
 def explained(error: ValidationError) -> list[str]:
-    """One sentence for each mistake, with the place it was found at."""
+    """One sentence for each mistake, with the path of the value."""
     sentences = []
     for one in error.errors(include_url=False):
-        place = ".".join(map(str, one["loc"]))
-        sentences.append(f"{place}: {_reason(one)}" if place else _reason(one))
+        path = ".".join(map(str, one["loc"]))
+        sentences.append(f"{path}: {_reason(one)}" if path else _reason(one))
     return sentences
 
 
@@ -67,10 +67,10 @@ def _reason(error: ErrorDetails) -> str:
     return error["msg"].removeprefix("Value error, ")
 
 
-def _did_you_mean(place: Sequence[int | str]) -> str:
+def _did_you_mean(path: Sequence[int | str]) -> str:
     known: Iterable[str] = EmulatorSettings.model_fields
-    for part in place[:-1]:
+    for part in path[:-1]:
         if part in _TABLES:
             known = _TABLES[str(part)].model_fields
-    close = difflib.get_close_matches(str(place[-1]), known, n=1)
+    close = difflib.get_close_matches(str(path[-1]), known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

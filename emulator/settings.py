@@ -1,6 +1,6 @@
 """Settings: what the TOML file and the command line may say, checked, with defaults.
 
-Times are in seconds here. RunPod's own API counts in milliseconds; that stays in `client_api.py`.
+Times are in seconds here. RunPod's own API counts in milliseconds; that stays in `emulator/faces/`.
 """
 
 import shlex

@@ -24,10 +24,10 @@ async def create(request: Request, endpoint: QueueEndpoint) -> Response:
     """A new draft, from a list of bodies as of /run."""
     body = await read_body(request, endpoint.settings.max_run_bytes)
     try:
-        asked = msgspec.json.decode(body)
+        bodies = msgspec.json.decode(body)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"json is invalid; {error}") from None
-    batch = endpoint.batches.create(_submissions(asked, endpoint))
+    batch = endpoint.batches.create(_submissions(bodies, endpoint))
     return Json({"id": batch.id, "status": batch.status})
 
 

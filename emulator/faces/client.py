@@ -61,10 +61,10 @@ async def status_sync(request: Request, endpoint: QueueEndpoint) -> Response:
 
 
 async def stream(request: Request, endpoint: QueueEndpoint) -> Response:
-    """The chunks nobody has read yet; held until there is one, the job ends, or `wait` passes."""
+    """The chunks not read yet; held until there is one, the job ends, or `wait` passes."""
     job = _job(request, endpoint)
     seconds = _wait_seconds(request, endpoint.settings.stream_hold_seconds)
-    is_there = await hold(request, job.bell, job.has_news, seconds)
+    is_there = await hold(request, job.changed, job.has_news, seconds)
     _refuse_forgotten(job)
     chunks = job.drain() if is_there else []
     return Json({"status": job.status, "stream": chunks})
@@ -140,14 +140,16 @@ def _refuse_forgotten(job: Job) -> None:
 
 
 async def _view_when_over(request: Request, job: Job, seconds: float) -> Response:
-    await hold(request, job.bell, lambda: job.is_over, seconds)
+    await hold(request, job.changed, lambda: job.is_over, seconds)
     _refuse_forgotten(job)
     return Json(job.view())
 
 
 def _submit(endpoint: QueueEndpoint, body: dict[str, Any], *, is_sync: bool) -> Job:
-    asked = parse(body, endpoint.queue.default_policy())
-    return endpoint.queue.submit(asked.input, asked.policy, asked.extras, is_sync=is_sync)
+    submission = parse(body, endpoint.queue.default_policy())
+    return endpoint.queue.submit(
+        submission.input, submission.policy, submission.extras, is_sync=is_sync
+    )
 
 
 def _wait_seconds(request: Request, default: float) -> float:

@@ -29,7 +29,7 @@ from emulator.gateway.dropped import cut
 from emulator.gateway.http import Json
 from emulator.gateway.layers import with_auth, with_faults, with_latency
 from emulator.work.affinity import WORKER_HEADER, Affinity
-from emulator.work.balancer import Place
+from emulator.work.balancer import Lease
 
 DOMAINS: Final = ("localhost", "api.runpod.ai")
 ONE_HOP: Final = frozenset(
@@ -102,11 +102,11 @@ class Relay(Response):
 
     async def _relay(self, upload: "Upload", send: Send) -> None:
         wish = Affinity.parse(self._request.headers.get(WORKER_HEADER, ""))
-        place = await self._balancer.find_place(wish)
+        lease = await self._balancer.acquire(wish)
         outcome = "left"
         try:
             async with asyncio.timeout(self._limits.processing_seconds):
-                await self._pass_on(place, upload, send)
+                await self._pass_on(lease, upload, send)
             outcome = "completed"
         except TimeoutError:
             outcome = "failed"
@@ -118,15 +118,15 @@ class Relay(Response):
             outcome = "failed"
             raise
         finally:
-            self._balancer.leave(place, outcome)
+            self._balancer.release(lease, outcome)
 
-    async def _pass_on(self, place: Place, upload: "Upload", send: Send) -> None:
-        answer = await self._balancer.http.send(self._for_worker(place, upload), stream=True)
+    async def _pass_on(self, lease: Lease, upload: "Upload", send: Send) -> None:
+        answer = await self._balancer.http.send(self._for_worker(lease, upload), stream=True)
         try:
             size = int(answer.headers.get("content-length", 0))
             self._refuse_large(size)
             headers = [pair for pair in answer.headers.raw if pair[0].lower() not in NOT_TO_CLIENT]
-            headers.append((WORKER_HEADER.encode(), place.worker.id.encode()))
+            headers.append((WORKER_HEADER.encode(), lease.worker.id.encode()))
             head = {"status": answer.status_code, "headers": headers}
             await send({"type": "http.response.start", **head})
             self._has_begun = True
@@ -139,12 +139,12 @@ class Relay(Response):
         finally:
             await answer.aclose()
 
-    def _for_worker(self, place: Place, upload: "Upload") -> httpx.Request:
+    def _for_worker(self, lease: Lease, upload: "Upload") -> httpx.Request:
         raw = self._request.headers.raw
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in raw)
         return httpx.Request(
             self._request.method,
-            httpx.URL(f"http://127.0.0.1:{place.port}").copy_with(raw_path=self._target()),
+            httpx.URL(f"http://127.0.0.1:{lease.port}").copy_with(raw_path=self._target()),
             headers=[pair for pair in raw if pair[0] not in NOT_TO_WORKER],
             content=upload.pieces() if has_body else None,
         )

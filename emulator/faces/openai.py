@@ -32,9 +32,9 @@ async def openai(request: Request, endpoint: QueueEndpoint) -> Response:
     job = endpoint.queue.submit(job_input, is_sync=True)
     deadline = time.monotonic() + settings.openai_cut_seconds
     if not body.get("stream"):
-        await hold(request, job.bell, lambda: job.is_over, settings.openai_cut_seconds)
+        await hold(request, job.changed, lambda: job.is_over, settings.openai_cut_seconds)
         return _whole(job) if job.is_over else Dropped()
-    await hold(request, job.bell, job.has_news, settings.openai_cut_seconds)
+    await hold(request, job.changed, job.has_news, settings.openai_cut_seconds)
     if job.chunks or not job.is_over:
         return StreamingResponse(_events(request, job, deadline), media_type="text/event-stream")
     return _whole(job)
@@ -56,7 +56,7 @@ async def _events(request: Request, job: Job, deadline: float) -> AsyncIterator[
         if job.is_over:
             break
         seconds = deadline - time.monotonic()
-        is_news = await job.bell.wait_for(lambda: state.is_closing or job.has_news(), seconds)
+        is_news = await job.changed.wait_for(lambda: state.is_closing or job.has_news(), seconds)
         if state.is_closing or not is_news:
             return
     if job.status is not Status.COMPLETED:
@@ -87,8 +87,8 @@ def _whole(job: Job) -> Response:
 def _error(job: Job) -> Any:
     """The error of a job that did not end well: as it is if it is JSON, else wrapped."""
     try:
-        said = msgspec.json.decode(job.error)
+        parsed = msgspec.json.decode(job.error)
     except (ValueError, TypeError, RecursionError):
-        said = None
+        parsed = None
     text = job.status.value if job.error is ABSENT else str(job.error)
-    return said if isinstance(said, dict) else {"error": text}
+    return parsed if isinstance(parsed, dict) else {"error": text}

@@ -44,7 +44,7 @@ async def job_stop(request: Request, endpoint: QueueEndpoint) -> Response:
     worker = endpoint.queue.greet(request.path_params["worker"])
     is_there = await hold(
         request,
-        worker.bell,
+        worker.changed,
         lambda: worker.is_draining or worker.has_due_orders(),
         endpoint.settings.stop_hold_seconds,
     )

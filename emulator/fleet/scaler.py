@@ -1,7 +1,7 @@
-"""Scaler: decides how many workers an endpoint has, from its demand alone.
+"""Scaler: decides how many workers an endpoint has, from its work alone.
 
-One task makes the decision each time the demand's bell rings or a worker has idled for long enough,
-and one task per worker lives that worker's life (`slot.py`). Nothing polls.
+One task makes the decision each time the work notifies it or a worker has idled for long enough,
+and one task per worker lives that worker's life (`emulator/fleet/slot.py`). Nothing polls.
 """
 
 import asyncio
@@ -12,24 +12,24 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Final
 
-from emulator.fleet.slot import Backoff, Site, Slot, Start, State
-from emulator.fleet.work_source import Demand
+from emulator.fleet.slot import Backoff, Slot, Start, State, WorkerContext
+from emulator.fleet.work_source import WorkSource
 from emulator.settings import EndpointSettings
 
 log = logging.getLogger("emulator")
 
 MAX_STARTS: Final = 1000
-"""So many are remembered."""
+"""Of workers' starts that are remembered, the latest."""
 
 
 class Scaler:
     """The workers of one endpoint."""
 
     def __init__(
-        self, settings: EndpointSettings, demand: Demand, base_url: str, api_key: str
+        self, settings: EndpointSettings, work: WorkSource, base_url: str, api_key: str
     ) -> None:
         self._settings = settings
-        self._demand = demand
+        self._work = work
         self._base_url = base_url
         self._api_key = api_key
         self._slots: dict[Slot, asyncio.Task[None]] = {}
@@ -41,11 +41,11 @@ class Scaler:
     def start(self, directory: Path, log_directory: Path) -> None:
         """Begin to scale; needs a running event loop."""
         if self._settings.worker:
-            site = Site(
-                *(self._settings, self._demand, self._base_url, self._api_key),
+            context = WorkerContext(
+                *(self._settings, self._work, self._base_url, self._api_key),
                 *(directory, log_directory),
             )
-            self._task = asyncio.create_task(self._run(site))
+            self._task = asyncio.create_task(self._run(context))
             self._task.add_done_callback(_report_failure)
 
     async def stop(self) -> None:
@@ -74,7 +74,7 @@ class Scaler:
     def throttle(self, is_throttled: bool) -> None:
         """While throttled no worker starts, as when RunPod has no GPU to give."""
         self._is_throttled = is_throttled
-        self._demand.activity.ring()
+        self._work.activity.notify()
 
     def count_states(self) -> Counter[str]:
         """How many workers are idle, initializing, running, unhealthy and throttled."""
@@ -109,17 +109,17 @@ class Scaler:
         return sorted(idle, key=self._idle_seconds, reverse=True)
 
     def _idle_seconds(self, slot: Slot) -> float:
-        return self._demand.clock.now() - self._demand.workers[slot.worker_id].idle_since
+        return self._work.clock.now() - self._work.workers[slot.worker_id].idle_since
 
     def _seen_of_late(self) -> set[str]:
         """The workers that have called within a lease, started by us or by hand."""
-        since = self._demand.clock.now() - self._settings.lease_seconds
-        return {id_ for id_, worker in self._demand.workers.items() if worker.seen_at > since}
+        since = self._work.clock.now() - self._settings.lease_seconds
+        return {id_ for id_, worker in self._work.workers.items() if worker.seen_at > since}
 
     def _state(self, worker_id: str, slot: Slot | None) -> str:
         if slot is not None and slot.state is not State.UP:
             return slot.state.value
-        worker = self._demand.workers.get(worker_id)
+        worker = self._work.workers.get(worker_id)
         if worker is None:
             return "initializing"
         if worker.is_unhealthy:
@@ -134,19 +134,19 @@ class Scaler:
             wanted = math.ceil(self._active_jobs() / settings.scaler_value)
         else:
             wanted = self._wanted_by_delay()
-        wanted = max(wanted, self._demand.least_workers())
+        wanted = max(wanted, self._work.least_workers())
         return max(settings.min_workers, min(settings.max_workers, wanted))
 
     def _active_jobs(self) -> int:
         """What is being done and what asks to be done."""
         enough = math.ceil(self._settings.max_workers * self._settings.scaler_value)
-        return len(self._demand.running) + self._demand.urgent(enough)
+        return len(self._work.running) + self._work.urgent(enough)
 
     def _wanted_by_delay(self) -> int:
         """One worker for any job; one more, when a job has waited too long and none is starting."""
-        wait = self._demand.longest_wait()
+        wait = self._work.longest_wait()
         if wait is None:
-            return min(1, len(self._demand.running))
+            return min(1, len(self._work.running))
         up = self._up_slots()
         is_starting = any(self._state(slot.worker_id, slot) == "initializing" for slot in up)
         is_late = wait >= self._settings.scaler_value and not is_starting
@@ -154,35 +154,35 @@ class Scaler:
 
     # What is done about it
 
-    async def _run(self, site: Site) -> None:
+    async def _run(self, context: WorkerContext) -> None:
         while True:
             self._look_at_workers()
-            self._adjust(site)
-            await self._demand.activity.wait(self._seconds_to_next_look())
+            self._adjust(context)
+            await self._work.activity.wait(self._seconds_to_next_look())
 
     def _look_at_workers(self) -> None:
         for slot in self._slots:
             if slot.state is not State.UP:
                 continue
-            if slot.worker_id in self._demand.workers:
+            if slot.worker_id in self._work.workers:
                 slot.note_ready()
-            if reason := self._demand.reason_to_replace(slot.worker_id):
+            if reason := self._work.reason_to_replace(slot.worker_id):
                 slot.retire(reason)
 
-    def _adjust(self, site: Site) -> None:
+    def _adjust(self, context: WorkerContext) -> None:
         """Start what is missing, stop what has idled for long enough."""
         wanted = self._wanted_workers()
         up = len(self._up_slots())
         if not self._is_throttled:
             # A stopping worker still has its memory and its ports: it counts among those allowed.
             for _ in range(min(wanted - up, self._settings.max_workers - len(self._slots))):
-                self._start_worker(site)
+                self._start_worker(context)
         for slot in self._idle_slots()[: max(0, up - wanted)]:
             if self._idle_seconds(slot) >= self._settings.idle_timeout_seconds:
                 slot.retire("it was idle")
 
-    def _start_worker(self, site: Site) -> None:
-        slot = Slot(site, self._backoff)
+    def _start_worker(self, context: WorkerContext) -> None:
+        slot = Slot(context, self._backoff)
         self.starts.append(slot.start)
         task = self._slots[slot] = asyncio.create_task(slot.live())
         task.add_done_callback(lambda _: self._remove(slot))
@@ -190,13 +190,13 @@ class Scaler:
 
     def _remove(self, slot: Slot) -> None:
         del self._slots[slot]
-        self._demand.activity.ring()
+        self._work.activity.notify()
 
     def _seconds_to_next_look(self) -> float | None:
         """When time alone can change the decision; None when only an event can."""
         settings = self._settings
         looks = [settings.idle_timeout_seconds - self._idle_seconds(s) for s in self._idle_slots()]
-        wait = self._demand.longest_wait()
+        wait = self._work.longest_wait()
         if settings.scaler == "queue_delay" and wait is not None:
             looks.append(settings.scaler_value - wait)
         due = [seconds for seconds in looks if seconds > 0]

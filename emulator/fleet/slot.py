@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from emulator.fleet.work_source import Demand
+from emulator.fleet.work_source import WorkSource
 from emulator.fleet.worker_log import WorkerLog
 from emulator.fleet.worker_process import WorkerProcess, worker_command, worker_environment
 from emulator.settings import EndpointSettings
@@ -21,18 +21,18 @@ class State(StrEnum):
     """What a slot is doing."""
 
     UP = "up"
-    """Starting, or running; which of the two the demand knows."""
+    """Starting, or running; which of the two the work source knows."""
     STOPPING = "stopping"
     UNHEALTHY = "unhealthy"
     """Crashed; waits before it is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class WorkerContext:
     """What the workers of one endpoint have in common."""
 
     settings: EndpointSettings
-    demand: Demand
+    work: WorkSource
     base_url: str
     api_key: str
     directory: Path
@@ -41,7 +41,7 @@ class Site:
 
 @dataclass(slots=True)
 class Start:
-    """One start of a worker, for whoever asks what was paid for; moments are Unix times."""
+    """One start of a worker, for the control API; moments are Unix times."""
 
     worker: str
     started_at: float
@@ -72,13 +72,13 @@ class Backoff:
 class Slot:
     """One worker the endpoint pays for. `live()` is its whole life, in a task of its own."""
 
-    def __init__(self, site: Site, backoff: Backoff) -> None:
-        self.worker_id = site.demand.name_worker()
+    def __init__(self, context: WorkerContext, backoff: Backoff) -> None:
+        self.worker_id = context.work.name_worker()
         self.state = State.UP
-        self._site = site
+        self._context = context
         self._backoff = backoff
         self.start = Start(self.worker_id, time.time())
-        self._wanted_at = site.demand.clock.now()
+        self._wanted_at = context.work.clock.now()
         self._is_ready = False
         self._stop_asked = asyncio.Event()
         self._process: WorkerProcess | None = None
@@ -90,7 +90,7 @@ class Slot:
     async def live(self) -> None:
         """Wait out the cold start, run the process, and after a crash the pause before the next."""
         try:
-            delay_seconds = self._site.settings.cold_start_delay_seconds
+            delay_seconds = self._context.settings.cold_start_delay_seconds
             if await _happens(self._stop_asked, delay_seconds):
                 return
             trouble = await self._run_process()
@@ -109,7 +109,7 @@ class Slot:
             self._say(f"stopping: {reason}")
             self.state = State.STOPPING
             self._stop_asked.set()
-            self._site.demand.drain(self.worker_id)
+            self._context.work.drain(self.worker_id)
 
     def cut_off(self) -> None:
         """Kill the worker's processes, as if its machine had failed."""
@@ -121,7 +121,7 @@ class Slot:
         if not self._is_ready:
             self._is_ready = True
             self.start.ready_at = time.time()
-            self._say(f"ready after {self._site.demand.clock.now() - self._wanted_at:.1f} s")
+            self._say(f"ready after {self._context.work.clock.now() - self._wanted_at:.1f} s")
 
     async def _run_process(self) -> str | None:
         """Run the worker to its end; what went wrong, if something did."""
@@ -144,14 +144,17 @@ class Slot:
         return f"died ({_exit_text(code)}), last lines:\n{process.last_lines()}"
 
     async def _start_process(self) -> WorkerProcess:
-        site = self._site
-        name = f"{site.settings.id}-{self.worker_id}"
-        own = site.demand.prepare(self.worker_id)
+        context = self._context
+        name = f"{context.settings.id}-{self.worker_id}"
+        own = context.work.prepare(self.worker_id)
+        environment = worker_environment(
+            context.settings, self.worker_id, context.base_url, context.api_key, own
+        )
         return await WorkerProcess.start(
-            worker_command(site.settings),
-            worker_environment(site.settings, self.worker_id, site.base_url, site.api_key, own),
-            site.directory / name,
-            site.log_directory / f"{name}.log",
+            worker_command(context.settings),
+            environment,
+            context.directory / name,
+            context.log_directory / f"{name}.log",
         )
 
     async def _exit_code(self, process: WorkerProcess) -> int:
@@ -162,15 +165,15 @@ class Slot:
             await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 return ended.result()
-            return await process.stop(self._site.settings.stop_grace_seconds)
+            return await process.stop(self._context.settings.stop_grace_seconds)
         finally:
             asked.cancel()
             ended.cancel()
 
     def _leave(self) -> bool:
         """Have the worker's work handed to others; True when it had finished any."""
-        worker = self._site.demand.workers.get(self.worker_id)
-        self._site.demand.lose_worker(self.worker_id)
+        worker = self._context.work.workers.get(self.worker_id)
+        self._context.work.lose_worker(self.worker_id)
         has_worked = worker is not None and worker.jobs_done > 0
         if has_worked:
             self._backoff.reset()
@@ -185,7 +188,7 @@ class Slot:
 
     def _say(self, what: str, level: int = logging.INFO) -> None:
         self.log.add(f"worker {what.partition(chr(10))[0]}")
-        log.log(level, "endpoint %s: worker %s %s", self._site.settings.id, self.worker_id, what)
+        log.log(level, "endpoint %s: worker %s %s", self._context.settings.id, self.worker_id, what)
 
 
 def _exit_text(code: int) -> str:

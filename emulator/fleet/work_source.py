@@ -1,14 +1,14 @@
-"""Demand: what the scaler and a worker's slot ask of an endpoint, whatever kind it is."""
+"""WorkSource: what the scaler and a worker's slot ask of an endpoint, whatever kind it is."""
 
 from collections.abc import Sized
 from typing import Protocol
 
-from emulator.bell import Bell
 from emulator.clock import Clock
+from emulator.notifier import Notifier
 from emulator.work.workers import Worker
 
 
-class Demand(Protocol):
+class WorkSource(Protocol):
     """The work of one endpoint and the workers that do it: a `Queue` or a `Balancer`."""
 
     @property
@@ -16,8 +16,8 @@ class Demand(Protocol):
         """What moments are measured by."""
 
     @property
-    def activity(self) -> Bell:
-        """Rings when the need for workers may have changed."""
+    def activity(self) -> Notifier:
+        """Notified when the need for workers may have changed."""
 
     @property
     def workers(self) -> dict[str, Worker]:

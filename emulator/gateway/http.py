@@ -10,7 +10,6 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from emulator.bell import Bell
 from emulator.endpoint import Endpoint
 from emulator.errors import (
     BadRequest,
@@ -21,6 +20,7 @@ from emulator.errors import (
     Unauthorized,
 )
 from emulator.gateway.state import state_of
+from emulator.notifier import Notifier
 
 MAX_DIGITS: Final = 15
 """Of a number that a client may give, as there are moments that no clock can count."""
@@ -75,10 +75,10 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 def whole_number(request: Request, name: str, default: int) -> int:
     """A query parameter that counts something; BadRequest when it is no number, or a mad one."""
-    asked = request.query_params.get(name, str(default))
-    if not asked.isdecimal() or len(asked) > MAX_DIGITS:
+    text = request.query_params.get(name, str(default))
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
         raise BadRequest(f"{name} must be a whole number")
-    return int(asked)
+    return int(text)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -96,7 +96,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return parsed
 
 
-async def hold(request: Request, bell: Bell, ready: Callable[[], bool], seconds: float) -> bool:
+async def hold(
+    request: Request, notifier: Notifier, ready: Callable[[], bool], seconds: float
+) -> bool:
     """Hold a long poll until `ready()`, at most `seconds`; False when the caller has left.
 
     After True nothing has run since `ready()` was looked at, so what it saw may be handed out. The
@@ -111,12 +113,12 @@ async def hold(request: Request, bell: Bell, ready: Callable[[], bool], seconds:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         has_left = True
-        bell.ring()
+        notifier.notify()
 
     watcher = asyncio.create_task(watch())
     try:
         state = state_of(request.app)
-        await bell.wait_for(lambda: has_left or state.is_closing or ready(), seconds)
+        await notifier.wait_for(lambda: has_left or state.is_closing or ready(), seconds)
     finally:
         watcher.cancel()
     return not has_left

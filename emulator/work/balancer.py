@@ -1,8 +1,8 @@
 """Balancer: the workers of a load-balancing endpoint, and which of them takes a request.
 
-No client's HTTP here; that is `relay.py`. A worker is an HTTP server that was told its ports. The
-balancer looks at its health again and again and gives requests to healthy ones only. There is no
-queue: a request waits for a worker, and is refused when none comes in time.
+No client's HTTP here; that is `emulator/faces/load_balancing.py`. A worker is an HTTP server that
+was told its ports. The balancer looks at its health again and again and gives requests to healthy
+ones only. There is no queue: a request waits for a worker, and is refused when none comes in time.
 """
 
 import asyncio
@@ -19,16 +19,17 @@ from typing import Final
 
 import httpx
 
-from emulator.bell import Bell
 from emulator.clock import Clock, LoopClock
 from emulator.errors import NoWorker, WorkerGone
+from emulator.notifier import Notifier
 from emulator.settings import EndpointSettings
 from emulator.work.affinity import Affinity
 from emulator.work.workers import Worker
 
 BY_HAND: Final = "by-hand"
 """The id of the worker that the emulator has not started."""
-REMEMBERED_WORKERS: Final = 1000
+MAX_STOPPED_WORKERS: Final = 1000
+"""Whose ids are remembered, so that a request can have them started again."""
 PING_TIMEOUT_SECONDS: Final = 5.0
 FRESH_CONNECTIONS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 """A worker may close an idle connection at the moment a request is sent on it."""
@@ -44,11 +45,11 @@ class Health(StrEnum):
     UNHEALTHY = "unhealthy"
 
 
-SAID: Final = {200: Health.HEALTHY, 204: Health.INITIALIZING}
+HEALTH_BY_STATUS: Final = {200: Health.HEALTHY, 204: Health.INITIALIZING}
 
 
 @dataclass(eq=False, slots=True)
-class Door:
+class WorkerAddress:
     """Where one worker listens, and how it is doing."""
 
     worker_id: str
@@ -70,8 +71,8 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A worker's place that a request has: where it is, and under which number."""
+class Lease:
+    """What a request holds of a worker while it is relayed: the worker, its port, and a number."""
 
     worker: Worker
     port: int
@@ -86,21 +87,21 @@ class Balancer:
     clock: Clock = field(default_factory=LoopClock)
     workers: dict[str, Worker] = field(default_factory=dict)
     """Those that have been healthy, by id."""
-    running: dict[str, Place] = field(default_factory=dict)
+    running: dict[str, Lease] = field(default_factory=dict)
     waiting: dict[str, Waiting] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
     """How requests ended: `completed`, `failed`, or `left` when it was the client that did."""
-    arrivals: Bell = field(default_factory=Bell)
-    """Rings when there may be a worker for a waiting request."""
-    activity: Bell = field(default_factory=Bell)
-    """Rings when the need for workers may have changed."""
+    arrivals: Notifier = field(default_factory=Notifier)
+    """Notified when there may be a worker for a waiting request."""
+    activity: Notifier = field(default_factory=Notifier)
+    """Notified when the need for workers may have changed."""
 
     def __post_init__(self) -> None:
-        self._doors: dict[str, Door] = {}
+        self._addresses: dict[str, WorkerAddress] = {}
         self._stopped: dict[str, None] = {}
         """Workers that were scaled down and may be resumed, the oldest first."""
         self._resumed: set[str] = set()
-        """Those of them that are being started again and have no door yet."""
+        """Those of them that are being started again and have no address yet."""
         self._is_closed = False
         self._numbers = map(str, itertools.count(1))
         self.http = httpx.AsyncClient(
@@ -120,8 +121,10 @@ class Balancer:
     async def close(self) -> None:
         """Refuse the requests that wait, and look at no worker any more."""
         self._is_closed = True
-        self.arrivals.ring()
-        watches = [door.watch for door in self._doors.values() if door.watch is not None]
+        self.arrivals.notify()
+        watches = [
+            address.watch for address in self._addresses.values() if address.watch is not None
+        ]
         for watch in watches:
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
@@ -129,8 +132,8 @@ class Balancer:
 
     # What requests do
 
-    async def find_place(self, affinity: Affinity) -> Place:
-        """Wait for a worker and take a place on it.
+    async def acquire(self, affinity: Affinity) -> Lease:
+        """Wait for a worker that may be given the request.
 
         Raises:
             NoWorker: none was there in time.
@@ -146,16 +149,16 @@ class Balancer:
                 raise NoWorker("no workers available")
             if worker is None:
                 raise WorkerGone("affinity_worker_gone")
-            return self._occupy(worker)
+            return self._lease(worker)
 
-    def leave(self, place: Place, outcome: str) -> None:
-        """Give a place back; `outcome` is a key of `ended`."""
-        del self.running[place.number]
-        place.worker.let_go(place.number, self.clock.now())
-        place.worker.jobs_done += 1
+    def release(self, lease: Lease, outcome: str) -> None:
+        """The request has ended; `outcome` is a key of `ended`."""
+        del self.running[lease.number]
+        lease.worker.release(lease.number, self.clock.now())
+        lease.worker.jobs_done += 1
         self.ended[outcome] += 1
-        self.arrivals.ring()
-        self.activity.ring()
+        self.arrivals.notify()
+        self.activity.notify()
 
     def reset(self) -> None:
         """Forget every count; requests under way go on."""
@@ -163,16 +166,18 @@ class Balancer:
 
     def count_new(self, health: Health) -> int:
         """How many started workers, of those that have never been healthy, are in this health."""
-        new = [door for door in self._doors.values() if door.worker_id not in self.workers]
-        return sum(door.health is health for door in new)
+        new = [
+            address for address in self._addresses.values() if address.worker_id not in self.workers
+        ]
+        return sum(address.health is health for address in new)
 
     def count_ready(self) -> int:
         """How many workers may be given requests."""
-        return sum(door.health is Health.HEALTHY for door in self._doors.values())
+        return sum(address.health is Health.HEALTHY for address in self._addresses.values())
 
     def ports(self) -> dict[str, int]:
         """Where each worker listens."""
-        return {door.worker_id: door.port for door in self._doors.values()}
+        return {address.worker_id: address.port for address in self._addresses.values()}
 
     # What the scaler asks
 
@@ -187,7 +192,7 @@ class Balancer:
 
     def least_workers(self) -> int:
         """One more than there are for each stopped worker that a request insists on."""
-        there = sum(not door.is_draining for door in self._doors.values())
+        there = sum(not address.is_draining for address in self._addresses.values())
         resumed = len(self._to_resume())
         return there + resumed if resumed else 0
 
@@ -212,35 +217,37 @@ class Balancer:
         path = "/" + env.get("HEALTH_CHECK_PATH", "ping").lstrip("/")
         url = f"http://127.0.0.1:{health_port}{path}"
         self._resumed.discard(worker_id)
-        door = self._doors[worker_id] = Door(worker_id, int(port), url, self.clock.now())
-        door.watch = asyncio.create_task(self._watch(door))
+        address = self._addresses[worker_id] = WorkerAddress(
+            worker_id, int(port), url, self.clock.now()
+        )
+        address.watch = asyncio.create_task(self._watch(address))
         return {"PORT": port, "PORT_HEALTH": health_port, "HEALTH_CHECK_PATH": path}
 
     def reason_to_replace(self, worker_id: str) -> str | None:
         """A worker that stays unhealthy makes room for another."""
-        door = self._doors.get(worker_id)
+        address = self._addresses.get(worker_id)
         seconds = self.settings.balancing.unhealthy_seconds
-        if door is None or self.clock.now() - door.well_at < seconds:
+        if address is None or self.clock.now() - address.well_at < seconds:
             return None
         return f"it was not healthy for {seconds:g} s"
 
     def drain(self, worker_id: str) -> None:
         """Give the worker no more requests; it may be resumed later."""
-        if worker_id in self._doors:
-            self._doors[worker_id].is_draining = True
+        if worker_id in self._addresses:
+            self._addresses[worker_id].is_draining = True
             self._stopped[worker_id] = None
-            while len(self._stopped) > REMEMBERED_WORKERS:
+            while len(self._stopped) > MAX_STOPPED_WORKERS:
                 del self._stopped[next(iter(self._stopped))]
-        self.arrivals.ring()
+        self.arrivals.notify()
 
     def lose_worker(self, worker_id: str) -> None:
         """The worker is gone. Its requests see that by their own connections."""
         self._resumed.discard(worker_id)
         self.workers.pop(worker_id, None)
-        door = self._doors.pop(worker_id, None)
-        if door is not None and door.watch is not None:
-            door.watch.cancel()
-        self.arrivals.ring()
+        address = self._addresses.pop(worker_id, None)
+        if address is not None and address.watch is not None:
+            address.watch.cancel()
+        self.arrivals.notify()
 
     # Who takes a request
 
@@ -248,8 +255,8 @@ class Balancer:
         return self._is_closed or self._choose(affinity) is not None or self._is_gone(affinity)
 
     def _is_gone(self, affinity: Affinity) -> bool:
-        """Can the one worker the request insists on not come any more?"""
-        if not affinity.is_strict or affinity.worker_id in self._doors:
+        """True when the one worker that the request insists on cannot come any more."""
+        if not affinity.is_strict or affinity.worker_id in self._addresses:
             return False
         can_return = affinity.worker_id in self._stopped or affinity.worker_id in self._resumed
         return not (affinity.resumes and can_return)
@@ -266,66 +273,68 @@ class Balancer:
     def _is_free(self, worker: Worker) -> bool:
         most = self.settings.balancing.worker_concurrency
         is_full = bool(most) and len(worker.held) >= most
-        is_leaving = self._doors[worker.id].is_draining
+        is_leaving = self._addresses[worker.id].is_draining
         return not (is_leaving or worker.is_unhealthy or is_full)
 
-    def _occupy(self, worker: Worker) -> Place:
-        place = Place(worker, self._doors[worker.id].port, next(self._numbers))
-        worker.held[place.number] = self.clock.now()
-        self.running[place.number] = place
-        return place
+    def _lease(self, worker: Worker) -> Lease:
+        lease = Lease(worker, self._addresses[worker.id].port, next(self._numbers))
+        worker.held[lease.number] = self.clock.now()
+        self.running[lease.number] = lease
+        return lease
 
     @contextmanager
     def _waits(self, affinity: Affinity) -> Iterator[None]:
         number = next(self._numbers)
         self.waiting[number] = Waiting(affinity, self.clock.now())
-        self.activity.ring()
+        self.activity.notify()
         try:
             yield
         finally:
             del self.waiting[number]
-            self.activity.ring()
+            self.activity.notify()
 
     def _no_worker(self, affinity: Affinity) -> NoWorker:
         if affinity.is_strict:
             return NoWorker("worker_timeout")
-        return NoWorker("timed out waiting for worker" if self._doors else "no workers available")
+        return NoWorker(
+            "timed out waiting for worker" if self._addresses else "no workers available"
+        )
 
     def _to_resume(self) -> list[str]:
         """The stopped workers that waiting requests want back."""
         wanted = {one.affinity.worker_id for one in self.waiting.values() if one.affinity.resumes}
-        gone = [worker_id for worker_id in self._stopped if worker_id not in self._doors]
+        gone = [worker_id for worker_id in self._stopped if worker_id not in self._addresses]
         return [worker_id for worker_id in gone if worker_id in wanted]
 
     # How workers are
 
-    async def _watch(self, door: Door) -> None:
+    async def _watch(self, address: WorkerAddress) -> None:
         while True:
-            self._note(door, await self._ask(door))
+            self._note(address, await self._ask(address))
             await asyncio.sleep(self.settings.balancing.ping_interval_seconds)
 
-    async def _ask(self, door: Door) -> Health:
+    async def _ask(self, address: WorkerAddress) -> Health:
         try:
             # The status says all: what follows it may never end.
-            request = self.http.stream("GET", door.health_url, timeout=PING_TIMEOUT_SECONDS)
+            request = self.http.stream("GET", address.health_url, timeout=PING_TIMEOUT_SECONDS)
             async with request as answer:
-                return SAID.get(answer.status_code, Health.UNHEALTHY)
+                return HEALTH_BY_STATUS.get(answer.status_code, Health.UNHEALTHY)
         except httpx.HTTPError:
-            return Health.SILENT if door.health is Health.SILENT else Health.UNHEALTHY
+            return Health.SILENT if address.health is Health.SILENT else Health.UNHEALTHY
 
-    def _note(self, door: Door, health: Health) -> None:
-        door.health = health
+    def _note(self, address: WorkerAddress, health: Health) -> None:
+        address.health = health
         now = self.clock.now()
         if health in (Health.HEALTHY, Health.INITIALIZING):
-            door.well_at = now
-        worker = self.workers.get(door.worker_id)
+            address.well_at = now
+        worker = self.workers.get(address.worker_id)
         if worker is None and health is Health.HEALTHY:
-            worker = self.workers[door.worker_id] = Worker(door.worker_id, now, now)
+            worker = self.workers[address.worker_id] = Worker(address.worker_id, now, now)
         if worker is not None:
             worker.seen_at = now
             worker.is_unhealthy = health is not Health.HEALTHY
-        self.arrivals.ring()
-        self.activity.ring()
+        self.arrivals.notify()
+        self.activity.notify()
 
 
 def _free_port() -> int:

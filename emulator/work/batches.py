@@ -60,7 +60,7 @@ class Batch:
 
     @property
     def is_active(self) -> bool:
-        """Is there anything in it left to do?"""
+        """True while there is anything in it left to do."""
         is_done = all(request.status.is_terminal for request in self.requests.values())
         return self.is_draft or not (self.is_cancelled or is_done)
 
@@ -115,9 +115,11 @@ class Batches:
         _refuse_unless_draft(batch)
         batch.is_draft = False
         for request in batch.requests.values():
-            asked = request.submission
-            extras = {**asked.extras, "batchId": batch.id}
-            request.job = self._queue.submit(asked.input, asked.policy, extras, job_id=request.id)
+            submission = request.submission
+            extras = {**submission.extras, "batchId": batch.id}
+            request.job = self._queue.submit(
+                submission.input, submission.policy, extras, job_id=request.id
+            )
 
     def cancel(self, batch: Batch) -> None:
         """Cancel what waits; what runs may end."""
@@ -152,8 +154,8 @@ class Batches:
         shown: dict[str, Any] = {"id": request.id, "status": request.status.value}
         if request.job is None:
             return shown
-        told = request.job.view()
-        shown |= {key: told[key] for key in ("output", "error") if key in told}
+        job = request.job.view()
+        shown |= {key: job[key] for key in ("output", "error") if key in job}
         if request.job.worker_id is not None:
             shown["startedAt"] = self._wall_time(request.job.started_at)
         if request.job.status.is_terminal:

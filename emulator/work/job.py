@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from emulator.bell import Bell
 from emulator.clock import Timer
+from emulator.notifier import Notifier
 
 
 class Status(StrEnum):
@@ -68,8 +68,8 @@ class Job:
     error: Any = ABSENT
     chunks: list[Any] = field(default_factory=list)
     is_forgotten: bool = False
-    """True once its TTL or retention has passed: nobody can ask for it any more."""
-    bell: Bell = field(default_factory=Bell)
+    """True once its TTL or retention has passed: every call for it is answered 404."""
+    changed: Notifier = field(default_factory=Notifier)
     timer: Timer | None = None
 
     @property
@@ -78,11 +78,11 @@ class Job:
         return self.is_forgotten or self.status.is_terminal
 
     def has_news(self) -> bool:
-        """True when a reader of its stream has something to be told."""
+        """True when a call to /stream has something to answer."""
         return bool(self.chunks) or self.is_over
 
     def drain(self) -> list[dict[str, Any]]:
-        """The chunks nobody has read yet, as stream items; a second call has none of them."""
+        """The chunks no client has read yet, as stream items; a second call has none of them."""
         chunks, self.chunks = self.chunks, []
         return [{"output": chunk} for chunk in chunks]
 

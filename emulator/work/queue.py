@@ -1,8 +1,8 @@
 """Queue: one endpoint's jobs, the workers that take them, and every change of state.
 
-No HTTP and no processes here. Every method is synchronous and takes effect at once; whoever has to
-wait does so on a bell (`arrivals`, `activity`, a job's, a worker's). One timer per job ends its
-TTL, its execution timeout, its lease or its retention, whichever comes next.
+No HTTP and no processes here. Every method is synchronous and takes effect at once; a caller that
+has to wait does so on a notifier: `arrivals`, `activity`, or `changed` of a job or a worker. One
+timer per job ends its TTL, its execution timeout, its lease or its retention, whichever is next.
 """
 
 import secrets
@@ -13,9 +13,9 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 
-from emulator.bell import Bell
 from emulator.clock import Clock, LoopClock
 from emulator.errors import NotFound, NotRetryable
+from emulator.notifier import Notifier
 from emulator.settings import EndpointSettings
 from emulator.work.job import ABSENT, Job, Policy, Status
 from emulator.work.workers import StopOrder, Worker
@@ -38,10 +38,10 @@ class Queue:
         self.workers: dict[str, Worker] = {}
         self.ended: Counter[Status] = Counter()
         self.retried = 0
-        self.arrivals = Bell()
-        """Rings when there may be a job to take."""
-        self.activity = Bell()
-        """Rings when the need for workers may have changed."""
+        self.arrivals = Notifier()
+        """Notified when there may be a job to take."""
+        self.activity = Notifier()
+        """Notified when the need for workers may have changed."""
         self.when_over: Callable[[Job], None] = lambda _: None
         """Called with each job that has come to its end."""
 
@@ -86,7 +86,7 @@ class Queue:
     def cancel(self, job_id: str) -> Job:
         """Mark the job CANCELLED at once; a worker that has it is told to stop.
 
-        Chunks that nobody has read yet stay readable. A job that is over stays as it is.
+        Chunks that no client has read yet stay readable. A job that is over stays as it is.
         """
         job = self.get(job_id)
         if not job.is_over:
@@ -124,13 +124,13 @@ class Queue:
         self.ended.clear()
         self.retried = 0
 
-    def ring_all(self) -> None:
-        """Let whoever waits for anything here look again."""
-        bells = [self.arrivals, self.activity]
-        bells += [job.bell for job in self.jobs.values()]
-        bells += [worker.bell for worker in self.workers.values()]
-        for bell in bells:
-            bell.ring()
+    def notify_all(self) -> None:
+        """Let every held call of this queue look again."""
+        notifiers = [self.arrivals, self.activity]
+        notifiers += [job.changed for job in self.jobs.values()]
+        notifiers += [worker.changed for worker in self.workers.values()]
+        for notifier in notifiers:
+            notifier.notify()
 
     # What workers do
 
@@ -140,7 +140,7 @@ class Queue:
         worker = self.workers.get(worker_id)
         if worker is None:
             worker = self.workers[worker_id] = Worker(worker_id, seen_at=now, idle_since=now)
-            self.activity.ring()
+            self.activity.notify()
         worker.seen_at = now
         return worker
 
@@ -154,7 +154,7 @@ class Queue:
         return jobs
 
     def turns_away(self, worker: Worker) -> bool:
-        """Does this worker get no jobs any more?"""
+        """True for a worker that gets no jobs any more."""
         return worker.is_draining and not self.settings.stopping_workers_get_jobs
 
     def give_back(self, jobs: list[Job]) -> None:
@@ -170,7 +170,7 @@ class Queue:
         if _is_on(job, worker_id):
             job.seen_at = self.clock.now()
             job.chunks += _cut(output, self.settings.max_chunk_bytes)
-            job.bell.ring()
+            job.changed.notify()
 
     def progress(self, worker_id: str, job_id: str, output: Any) -> None:
         """A progress update: shown as output until the job ends; ignored like a chunk."""
@@ -188,10 +188,10 @@ class Queue:
         """The handler's result, as posted to job-done; a job that is over stays as it is."""
         worker = self.workers.get(worker_id)
         if worker is not None:
-            worker.let_go(job_id, self.clock.now())
+            worker.release(job_id, self.clock.now())
             worker.jobs_done += 1
             worker.is_spent = worker.is_spent or bool(result.get("stopPod"))
-            self.activity.ring()
+            self.activity.notify()
         job = self.get(job_id)
         if _is_on(job, worker_id):
             job.output = result.get("output", ABSENT)
@@ -235,8 +235,8 @@ class Queue:
         """Give the worker no more jobs; its held polls end."""
         worker = self.greet(worker_id)
         worker.is_draining = True
-        worker.bell.ring()
-        self.arrivals.ring()
+        worker.changed.notify()
+        self.arrivals.notify()
 
     def lose_worker(self, worker_id: str) -> None:
         """The worker is gone; its jobs are handed out once more, or fail."""
@@ -286,8 +286,8 @@ class Queue:
         for job_id in later:
             self.waiting.move_to_end(job_id)
         self._set_timer(job)
-        self.arrivals.ring()
-        self.activity.ring()
+        self.arrivals.notify()
+        self.activity.notify()
 
     def _submitted_since(self, job: Job) -> list[str]:
         """The waiting jobs that one which comes back goes before; older ones may have come back."""
@@ -302,7 +302,7 @@ class Queue:
         worker.held[job.id] = now
         self.running[job.id] = job
         self._set_timer(job)
-        self.activity.ring()
+        self.activity.notify()
 
     def _end(self, job: Job, status: Status, *, stop: bool = False) -> None:
         self._detach(job, stop=stop)
@@ -310,8 +310,8 @@ class Queue:
         job.finished_at = self.clock.now()
         self.ended[status] += 1
         self._set_timer(job)
-        job.bell.ring()
-        self.activity.ring()
+        job.changed.notify()
+        self.activity.notify()
         self.when_over(job)
 
     def _detach(self, job: Job, *, stop: bool = False) -> None:
@@ -324,7 +324,7 @@ class Queue:
         if stop:
             worker.order_stop(job.id)
         else:
-            worker.let_go(job.id, self.clock.now())
+            worker.release(job.id, self.clock.now())
 
     def _lose(self, job: Job) -> None:
         """The worker no longer has the job: hand it out once more, then give up."""
@@ -346,14 +346,14 @@ class Queue:
         if job.timer is not None:
             job.timer.cancel()
         job.is_forgotten = True
-        job.bell.ring()
-        self.activity.ring()
+        job.changed.notify()
+        self.activity.notify()
 
     def _stop_has_worked(self, worker: Worker, job_id: str) -> None:
         order = worker.orders.get(job_id)
         if order is not None and order.is_delivered:
-            worker.let_go(job_id, self.clock.now())
-            self.activity.ring()
+            worker.release(job_id, self.clock.now())
+            self.activity.notify()
 
     # Deadlines
 
@@ -402,4 +402,4 @@ def _is_on(job: Job, worker_id: str) -> bool:
 
 def _remind(worker: Worker, order: StopOrder) -> None:
     order.is_due = True
-    worker.bell.ring()
+    worker.changed.notify()

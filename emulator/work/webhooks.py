@@ -33,15 +33,15 @@ class Webhooks:
         self._http = httpx.AsyncClient(trust_env=False, timeout=TRY_SECONDS)
 
     def send(self, job: Job) -> None:
-        """Begin to tell of the job's end, if it has a webhook; needs a running event loop."""
+        """Begin to post the job's end to its webhook, if it has one; needs a running event loop."""
         if "webhook" not in job.extras:
             return
         if len(self._pending) >= MAX_PENDING:
             log.warning("endpoint %s: too many webhooks, none for %s", self._settings.id, job.id)
             return
-        told = {**job.view(), "input": job.input, "webhook": job.extras["webhook"]}
-        body = msgspec.json.encode(dict(sorted(told.items())))
-        task = asyncio.create_task(self._deliver(str(told["webhook"]), job.id, body))
+        facts = {**job.view(), "input": job.input, "webhook": job.extras["webhook"]}
+        body = msgspec.json.encode(dict(sorted(facts.items())))
+        task = asyncio.create_task(self._deliver(str(facts["webhook"]), job.id, body))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
 
@@ -60,11 +60,13 @@ class Webhooks:
         for pause_seconds in (0, *self._settings.webhook_pauses_seconds):
             await asyncio.sleep(pause_seconds)
             async with self._room:
-                if await self._is_heard(url, body):
+                if await self._is_acknowledged(url, body):
                     return
-        log.warning("endpoint %s: nobody took the webhook of %s", self._settings.id, job_id)
+        log.warning(
+            "endpoint %s: the webhook of %s was not acknowledged", self._settings.id, job_id
+        )
 
-    async def _is_heard(self, url: str, body: bytes) -> bool:
+    async def _is_acknowledged(self, url: str, body: bytes) -> bool:
         try:
             # The status says all: what follows it may never end.
             async with self._http.stream("POST", url, content=body, headers=_headers()) as answer:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from emulator.bell import Bell
+from emulator.notifier import Notifier
 
 
 @dataclass(eq=False, slots=True)
@@ -28,7 +28,7 @@ class Worker:
     is_unhealthy: bool = False
     is_spent: bool = False
     """The worker asked to be replaced (`refresh_worker`)."""
-    bell: Bell = field(default_factory=Bell)
+    changed: Notifier = field(default_factory=Notifier)
 
     def has_due_orders(self) -> bool:
         """True when a stop is to be delivered now."""
@@ -37,9 +37,9 @@ class Worker:
     def order_stop(self, job_id: str) -> None:
         """Put the job on the stop list."""
         self.orders[job_id] = StopOrder()
-        self.bell.ring()
+        self.changed.notify()
 
-    def let_go(self, job_id: str, now: float) -> None:
+    def release(self, job_id: str, now: float) -> None:
         """The worker no longer has this job, neither to run nor to stop."""
         self.orders.pop(job_id, None)
         if self.held.pop(job_id, None) is not None and not self.held:

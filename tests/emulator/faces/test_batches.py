@@ -151,4 +151,4 @@ def test_a_batch_that_makes_no_sense_is_refused(by_hand: Client, body: Any) -> N
 
 
 def test_an_unknown_batch_is_not_found(by_hand: Client) -> None:
-    assert by_hand.get("/batch/nobody").status_code == 404
+    assert by_hand.get("/batch/unknown").status_code == 404

@@ -39,7 +39,7 @@ def test_a_call_without_the_right_key_is_refused(by_hand: Client, headers: dict[
 
 
 def test_an_unknown_endpoint_is_not_found(by_hand: Client) -> None:
-    url = by_hand.url.replace("/v2/ep", "/v2/nobody")
+    url = by_hand.url.replace("/v2/ep", "/v2/unknown")
     answer = httpx.get(f"{url}/health", headers={"Authorization": API_KEY}, timeout=60)
     assert answer.status_code == 404
 

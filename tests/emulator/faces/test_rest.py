@@ -73,5 +73,5 @@ def test_its_errors_are_problems(by_hand: Client) -> None:
         "status": 401,
         "detail": "missing bearer token",
     }
-    unknown = rest(by_hand, "/nobody/logs")
+    unknown = rest(by_hand, "/unknown/logs")
     assert unknown.json() == {"title": "Not Found", "status": 404, "detail": "resource not found"}

@@ -51,7 +51,7 @@ async def act(verb: str, argument: Any) -> None:
 
 
 async def file_exists(path: Path) -> None:
-    """Wait until somebody creates the file."""
+    """Wait until the test creates the file."""
     while not path.exists():
         await asyncio.sleep(0.01)
 

@@ -32,7 +32,7 @@ async def test_a_resumed_worker_comes_on_top_of_those_that_stay() -> None:
         balancer.drain(worker_id)
     balancer.lose_worker("gone")
     assert balancer.least_workers() == 0
-    request = asyncio.create_task(balancer.find_place(Affinity.parse("strict-resume gone")))
+    request = asyncio.create_task(balancer.acquire(Affinity.parse("strict-resume gone")))
     await asyncio.sleep(0)
     assert (balancer.urgent(9), balancer.least_workers()) == (1, 2)
     assert balancer.name_worker() == "gone"

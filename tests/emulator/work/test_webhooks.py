@@ -106,7 +106,7 @@ def test_a_failed_and_a_cancelled_job_are_told_too(client: Client) -> None:
     assert sorted(one["status"] for one in told) == ["CANCELLED", "FAILED"]
 
 
-def test_a_job_without_a_webhook_is_told_to_nobody(client: Client) -> None:
+def test_a_job_without_a_webhook_sends_none(client: Client) -> None:
     with receiver() as server:
         job_id = client.run({"a": 1})
         worker_id, _ = client.take()
@@ -128,7 +128,7 @@ def test_a_webhook_is_tried_three_times_and_the_job_stays_completed(
 ) -> None:
     with receiver(500, 500, 500, 500, 500) as server:
         job_id = finish(client, server.url)
-        eventually(lambda: f"nobody took the webhook of {job_id}" in caplog.text)
+        eventually(lambda: f"the webhook of {job_id} was not acknowledged" in caplog.text)
     assert len(server.calls) == 3
     assert client.status(job_id)["status"] == "COMPLETED"
 
@@ -142,11 +142,11 @@ def test_an_answer_that_never_ends_does_not_hold_up_the_next_try(client: Client)
 
 
 @pytest.mark.parametrize("webhook", ["http://127.0.0.1:9/", "nonsense", "http://[", 7, {"a": 1}])
-def test_a_webhook_that_leads_nowhere_harms_nobody(
+def test_a_webhook_that_leads_nowhere_harms_no_job(
     client: Client, webhook: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     job_id = finish(client, webhook)
-    eventually(lambda: f"nobody took the webhook of {job_id}" in caplog.text)
+    eventually(lambda: f"the webhook of {job_id} was not acknowledged" in caplog.text)
     assert client.status(job_id)["status"] == "COMPLETED"
 
 

@@ -1,13 +1,13 @@
-"""Bell: wakes the coroutines that hold a long poll, at once and without polling."""
+"""Notifier: wakes the coroutines that hold a long poll, at once and without polling."""
 
 import asyncio
 from collections.abc import Callable
 
 
-class Bell:
-    """Rings for everybody who waits now; remembers nothing.
+class Notifier:
+    """Wakes every coroutine that waits now; remembers nothing.
 
-    A waiter names what it waits for as a predicate, so a ring that changes nothing for it is
+    A waiter names what it waits for as a predicate, so a wake-up that changes nothing for it is
     harmless. There is no `await` between a predicate that came true and the return to the caller:
     what the predicate saw is still there.
     """
@@ -17,7 +17,7 @@ class Bell:
     def __init__(self) -> None:
         self._waiters: dict[asyncio.Future[None], None] = {}
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Let every waiter look at its predicate again, the longest-waiting first."""
         for waiter in self._waiters:
             _wake(waiter)
@@ -34,7 +34,7 @@ class Bell:
         return True
 
     async def wait(self, seconds: float | None = None) -> None:
-        """Wait for the next ring, at most so long."""
+        """Wait for the next notification, at most so long."""
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         timer = None if seconds is None else loop.call_later(seconds, _wake, waiter)
