@@ -13,7 +13,7 @@ from pathlib import Path
 from scripts.progress import SetUpError
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCHER = ROOT / "emulator" / "launcher.py"
+LAUNCHER = ROOT / "emulator" / "fleet" / "launcher.py"
 """Ends all that it started when its standard input closes, so also when we are killed."""
 
 KILL_SECONDS = 10.0
