@@ -206,7 +206,8 @@ def _empty_chunk(kind: str, context: StreamContext, content: dict[str, Any]) -> 
 
 def chat_reasoning(context: StreamContext, text: str, fields: Sequence[str]) -> bytes:
     """A chunk of a chat with this reasoning, in the delta's fields of these names."""
-    delta = {"role": "assistant"} | dict.fromkeys(fields, text)
+    # The role is left to vLLM's first chunk: openai-python's helper joins what two of them say.
+    delta = dict.fromkeys(fields, text)
     return _empty_chunk("chat.completion.chunk", context, {"delta": delta})
 
 

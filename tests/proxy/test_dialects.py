@@ -237,7 +237,11 @@ def test_every_chunk_of_a_stream_has_one_id_when_empty_ones_came_first(
     assert set(ids) == {"chatcmpl-req_mine"}
 
 
-@CHUNKS
+@pytest.mark.parametrize(
+    "settings",
+    [{"keep_alive_mode": "chunk"}, {"cold_start_notice": "reasoning", "reasoning_fields": "both"}],
+    indirect=True,
+)
 @pytest.mark.slow
 def test_openais_helper_keeps_the_answers_id_when_empty_chunks_came_first(
     sdk: openai.OpenAI, runpod: ScriptedRunPod
@@ -247,7 +251,8 @@ def test_openais_helper_keeps_the_answers_id_when_empty_chunks_came_first(
     with sdk.chat.completions.stream(**chat(), extra_headers=headers) as stream:
         answer = stream.get_final_completion()
     assert answer.id == "chatcmpl-req_mine"
-    assert answer.choices[0].message.content == "Hello"
+    message = answer.choices[0].message
+    assert (message.role, message.content) == ("assistant", "Hello")
 
 
 @CHUNKS
