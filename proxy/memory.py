@@ -9,6 +9,8 @@ from collections.abc import Callable
 from proxy.errors import MemoryLimitReached
 
 RETRY_AFTER_MEMORY_SECONDS = 5
+MAX_SMALL_BYTES = 64 * 1024
+"""So much of an answer is counted and never refused: bodies that fill the memory end no stream."""
 
 
 class Memory:
@@ -30,13 +32,18 @@ class Memory:
         reservation.grow(size)
         return reservation
 
+    def reserve_for_answer(self) -> "Reservation":
+        """An empty reservation, which small answers may always let grow."""
+        return Reservation(self, sure_bytes=MAX_SMALL_BYTES)
+
 
 class Reservation:
     """The bytes that one body or buffer holds; given back by `release`, or when it is dropped."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, *, sure_bytes: int = 0) -> None:
         self.size = 0
         self._memory = memory
+        self._sure_bytes = sure_bytes
 
     def grow(self, size: int) -> None:
         """Reserve so many bytes more.
@@ -44,9 +51,10 @@ class Reservation:
         Raises:
             MemoryLimitReached: there is no room; what was reserved before stays so.
         """
-        if not self._memory.has_room(size):
+        is_sure = self.size + size <= self._sure_bytes
+        if not is_sure and not self._memory.has_room(size):
             self._memory.on_shortage(size)
-        if not self._memory.has_room(size):
+        if not is_sure and not self._memory.has_room(size):
             raise MemoryLimitReached(
                 "The requests and answers under way hold as much memory as this service may use. "
                 "Try again in a while.",
@@ -57,6 +65,13 @@ class Reservation:
     def shrink(self, size: int) -> None:
         """Give so many bytes back."""
         self._add(-size)
+
+    def resize(self, size: int) -> None:
+        """Reserve so many bytes in all; raises MemoryLimitReached like `grow`."""
+        if size > self.size:
+            self.grow(size - self.size)
+        else:
+            self.shrink(self.size - size)
 
     def release(self) -> None:
         """Give all of it back. It may grow again."""

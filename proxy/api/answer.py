@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from proxy.errors import WorkerFailed
+from proxy.memory import Reservation
 
 SSE = "text/event-stream"
 JSON = "application/json"
@@ -163,9 +164,14 @@ class LocalAnswer:
         """Nothing works on it."""
 
 
-async def rest_of(answer: Answer) -> bytes:
-    """What follows, in one."""
-    return b"".join([piece async for piece in answer.pieces()])
+async def whole(answer: Answer, first: bytes, reservation: Reservation) -> bytes:
+    """All of an answer that began so; raises MemoryLimitReached if there is no room for it."""
+    reservation.grow(len(first))
+    pieces = [first]
+    async for piece in answer.pieces():
+        reservation.grow(len(piece))
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _models(told: Any) -> tuple[dict[str, Any], ...]:

@@ -28,6 +28,11 @@ class WholeEvents:
         self._has_begun = False
         self._ends_with_cr = False
 
+    @property
+    def held_bytes(self) -> int:
+        """How much is held back."""
+        return len(self._partial)
+
     def take(self, piece: bytes) -> bytes:
         """All events that are whole by now; raises WorkerFailed if one gets too large."""
         piece = self._with_lf(piece)

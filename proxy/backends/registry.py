@@ -152,6 +152,7 @@ class Backends:
                 api_key,
                 admission=admission,
                 shutdown=self._shutdown,
+                memory=self._memory,
                 standing=Standing(f"endpoint {name}", config.api_key_env),
                 watch=watch,
                 on_worker_seconds=lambda seconds: self._metrics.note_worker_seconds(
@@ -168,7 +169,7 @@ class Backends:
             metrics=self._metrics,
             price_per_second=config.price_per_second,
         )
-        return QueueBackend(jobs, self._metrics)
+        return QueueBackend(jobs, self._metrics, self._memory)
 
     def _start_progress(self, name: str, config: EndpointConfig) -> StartProgress | None:
         settings = self._settings
@@ -234,6 +235,7 @@ class Backends:
                 api_key,
                 admission=admission,
                 shutdown=self._shutdown,
+                memory=self._memory,
                 standing=Standing(f"fallback {host}", fallback.api_key_env),
             )
         second = replace(model, backend=self._made[key], served_as=fallback.model)

@@ -36,6 +36,7 @@ from proxy.errors import (
     UpstreamUnavailable,
     WorkerFailed,
 )
+from proxy.memory import Memory
 
 T = TypeVar("T")
 
@@ -62,6 +63,7 @@ class Relay:
         *,
         admission: Admission,
         shutdown: Shutdown,
+        memory: Memory,
         standing: Standing,
         watch: Watch | None = None,
         on_worker_seconds: Callable[[float], None] = lambda seconds: None,
@@ -71,6 +73,7 @@ class Relay:
         self.on_worker_seconds = on_worker_seconds
         """Told of each answer how long a worker was at it."""
         self.shutdown = shutdown
+        self.memory = memory
         self.standing = standing
         self.trust = Trust()
         self._admission = admission
@@ -152,6 +155,8 @@ class RelayedAnswer:
         self._request = request
         self._body = body
         self._events = WholeEvents()
+        self._held = relay.memory.reserve_for_answer()
+        """For the beginning of an event."""
         self._completion = Completion(ends)
         self._deadlines = Deadlines(terms, relay.shutdown, self._cold_start_reason)
         self._answered = time.monotonic()
@@ -193,7 +198,7 @@ class RelayedAnswer:
         assert self.head is not None, "open() comes first"
         is_stream = self.head.is_event_stream
         while (chunk := await self._next_chunk()) is not None:
-            yield self._whole_events(self._events.take(chunk)) if is_stream else chunk
+            yield self._whole_events(chunk) if is_stream else chunk
         if is_stream:
             yield self._last_events()
         self.close()
@@ -213,7 +218,9 @@ class RelayedAnswer:
         assert self.head is not None
         return {**self.head.headers, "location": str(target)}
 
-    def _whole_events(self, whole: bytes) -> bytes:
+    def _whole_events(self, chunk: bytes) -> bytes:
+        whole = self._events.take(chunk)
+        self._held.resize(self._events.held_bytes)
         if whole:
             self._completion.note(whole)
         return whole
@@ -223,7 +230,8 @@ class RelayedAnswer:
 
         Some servers leave out the last blank line, or `[DONE]`.
         """
-        rest = self._whole_events(self._events.rest())
+        if rest := self._events.rest():
+            self._completion.note(rest)
         if self._completion.has_end:
             return rest
         if self._completion.is_finished:
@@ -233,6 +241,8 @@ class RelayedAnswer:
     def close(self) -> None:
         """Close the connection, unless the answer has come to its end."""
         self._relay.release(self)
+        self._events.flush()
+        self._held.release()
         if self._reading is not None:
             self._reading.cancel()
         if self._response is not None and self._closing is None:

@@ -36,6 +36,7 @@ async def unless_client_leaves(request: Request, awaitable: Awaitable[T]) -> T:
         work.cancel()
         gone.cancel()
         await asyncio.gather(work, gone, return_exceptions=True)
+        del work  # its exception, if it has one, refers to this frame and to all that it held
 
 
 async def _gone(request: Request) -> None:

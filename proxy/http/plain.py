@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +22,7 @@ from proxy.api.call import Call
 from proxy.api.rewriting import Rewriter
 from proxy.errors import ProxyError, RouteNotServed, VLLMError
 from proxy.http.disconnect import ClientLeft, unless_client_leaves
+from proxy.memory import Memory, Reservation
 
 log = logging.getLogger(__name__)
 
@@ -40,23 +42,24 @@ async def plain_response(
     model: str,
     headers: Mapping[str, str],
     rewriter: Rewriter | None,
+    memory: Memory,
 ) -> Response:
     """An opened answer with the worker's own status.
 
     Raises:
         ClientLeft: the client has gone.
-        ProxyError: the answer broke while it was small.
+        ProxyError: the answer broke while it was small, or there was no room for it.
     """
-    rest = answer.pieces()
+    held, rest = memory.reserve_for_answer(), answer.pieces()
     max_bytes = MAX_REWRITTEN_BYTES if rewriter else MAX_WHOLE_BYTES
-    beginning = await unless_client_leaves(request, _beginning(first, rest, max_bytes))
+    beginning = await unless_client_leaves(request, _beginning(first, rest, max_bytes, held))
     head = answer.head
     assert head is not None
     headers = {**headers, **head.headers}
     if head.content_type:
         headers["content-type"] = head.content_type
     if not beginning.is_whole:
-        return _PiecewiseResponse(request, beginning.body, rest, head.status, headers)
+        return _PiecewiseResponse(request, beginning.body, rest, held, head.status, headers)
     body = beginning.body
     if rewriter is not None:
         body = rewriter.body(body)
@@ -65,7 +68,7 @@ async def plain_response(
     if head.status >= 400:
         request.state.outcome = VLLMError.code
         return error_response(call, model, head, body, headers)
-    return Response(body, head.status, headers)
+    return Response(body, head.status, headers, background=BackgroundTask(held.release))
 
 
 def error_response(
@@ -124,13 +127,16 @@ class _Beginning:
     is_whole: bool
 
 
-async def _beginning(first: bytes, rest: AsyncIterator[bytes], max_bytes: int) -> _Beginning:
-    pieces, size = [first], len(first)
-    while size <= max_bytes:
+async def _beginning(
+    first: bytes, rest: AsyncIterator[bytes], max_bytes: int, held: Reservation
+) -> _Beginning:
+    held.grow(len(first))
+    pieces = [first]
+    while held.size <= max_bytes:
         if (piece := await anext(rest, None)) is None:
             return _Beginning(b"".join(pieces), is_whole=True)
+        held.grow(len(piece))
         pieces.append(piece)
-        size += len(piece)
     return _Beginning(b"".join(pieces), is_whole=False)
 
 
@@ -142,6 +148,7 @@ class _PiecewiseResponse(Response):
         request: Request,
         beginning: bytes,
         rest: AsyncIterator[bytes],
+        held: Reservation,
         status: int,
         headers: Mapping[str, str],
     ) -> None:
@@ -150,6 +157,7 @@ class _PiecewiseResponse(Response):
         self._request = request
         self._beginning = beginning
         self._rest = rest
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; if it breaks, without its end."""
@@ -166,6 +174,7 @@ class _PiecewiseResponse(Response):
             while piece is not None:
                 if piece:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    self._held.release()
                 piece = await unless_client_leaves(self._request, anext(self._rest, None))
         except ClientLeft:
             self._request.state.outcome = "client_left"

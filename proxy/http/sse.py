@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from proxy.api.answer import Answer, rest_of
+from proxy.api.answer import Answer, whole
 from proxy.api.dialects import Dialect, StreamContext
 from proxy.api.keep_alive import KeepAlive
 from proxy.api.rewriting import Rewriter
 from proxy.api.sse_framing import DONE
 from proxy.errors import InternalError, ProxyError, VLLMError, WorkerFailed
 from proxy.http.plain import answered_error, meant_status
+from proxy.memory import Memory, Reservation
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,13 @@ class EventStream(EventSourceResponse):
         keep_alive: KeepAlive,
         keep_alive_seconds: float,
         longest_drain_seconds: float,
+        memory: Memory,
         headers: dict[str, str],
     ) -> None:
         super().__init__(
-            _events(answer, opening, dialect, context, rewriter, keep_alive, keep_alive_seconds),
+            _events(
+                answer, opening, dialect, context, rewriter, keep_alive, keep_alive_seconds, memory
+            ),
             headers=headers,
             ping=0,  # our own comments know whether anything was sent
             shutdown_grace_period=longest_drain_seconds,
@@ -82,6 +86,7 @@ async def _events(
     rewriter: Rewriter | None,
     keep_alive: KeepAlive,
     keep_alive_seconds: float,
+    memory: Memory,
 ) -> AsyncIterator[bytes]:
     def passed_on(piece: bytes) -> bytes:
         if rewriter is not None:
@@ -103,7 +108,8 @@ async def _events(
             await asyncio.wait({opening}, timeout=keep_alive_seconds)
         first = opening.result()
         if answer.head is None or not answer.head.is_event_stream:
-            yield await _as_events(answer, first, dialect, context)
+            held = memory.reserve_for_answer()
+            yield await _as_events(answer, first, dialect, context, held)
             context.outcome = context.outcome or "completed"
             return
         if first:
@@ -130,10 +136,10 @@ async def _events(
 
 
 async def _as_events(
-    answer: Answer, first: bytes, dialect: Dialect, context: StreamContext
+    answer: Answer, first: bytes, dialect: Dialect, context: StreamContext, held: Reservation
 ) -> bytes:
     """An answer that is no event stream, and came too late to be sent as what it is."""
-    body = first + await rest_of(answer)
+    body = await whole(answer, first, held)
     status = meant_status(answer.head, body) if answer.head else 502
     if 200 <= status < 300:
         if not body.strip():  # OpenAI's clients fail on an event without data

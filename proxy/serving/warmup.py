@@ -13,7 +13,6 @@ from datetime import datetime
 
 from cronsim import CronSim
 
-from proxy.api.answer import rest_of
 from proxy.api.call import Call, JSONContent
 from proxy.api.route_table import Route
 from proxy.backends.runpod.queue import Backend
@@ -73,7 +72,8 @@ async def _ask(model: Model) -> None:
     answer = model.backend.ask(call, None, model.terms)
     try:
         await answer.open()
-        await rest_of(answer)
+        async for _ in answer.pieces():
+            pass
         log.info("the endpoint of %s is awake", model.name)
     except ProxyError as exc:
         log.warning("the endpoint of %s could not be woken: %s", model.name, exc)

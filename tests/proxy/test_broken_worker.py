@@ -258,11 +258,11 @@ def test_a_page_larger_than_any_is_refused_in_little_memory(
     wait_until(lambda: runpod.cancelled == [runpod.job_id])
 
 
-@pytest.mark.parametrize("settings", [{"max_buffered_bytes": 200_000}], indirect=True)
+@pytest.mark.parametrize("settings", [{"max_buffered_bytes": 600_000}], indirect=True)
 def test_an_answer_counts_against_the_memory_for_all(
     fresh_client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
-    runpod.script = [Page("COMPLETED", [PLAIN | {"text": "x" * 300_000} | END])]
+    runpod.script = [Page("COMPLETED", [PLAIN | {"text": "x" * 800_000} | END])]
     response = fresh_client.post(CHAT, json=chat())
     assert (response.status_code, error_of(response)["code"]) == (503, "memory_limit_reached")
     for _ in range(3):  # and is given back

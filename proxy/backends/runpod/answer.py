@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 
-from proxy.api.answer import Head, rest_of
+from proxy.api.answer import Head, whole
 from proxy.backends.runpod.endpoint import JobStatus
 from proxy.backends.runpod.failure import error_from, model_start_failed
 from proxy.backends.runpod.job import Job
 from proxy.backends.runpod.wire import Reader, reader_for
 from proxy.errors import DeadlinePassed, ProxyError, WorkerFailed
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 
 
@@ -30,6 +31,7 @@ class JobAnswer:
         ends: tuple[bytes, ...],
         endpoint: str,
         metrics: Metrics,
+        memory: Memory,
         on_head: Callable[[Head, bytes], None],
     ) -> None:
         self.head: Head | None = None
@@ -39,6 +41,9 @@ class JobAnswer:
         self._ends = ends
         self._endpoint = endpoint
         self._metrics = metrics
+        self._memory = memory
+        self._held = memory.reserve_for_answer()
+        """For what the reader holds back."""
         self._on_head = on_head
         self._job: Job | None = None
         self._reader: Reader | None = None
@@ -63,7 +68,7 @@ class JobAnswer:
         async for piece in self._pieces:
             if self.head is not None:
                 if self.head.start_failed is not None:
-                    raise model_start_failed(_message(piece + await rest_of(self)))
+                    raise model_start_failed(await self._message(piece))
                 self._on_head(self.head, piece)
                 return piece
         raise WorkerFailed("The worker finished without an answer.")
@@ -76,7 +81,8 @@ class JobAnswer:
 
     def close(self) -> None:
         """Cancel the job unless it has ended."""
-        self._submit = None
+        self._submit = self._reader = self._pieces = None
+        self._held.release()
         if self._job is not None:
             self._job.close()
 
@@ -107,8 +113,17 @@ class JobAnswer:
         if job.has_lost_a_poll:
             self._reader.doubt()
         piece = self._reader.feed(outputs)
+        self._held.resize(self._reader.held_bytes)
         self.head = self._reader.head
         return piece
+
+    async def _message(self, beginning: bytes) -> Any:
+        """The message of the error envelope that begins so."""
+        body = await whole(self, beginning, self._memory.reserve_for_answer())
+        try:
+            return msgspec.json.decode(body)["error"]["message"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
 
     async def _recover(self, job: Job) -> bytes:
         """The job has ended, but the answer is not whole: ask for the rest, or the reason."""
@@ -144,11 +159,3 @@ class JobAnswer:
 
     def _reader_for(self, output: Any) -> Reader:
         return reader_for(output, wants_stream=self._wants_stream, ends=self._ends)
-
-
-def _message(body: bytes) -> Any:
-    """The message of an error envelope."""
-    try:
-        return msgspec.json.decode(body)["error"]["message"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None

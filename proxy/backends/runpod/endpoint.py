@@ -211,13 +211,13 @@ class Endpoint:
             path,
             hold_seconds=hold_seconds,
             urgent=urgent,
-            reservation=(reservation := self._memory.reserve()),
+            reservation=(reservation := self._memory.reserve_for_answer()),
         )
         return replace(StreamPage.of(answer), reservation=reservation)
 
     async def status(self, job_id: str) -> JobState:
         """How the job stands, with everything it has put out if it is done."""
-        reservation = self._memory.reserve()
+        reservation = self._memory.reserve_for_answer()
         path = f"/status/{job_id}"
         answer = await self._call(self._status, "GET", path, reservation=reservation)
         return replace(JobState.of(answer), reservation=reservation)

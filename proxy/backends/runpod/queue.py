@@ -13,6 +13,7 @@ from proxy.backends.health_monitor import Watch
 from proxy.backends.runpod.answer import JobAnswer
 from proxy.backends.runpod.jobs import Jobs
 from proxy.backends.runpod.wire import PROTOCOL
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 
 MAX_SERVED = 1_000
@@ -41,10 +42,11 @@ class Backend(Protocol):
 class QueueBackend:
     """A queue endpoint: every call becomes a job."""
 
-    def __init__(self, jobs: Jobs, metrics: Metrics) -> None:
+    def __init__(self, jobs: Jobs, metrics: Metrics, memory: Memory) -> None:
         self.served: dict[str, int | None] = {}
         self.jobs = jobs
         self._metrics = metrics
+        self._memory = memory
 
     @property
     def watch(self) -> Watch:
@@ -59,6 +61,7 @@ class QueueBackend:
             ends=call.route.dialect.ends,
             endpoint=self.jobs.endpoint.name,
             metrics=self._metrics,
+            memory=self._memory,
             on_head=self._learn,
         )
         return ColdStartAnswer(answer, self.watch, self._worker_of)

@@ -49,6 +49,11 @@ class Reader(Protocol):
     lost: int
     """How many outputs had not come when the job was done."""
 
+    @property
+    def held_bytes(self) -> int:
+        """About how much memory is taken by what has come and cannot go out yet."""
+        ...
+
     def feed(self, outputs: list[Any]) -> bytes:
         """Take outputs in the order they came, and return what may go to the client now."""
         ...
@@ -93,9 +98,14 @@ class FrameReader:
         self._run: str | None = None
         self._next = 0
         self._held: dict[int, dict[str, Any]] = {}
-        self.held_bytes = 0
+        self._frame_bytes = 0
         """About what the frames behind a hole take in memory."""
         self._events = WholeEvents()
+
+    @property
+    def held_bytes(self) -> int:
+        """See Reader."""
+        return self._frame_bytes + self._events.held_bytes
 
     def feed(self, outputs: list[Any]) -> bytes:
         """The bytes of all frames up to the first that is missing."""
@@ -138,17 +148,17 @@ class FrameReader:
     def _hold(self, seq: int, frame: dict[str, Any]) -> None:
         if seq not in self._held:
             self._held[seq] = frame
-            self.held_bytes += _size(frame)
-        if self.held_bytes > MAX_HELD_BYTES:
+            self._frame_bytes += _size(frame)
+        if self._frame_bytes > MAX_HELD_BYTES:
             self._drop_held()
 
     def _drop_held(self) -> None:
         self._held.clear()
-        self.held_bytes = 0
+        self._frame_bytes = 0
 
     def _take_held(self) -> Iterator[bytes]:
         while (frame := self._held.pop(self._next, None)) is not None:
-            self.held_bytes -= _size(frame)
+            self._frame_bytes -= _size(frame)
             yield self._take(frame)
 
     def _whole_events(self, piece: bytes) -> bytes:
@@ -195,6 +205,11 @@ class PieceReader:
         self._id: bytes | None = None
         self._end = b"data: " + DONE + b"\n\n"
         self._done_at: float | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """See Reader."""
+        return self._events.held_bytes
 
     def doubt(self) -> None:
         """Wait for the aggregate."""
@@ -258,6 +273,8 @@ class PieceReader:
 
 class ObjectReader:
     """A plain answer from a worker without numbers: one parsed object, or text."""
+
+    held_bytes = 0
 
     def __init__(self) -> None:
         self.head: Head | None = None

@@ -126,6 +126,7 @@ async def _respond(
                 model=model.name,
                 headers=headers,
                 rewriter=rewriter,
+                memory=here.memory,
             )
     except BaseException:
         opening.cancel()
@@ -147,6 +148,7 @@ async def _respond(
         ),
         keep_alive_seconds=terms.poll,
         longest_drain_seconds=here.settings.longest_drain_seconds,
+        memory=here.memory,
         headers=headers | dict(answer.head.headers if answer.head else {}),
     )
 
