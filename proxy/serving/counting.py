@@ -50,7 +50,7 @@ class LocalCount(LocalAnswer):
         if result is None:
             raise ModelAsleep(
                 "No worker is up, and counting tokens wakes none. It can be counted while one is; "
-                "for plain texts the model's tokenizer can be configured."
+                "plain texts also without one, if the configuration names the model's tokenizer."
             )
         self.head = Head(200, JSON)
         return msgspec.json.encode(result)
