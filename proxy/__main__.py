@@ -22,8 +22,8 @@ from proxy import __version__, check
 from proxy.app import create_app
 from proxy.backends.connections import trusted_certificates
 from proxy.backends.outbound import OutboundProxies, OutboundProxyError
-from proxy.config import tables as config
 from proxy.config.file import ConfigError
+from proxy.config.load import load
 from proxy.config.settings import Settings, doubts, explained, misspelt
 from proxy.config.tables import Config
 from proxy.http.listening import ListenError, listen
@@ -59,7 +59,7 @@ def main() -> None:
     for sentence in [*read, *misspelt(os.environ), *doubts(settings), *_unreadable_exceptions()]:
         log.warning("%s", sentence)
     try:
-        first = config.load(settings)
+        first = load(settings)
     except ConfigError as exc:
         _refuse(exc.reasons)
     _check_the_way_out(first, settings)

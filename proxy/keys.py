@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pydantic import SecretStr
-from starlette.requests import HTTPConnection
 
 from proxy.api.keep_alive import Mode
 from proxy.config.tables import KeyConfig, digest
@@ -24,6 +23,11 @@ class Key:
     first_byte_hold_seconds: float | None = None
     keep_alive_mode: Mode | None = None
     keep_alive_seconds: float | None = None
+
+    def hold_seconds(self, usual: float) -> float:
+        """How long the first byte of a stream is held back, where it usually is so long."""
+        wanted = self.first_byte_hold_seconds
+        return usual if wanted is None else wanted
 
     def may_use(self, model: str) -> bool:
         """May it use this model?"""
@@ -50,15 +54,14 @@ class Keys:
         """Can requests be of different holders?"""
         return len(self._keys) > 1
 
-    def check(self, connection: HTTPConnection) -> Key:
-        """The key that the request carries; raises InvalidAPIKey unless it is one of ours.
+    def check(self, headers: Mapping[str, str]) -> Key:
+        """The key in a request's headers; raises InvalidAPIKey unless it is one of ours.
 
         It is read from `Authorization: Bearer KEY`, as OpenAI's clients send it, or from
         `x-api-key`, as Anthropic's do.
         """
         if not self._keys:
             return ANYBODY
-        headers = connection.headers
         key = _bearer(headers.get("authorization", "")) or headers.get("x-api-key", "")
         if not key:
             raise InvalidAPIKey(

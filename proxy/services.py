@@ -5,15 +5,14 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
-from proxy.backends.registry import Backends
+from proxy.backends.registry import BackendRegistry
 from proxy.config.file import ConfigError
+from proxy.config.load import load
 from proxy.config.settings import Settings
-from proxy.config.tables import load
-from proxy.http.body import BodyReader
-from proxy.http.origins import check_origin
-from proxy.keys import ANYBODY, Key, Keys
+from proxy.keys import Keys
 from proxy.memory import Memory
 from proxy.metrics import Metrics
+from proxy.serving.build import build_models
 from proxy.serving.models import Models
 from proxy.serving.sharing import Sharing
 from proxy.serving.shield import Shield
@@ -29,9 +28,8 @@ class Services:
 
     settings: Settings
     memory: Memory
-    bodies: BodyReader
     metrics: Metrics
-    backends: Backends
+    backends: BackendRegistry
     warmer: Warmer
     shield: Shield
     sharing: Sharing
@@ -40,15 +38,8 @@ class Services:
     models: Models
     is_draining: bool = False
 
-    def check_caller(self, connection: HTTPConnection) -> Key:
-        """The key of a request that may start a job; raises InvalidAPIKey or NotPermitted."""
-        key = self.keys.check(connection)
-        if key is ANYBODY:
-            check_origin(connection, self.settings.cors_origins)
-        return key
-
     def drain(self) -> None:
-        """New requests are not welcome any more; running ones get their grace time."""
+        """Take no new requests; those that run get their grace time."""
         self.is_draining = True
         self.backends.drain(self.settings.drain_seconds)
 
@@ -62,23 +53,23 @@ class Services:
         except ConfigError as exc:
             log.error("the configuration stays as it was: %s", exc)
             return
-        models = self.backends.build(config)
+        models = build_models(config, self.settings, self.backends, self.metrics)
         models.take_over(self.models)
         for model in models:
-            if model.backend.watch is not None:
-                model.backend.watch.starts.forgive()
+            if model.backend.monitor is not None:
+                model.backend.monitor.starts.forgive()
         self.models, self.keys = models, Keys(self.settings.api_keys, config.keys)
         self.warmer.schedule(models)
         log.info("the configuration has been read again")
 
-    def watch_all(self) -> None:
-        """Somebody wants to know how all endpoints are."""
+    def request_updates(self) -> None:
+        """Look how all endpoints are, for a client that asks."""
         for model in self.models:
-            if model.backend.watch is not None:
-                model.backend.watch.touch()
+            if model.backend.monitor is not None:
+                model.backend.monitor.request_updates()
 
 
-def services(connection: HTTPConnection) -> Services:
+def services_of(connection: HTTPConnection) -> Services:
     """The services of the application that serves this request."""
     found = connection.app.state.services
     assert isinstance(found, Services)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import msgspec
-from starlette.requests import Request
 
 from proxy.api.forms import FormContent, is_form
 from proxy.api.half_pairs import without_halves
@@ -19,12 +18,14 @@ from proxy.api.json_scan import Scan, count_items, finds_too_large_a_number, nee
 from proxy.api.route_table import Route
 from proxy.api.turns import Steps, Turns, at_once
 from proxy.errors import InvalidRequest, UnsupportedMediaType
-from proxy.http.body import MAX_CONTENT_TYPE_BYTES, Body, BodyReader
 from proxy.memory import Reservation
 
 MAX_MESSAGES = 100_000
 MAX_NAME_LENGTH = 1_000
 """Of a top-level field, and of a model."""
+MAX_CONTENT_TYPE_BYTES = 256
+COPIES = 2
+"""Each byte of a body counts as two: as it came, and in the job that is made of it."""
 MAX_SMALL_BYTES = 64 * 1024
 """Of a body that is checked in one go."""
 MAX_GLANCE_BYTES = 1024 * 1024
@@ -40,6 +41,14 @@ _NOT_JSON = (
 
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Body:
+    """A body's bytes, and what they hold of the memory for all; both go when it is dropped."""
+
+    raw: bytes
+    reservation: Reservation
 
 
 class Content(Protocol):
@@ -89,7 +98,7 @@ class JSONContent:
     """What it holds of the memory for all."""
 
     def naming(self, model: str | None) -> bytes:
-        """See Content. All other values keep their bytes."""
+        """The body with another model's name; all other values keep their bytes."""
         if model == self.model:
             return self.raw
         kept = {name: value for name, value in self.fields.items() if name != "model"}
@@ -98,7 +107,7 @@ class JSONContent:
 
 @dataclass(frozen=True, slots=True)
 class SentContent:
-    """What is kept of a body that was handed on. See Content."""
+    """The Content that is kept of a body which was handed on."""
 
     content_type: str
     model: str | None
@@ -144,26 +153,21 @@ class Call:
         return f"{self.route.path}?{self.query}" if self.query else self.route.path
 
 
-async def read_call(request: Request, route: Route, bodies: BodyReader) -> Call:
-    """Read a request's body and check it.
+async def parse_content(
+    body: Body, content_type: str, route: Route, turns: Turns
+) -> Content | None:
+    """A body, checked for what we rely on; None if there is none.
 
     Raises:
         InvalidRequest: with the name of the field that is wrong as its `param`.
         UnsupportedMediaType: it is neither JSON nor a form that this route takes.
-        RequestTooLarge, MemoryLimitReached, ClientDisconnect: see BodyReader.read.
     """
-    request_id: str = request.state.request_id
-    if route.method == "GET":
-        query = request.scope["query_string"].decode("latin-1")
-        return Call(request_id, route, query if query.isprintable() else "", None)
-    body = await bodies.read(request)
-    content_type = request.headers.get("content-type", "")
-    content = await _content(body, content_type, route, bodies.turns)
+    content = await _content(body, content_type, route, turns)
     if content is not None and len(content.model or "") > MAX_NAME_LENGTH:
         raise InvalidRequest(
             f"The model's name is longer than {MAX_NAME_LENGTH:,} characters.", param="model"
         )
-    return Call(request_id, route, "", content)
+    return content
 
 
 async def _content(body: Body, content_type: str, route: Route, turns: Turns) -> Content | None:

@@ -52,7 +52,7 @@ class StreamContext:
     chunk_id: str = ""
     """The id that an empty chunk has; if none is set, it follows from the request's."""
     outcome: str = ""
-    """How it ended, once it has: `completed`, or an error's code. See `request_log.py`."""
+    """How it ended, once it has: `completed`, or an error's code. See RequestContext."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,10 @@
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
 
-from proxy.api.call import Call, JSONContent
 from proxy.api.sse_framing import fields_of
 
 ReasoningFields = Literal["as_is", "both"]
@@ -21,9 +19,6 @@ OnTokens = Callable[[int, int], None]
 
 _OLD, _NEW = "reasoning_content", "reasoning"
 _LAST_OF_A_CHOICE = (b'"finish_reason":"', b'"finish_reason": "')
-MAX_OPTIONS_BYTES = 10_000
-"""Of `stream_options`, which hold two booleans."""
-_USAGE_ON_REQUEST = ("/v1/chat/completions", "/v1/completions")
 
 
 class Rewriter:
@@ -113,49 +108,6 @@ class Rewriter:
             if isinstance(usage, dict):
                 self._tokens_in = max(self._tokens_in, _count(usage, "prompt", "input"))
                 self._tokens_out = max(self._tokens_out, _count(usage, "completion", "output"))
-
-
-def asking_for_usage(call: Call) -> tuple[Call, bool]:
-    """The call with usage asked for at the end of its stream, and whether its client did not.
-
-    What vLLM would refuse, or take in a way of its own (`"include_usage": "no"`), stays as it is.
-    """
-    content = call.content
-    if call.route.path not in _USAGE_ON_REQUEST or not isinstance(content, JSONContent):
-        return call, False
-    options = _stream_options(content)
-    if not content.wants_stream or options is None:
-        return call, False
-    in_each_chunk = options.get("continuous_usage_stats")
-    if options.get("include_usage") not in (None, False) or in_each_chunk not in (
-        None,
-        False,
-        True,
-    ):
-        return call, False
-    if in_each_chunk:  # alone it means nothing to vLLM, beside `include_usage` it does
-        options["continuous_usage_stats"] = False
-    asked = {"stream_options": msgspec.Raw(msgspec.json.encode(options | {"include_usage": True}))}
-    fields, readable = dict(content.fields) | asked, dict(content.readable) | asked
-    raw = msgspec.json.encode(fields)
-    changed = replace(content, raw=raw, fields=fields, readable=readable)
-    return replace(call, content=changed), True
-
-
-def wants_usage(content: JSONContent) -> bool:
-    """Does the client ask for a stream's usage?"""
-    return bool((_stream_options(content) or {}).get("include_usage"))
-
-
-def _stream_options(content: JSONContent) -> dict[str, Any] | None:
-    """The stream's options; None if they are no such object, which vLLM refuses."""
-    value = content.readable.get("stream_options", msgspec.Raw(b"{}"))
-    if len(memoryview(value)) > MAX_OPTIONS_BYTES:
-        return None
-    try:
-        return msgspec.json.decode(value, type=dict[str, Any] | None) or {}
-    except (ValueError, RecursionError):
-        return None
 
 
 def _name_twice(part: Any) -> bool:

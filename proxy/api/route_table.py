@@ -1,43 +1,90 @@
-"""The routes by which a client may reach a worker: an allow-list, and what we know of each.
+"""The routes by which a client may reach a worker: an allow-list, and what is known of each.
 
 A route that is not on the list is refused; nothing else ever becomes a job. What reaches the
 worker is the path that the list has, never the client's own spelling of it.
 """
 
 import re
-from dataclasses import dataclass
-
-from starlette.requests import Request
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from proxy.api.dialects import CHAT, COMPLETIONS, MESSAGES, OPENAI, RESPONSES, Dialect
-from proxy.errors import UnknownRoute
 
-ROUTES = (
-    "POST /v1/chat/completions",
-    "POST /v1/chat/completions/batch",
-    "POST /v1/completions",
-    "POST /v1/embeddings",
-    "POST /v2/embed",
-    "POST /v1/responses",
-    "GET /v1/responses/{id}",
-    "POST /v1/responses/{id}/cancel",
-    "POST /v1/messages",
-    "POST /v1/messages/count_tokens",
-    "POST /v1/decisions",
-    "POST /v1/systemone",
-    "POST /generative_scoring",
-    "POST /v1/audio/transcriptions",
-    "POST /v1/audio/translations",
-    "POST /v1/audio/speech",
-    "POST /v1/rerank",
-    "POST /v2/rerank",
-    "POST /rerank",
-    "POST /v1/score",
-    "POST /score",
-    "POST /classify",
-    "POST /pooling",
-    "POST /tokenize",
-    "POST /detokenize",
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route of a worker: a row of the table, or what a request named by it."""
+
+    method: str
+    path: str
+    """With its parameters in braces, or filled in."""
+    dialect: Dialect = OPENAI
+    prompts: tuple[str, ...] = ()
+    """The fields of which one must be there; the first names what is missing."""
+    takes_form: bool = False
+    """Its body may be a multipart form."""
+    may_stream: bool = True
+    """Does vLLM stream here? Where it does not, it takes no notice of `stream` (vLLM 0.32)."""
+    has_usage_option: bool = False
+    """A stream tells its usage only where `stream_options` asks for it."""
+    stores_response: bool = False
+    """What it answers can be asked for later, by its id."""
+    counts_tokens: bool = False
+    """It generates nothing: it tells tokens, or how many there are."""
+    response_id: str | None = None
+    """Of the stored response that the path names."""
+
+    def __str__(self) -> str:
+        """As the settings have it."""
+        return f"{self.method} {self.path}"
+
+    @property
+    def needs_model(self) -> bool:
+        """Do clients of this route always name a model?"""
+        return bool(self.prompts)
+
+    @property
+    def is_chat(self) -> bool:
+        """Is it OpenAI's chat?"""
+        return self.dialect is CHAT
+
+
+def _post(path: str, *, may_stream: bool = False, counts_tokens: bool = False) -> Route:
+    return Route("POST", path, may_stream=may_stream, counts_tokens=counts_tokens)
+
+
+TABLE = (
+    Route("POST", "/v1/chat/completions", CHAT, ("messages",), has_usage_option=True),
+    _post("/v1/chat/completions/batch", may_stream=True),
+    Route(
+        "POST",
+        "/v1/completions",
+        COMPLETIONS,
+        ("prompt", "prompt_embeds"),
+        has_usage_option=True,
+    ),
+    Route("POST", "/v1/embeddings", prompts=("input", "messages"), may_stream=False),
+    _post("/v2/embed"),
+    Route("POST", "/v1/responses", RESPONSES, stores_response=True),
+    Route("GET", "/v1/responses/{id}", RESPONSES),
+    _post("/v1/responses/{id}/cancel"),
+    Route("POST", "/v1/messages", MESSAGES, ("messages",)),
+    Route("POST", "/v1/messages/count_tokens", MESSAGES, may_stream=False, counts_tokens=True),
+    _post("/v1/decisions", may_stream=True),
+    _post("/v1/systemone", may_stream=True),
+    _post("/generative_scoring", may_stream=True),
+    Route("POST", "/v1/audio/transcriptions", takes_form=True),
+    Route("POST", "/v1/audio/translations", takes_form=True),
+    _post("/v1/audio/speech"),
+    _post("/v1/rerank"),
+    _post("/v2/rerank"),
+    _post("/rerank"),
+    _post("/v1/score"),
+    _post("/score"),
+    _post("/classify"),
+    _post("/pooling"),
+    _post("/tokenize", counts_tokens=True),
+    _post("/detokenize", counts_tokens=True),
 )
 """What vLLM serves to clients by default, 0.32 and 0.33 (`/v1/decisions` is new there).
 
@@ -45,6 +92,7 @@ Its routes for operators (sleep, LoRA loading, ...) are not here, nor those that
 it was started with `--enable-scale-out` (`*/render`, `*/derender`, `/inference/v1/generate`), nor
 `/v1/realtime`, which is a WebSocket.
 """
+ROUTES = tuple(map(str, TABLE))
 
 OWN_PATHS = ("/health", "/ready", "/metrics", "/openapi.json", "/v1/models")
 """What the proxy answers itself."""
@@ -54,61 +102,7 @@ _PATTERN = re.compile(
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,199}")
 
-_DIALECTS = {
-    "/v1/chat/completions": CHAT,
-    "/v1/completions": COMPLETIONS,
-    "/v1/responses": RESPONSES,
-    "/v1/responses/{id}": RESPONSES,
-    "/v1/messages": MESSAGES,
-    "/v1/messages/count_tokens": MESSAGES,
-}
-PROMPTS: dict[str, tuple[str, ...]] = {
-    "/v1/chat/completions": ("messages",),
-    "/v1/completions": ("prompt", "prompt_embeds"),
-    "/v1/embeddings": ("input", "messages"),
-    "/v1/messages": ("messages",),
-}
-FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
-"""What takes a multipart form. A route that an operator has added may take one as well."""
-_NEVER_STREAMED = {
-    "/v1/embeddings",
-    "/v2/embed",
-    "/v1/messages/count_tokens",
-    "/v1/responses/{id}/cancel",
-    "/v1/audio/speech",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/rerank",
-    "/v1/score",
-    "/score",
-    "/classify",
-    "/pooling",
-    "/tokenize",
-    "/detokenize",
-}
-"""Routes whose answer is never a stream of events, whatever the request says (vLLM 0.32)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One route of a worker, as a request named it."""
-
-    method: str
-    path: str
-    response_id: str | None = None
-    """Of the stored response that the path names."""
-    prompts: tuple[str, ...] = ()
-    """The fields of which one must be there; the first names what is missing."""
-    dialect: Dialect = OPENAI
-    takes_form: bool = False
-    """Its body may be a multipart form."""
-    may_stream: bool = True
-    """Does vLLM stream here? Where it does not, it takes no notice of `stream`."""
-
-    @property
-    def needs_model(self) -> bool:
-        """Do clients of this route always name a model?"""
-        return bool(self.prompts)
+_BY_NAME = {str(route): route for route in TABLE}
 
 
 def check_route(pattern: str) -> None:
@@ -123,22 +117,24 @@ def check_route(pattern: str) -> None:
         raise ValueError(f"'{pattern}' is answered by the proxy itself; leave it out")
 
 
-def route_of(request: Request, pattern: str) -> Route:
-    """The route of a request that matched this path of the list.
+def find_route(pattern: str) -> Route:
+    """The table's row for `METHOD /path`, or a new one for a route that an operator has added."""
+    method, _, path = pattern.partition(" ")
+    return _BY_NAME.get(pattern) or Route(method, path, takes_form=True)
 
-    Raises:
-        UnknownRoute: the path is spelt with tricks.
+
+def named_by(route: Route, parameters: Mapping[str, str], *, is_plain: bool) -> Route | None:
+    """The route with the values of its path's parameters; None if the path is spelt with tricks.
+
+    `is_plain`: nothing in the path was escaped.
     """
-    values: dict[str, str] = request.path_params
-    is_plain = b"%" not in request.scope["raw_path"]
-    if not is_plain or not all(_SEGMENT.fullmatch(value) for value in values.values()):
-        raise UnknownRoute(f"Unknown request URL: {request.method} {request.url.path}.")
-    return Route(
-        request.method,
-        _PARAMETER.sub(lambda found: values[found[1]], pattern),
-        values.get("id") if pattern.startswith("/v1/responses/") else None,
-        PROMPTS.get(pattern, ()),
-        _DIALECTS.get(pattern, OPENAI),
-        pattern in FORMS or f"{request.method} {pattern}" not in ROUTES,
-        may_stream=pattern not in _NEVER_STREAMED,
+    if not is_plain or not all(_SEGMENT.fullmatch(value) for value in parameters.values()):
+        return None
+    if not parameters:
+        return route
+    is_response = route.path.startswith("/v1/responses/")
+    return replace(
+        route,
+        path=_PARAMETER.sub(lambda found: parameters[found[1]], route.path),
+        response_id=parameters.get("id") if is_response else None,
     )

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from proxy.api.answer import Answer, WrappedAnswer
-from proxy.backends.health_monitor import Watch
+from proxy.backends.health_monitor import HealthMonitor
 from proxy.errors import JobNotFound, ModelStartFailed, ProxyError, VLLMError
 
 REQUEUED_LOOK_SECONDS = 1.0
@@ -22,12 +22,12 @@ class ColdStartAnswer(WrappedAnswer):
     def __init__(
         self,
         answer: Answer,
-        watch: Watch,
+        monitor: HealthMonitor,
         worker_of: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> None:
         self._answer = self.inner = answer
-        self._watch = watch
-        self._starts = watch.starts
+        self._monitor = monitor
+        self._starts = monitor.starts
         self._worker_of = worker_of
         self._learning: asyncio.Task[None] | None = None
 
@@ -39,10 +39,10 @@ class ColdStartAnswer(WrappedAnswer):
                 no further start is tried.
         """
         if self._starts.failure is not None:
-            self._watch.touch()
+            self._monitor.request_updates()
             self._starts.check()
         opening = asyncio.create_task(self._answer.open())
-        with self._watch.waiting():
+        with self._monitor.waiting():
             try:
                 await self._wait_for(opening)
                 first = opening.result()
@@ -82,7 +82,7 @@ class ColdStartAnswer(WrappedAnswer):
     def _note_answer(self) -> None:
         if self.head is not None and not self.head.is_workers:
             return
-        self._watch.note_answer()
+        self._monitor.note_answer()
         self._starts.note_answer(self)
         if self._worker_of is not None and self._starts.workers.may_ask():
             self._learning = asyncio.create_task(self._learn(self._worker_of))

@@ -39,7 +39,7 @@ class Terms:
     first_token: float
     idle: float
     total: float
-    poll: float
+    keep_alive: float
     """How often the caller is back at work at least, so that it can send a keep-alive."""
     low_priority: bool = False
     """The job is not to start another worker."""
@@ -134,7 +134,7 @@ class Deadlines:
 
     async def result(self, work: asyncio.Future[T]) -> T:
         """Wait for work to its end; raises what `seconds_left` raises, and leaves it as it is."""
-        while not await self.wait(work, self.terms.poll):
+        while not await self.wait(work, self.terms.keep_alive):
             pass
         return work.result()
 

@@ -59,7 +59,7 @@ NO_WORKERS = "jobs wait and no worker is being started; the endpoint's maximum m
 UNREACHABLE = "RunPod does not tell how the endpoint is"
 
 
-class Watch:
+class HealthMonitor:
     """Looks at one endpoint. `ask` calls its /health; `starts` hears of starts that failed.
 
     `clock` measures how long starts take; `progress` finds out what they do, where it may.
@@ -118,7 +118,7 @@ class Watch:
         return time.monotonic() - self._told > OLD_SECONDS
 
     @property
-    def why_nobody_answers(self) -> str:
+    def cold_start_reason(self) -> str:
         """What to tell a client whose request no worker took."""
         match self.state:
             case State.UNKNOWN:
@@ -127,7 +127,7 @@ class Watch:
                 return "all workers are busy"
         return self.reason
 
-    def touch(self) -> None:
+    def request_updates(self) -> None:
         """Somebody wants to know: look, now if it is time, and again for a while."""
         self._wanted_until = time.monotonic() + WANTED_SECONDS
         if self._looking is None or self._looking.done():
@@ -139,7 +139,7 @@ class Watch:
         """Look more often meanwhile, unless a worker is up: a request waits for one."""
         self._waiting += 1
         self.clock.begin()
-        self.touch()
+        self.request_updates()
         if self._waiting == 1 or not self._is_up:
             self._is_urgent.set()
         try:
@@ -169,10 +169,10 @@ class Watch:
         if self._progress is not None:
             self._progress.end()
 
-    async def current(self) -> State:
+    async def current_state(self) -> State:
         """The state as of a moment ago; asks for it if the last look is older."""
         if time.monotonic() - self._looked > LOOK_SECONDS * 2:
-            self.touch()
+            self.request_updates()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_SECONDS):
                     await self._has_looked.wait()
@@ -185,7 +185,7 @@ class Watch:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
 
-    def note(self, health: Health, now: float) -> None:
+    def observe(self, health: Health, now: float) -> None:
         """Take one look's counters, seen at `now` (seconds, monotonic)."""
         before = self._state
         if now - self._noted > OLD_SECONDS or not health.up:
@@ -248,7 +248,7 @@ class Watch:
     async def _look(self) -> None:
         while self._waiting or time.monotonic() < self._wanted_until:
             try:
-                self.note(Health.of(await self._ask()), time.monotonic())
+                self.observe(Health.of(await self._ask()), time.monotonic())
             except (ProxyError, JobNotFound):
                 self._health = None
                 self._set(State.UNKNOWN, UNREACHABLE)

@@ -22,9 +22,10 @@ from proxy.api.answer import JSON, Answer, Head, checked_head
 from proxy.api.call import Call, Content
 from proxy.api.sse_framing import DONE, Completion, WholeEvents
 from proxy.backends.admission import Admission
+from proxy.backends.backend import InFlight
 from proxy.backends.cold_start import ColdStartAnswer
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
-from proxy.backends.health_monitor import Watch
+from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Trust
 from proxy.backends.response_bodies import pieces_of
 from proxy.backends.runpod.endpoint import CANNOT_BE_SENT
@@ -50,9 +51,9 @@ NO_WORKER: Final = ("timed out waiting for worker", "no workers available")
 
 
 class Relay:
-    """A server that is asked by HTTP. See Backend.
+    """The Backend that is a server asked by HTTP.
 
-    With a `watch` it is a load-balancing endpoint, whose cold start is waited out.
+    With a `monitor` it is a load-balancing endpoint, whose cold start is waited out.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class Relay:
         shutdown: Shutdown,
         memory: Memory,
         standing: Standing,
-        watch: Watch | None = None,
+        monitor: HealthMonitor | None = None,
         on_worker_seconds: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.served: dict[str, int | None] = {}
-        self.watch = watch
+        self.monitor = monitor
         self.on_worker_seconds = on_worker_seconds
         """Told of each answer how long a worker was at it."""
         self.shutdown = shutdown
@@ -83,7 +84,7 @@ class Relay:
         self._api_key = api_key
 
     def ask(self, call: Call, served_as: str | None, terms: Terms) -> Answer:
-        """See Backend."""
+        """The server's answer; the request is sent when it is opened."""
         headers = {"accept-encoding": "identity", "x-request-id": call.request_id}
         if self._api_key:
             headers["authorization"] = f"Bearer {self._api_key}"
@@ -95,7 +96,7 @@ class Relay:
         try:
             request = self._client.build_request(
                 call.route.method,
-                address(self._url, call.target, is_base=self.watch is None),
+                address(self._url, call.target, is_base=self.monitor is None),
                 content=body,
                 headers=headers,
                 timeout=httpx.Timeout(None, connect=terms.connect),
@@ -103,12 +104,21 @@ class Relay:
         except CANNOT_BE_SENT:
             raise _cannot_be_sent() from None
         answer = RelayedAnswer(self, request, body, call.route.dialect.ends, terms)
-        return answer if self.watch is None else ColdStartAnswer(answer, self.watch)
+        return answer if self.monitor is None else ColdStartAnswer(answer, self.monitor)
+
+    def in_flight(self) -> InFlight:
+        """Answers that have not come to their end; those without a head count as waiting."""
+        waiting = sum(live.head is None for live in self._live)
+        return InFlight(waiting, len(self._live) - waiting)
+
+    async def close(self, seconds: float) -> None:
+        """Ask for /health no more, where it was asked. A call that is left submits nothing."""
+        if self.monitor is not None:
+            await self.monitor.close()
 
     def admit(self, answer: "RelayedAnswer") -> None:
         """Count an answer as under way; raises EndpointOverloaded if there are too many."""
-        waiting = sum(live.head is None for live in self._live)
-        self._admission.check(live=len(self._live), waiting=waiting)
+        self._admission.check(live=len(self._live), waiting=self.in_flight().waiting)
         self._live.add(answer)
 
     def release(self, answer: "RelayedAnswer") -> None:
@@ -269,9 +279,9 @@ class RelayedAnswer:
                 raise UpstreamUnavailable("The connection to the model's server broke.") from exc
             if failure is None:
                 return response
-            if self._relay.watch is None:
+            if self._relay.monitor is None:
                 raise failure
-            self._relay.watch.touch()
+            self._relay.monitor.request_updates()
             await self._deadlines.sleep(pause(attempt))
         raise AssertionError("unreachable")
 
@@ -304,7 +314,7 @@ class RelayedAnswer:
             if self._relay.trust.holds:
                 return refusal  # no worker has seen the call
             raise refusal
-        if self._relay.watch is None:
+        if self._relay.monitor is None:
             return None
         if status in (502, 503, 504, 524):
             await response.aclose()
@@ -322,7 +332,7 @@ class RelayedAnswer:
         """The next bytes, or none if nothing came for a while; None at the end."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
-        if not await self._deadlines.wait(self._reading, self._deadlines.terms.poll):
+        if not await self._deadlines.wait(self._reading, self._deadlines.terms.keep_alive):
             return b""
         reading, self._reading = self._reading, None
         try:
@@ -347,8 +357,8 @@ class RelayedAnswer:
         return await anext(self._chunks, None)
 
     def _cold_start_reason(self) -> str:
-        watch = self._relay.watch
-        return watch.why_nobody_answers if watch else "its server does not answer"
+        monitor = self._relay.monitor
+        return monitor.cold_start_reason if monitor else "its server does not answer"
 
 
 def address(url: str, target: str, *, is_base: bool) -> str:

@@ -16,10 +16,11 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from proxy.api.call import COPIES
 from proxy.api.keep_alive import Mode
 from proxy.api.rewriting import ReasoningFields
 from proxy.api.route_table import ROUTES, check_route
-from proxy.backends.runpod.pacing import Limit
+from proxy.config.limits import CallLimit, call_limit
 from proxy.config.mistakes import did_you_mean, reason
 from proxy.config.values import (
     BLANKS,
@@ -31,9 +32,7 @@ from proxy.config.values import (
     printable,
     trimmed,
 )
-from proxy.http.body import COPIES
 
-_LIMIT = re.compile(r"(\d{1,9})/(\d{1,9})")
 _ORIGIN = re.compile(
     r"\*|null|(?!http://.*:80$|https://.*:443$)"
     r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?"
@@ -70,16 +69,6 @@ _CONTRADICTIONS = (
 """Pairs of settings of which the first should not be above the second, and what it means."""
 
 
-def _limit(value: object) -> object:
-    """`2000/400` as a Limit: calls in ten seconds, and at once."""
-    if isinstance(value, Limit):
-        return value
-    match = _LIMIT.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None or not (int(match[1]) and int(match[2])):
-        raise ValueError("give calls in ten seconds and calls at once, as in 2000/400")
-    return Limit(int(match[1]), int(match[2]))
-
-
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -91,7 +80,7 @@ def _from_home(path: Path) -> Path:
         raise ValueError("there is no home folder for this user; name a whole path") from None
 
 
-RateLimit = Annotated[Limit, BeforeValidator(_limit), NoDecode]
+RateLimit = Annotated[CallLimit, BeforeValidator(call_limit), NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Hold = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
 KeepAlive = Annotated[float, Field(ge=1, le=LONGEST_POLL_SECONDS)]
@@ -201,13 +190,13 @@ class Settings(BaseSettings):
         default=Path("~/.local/state/runpod-openai-proxy"), validate_default=True
     )
     """Where the journal of jobs in flight is kept."""
-    run_limit: RateLimit = Limit(1000, 200)
+    run_limit: RateLimit = CallLimit(1000, 200)
     """RunPod's limit for /run: calls in ten seconds, and at once."""
-    stream_limit: RateLimit = Limit(2000, 400)
+    stream_limit: RateLimit = CallLimit(2000, 400)
     """The same for /stream: what all live streams together may poll."""
-    status_limit: RateLimit = Limit(2000, 400)
+    status_limit: RateLimit = CallLimit(2000, 400)
     """The same for /status."""
-    cancel_limit: RateLimit = Limit(100, 20)
+    cancel_limit: RateLimit = CallLimit(100, 20)
     """The same for /cancel."""
     shutdown_delay_seconds: Hold = 0
     """How long everything is still answered after SIGTERM, with /ready saying 503."""

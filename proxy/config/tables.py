@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -23,15 +23,13 @@ from pydantic import (
     Field,
     SecretStr,
     Tag,
-    ValidationError,
     model_validator,
 )
 
 from proxy.api.keep_alive import Mode
-from proxy.config.file import ConfigError, ConfigFile, Misplaced
+from proxy.config.file import Misplaced
 from proxy.config.mistakes import did_you_mean
 from proxy.config.settings import (
-    NO_KEYS,
     Count,
     Hold,
     KeepAlive,
@@ -43,10 +41,8 @@ from proxy.config.values import (
     BLANKS,
     check_base_url,
     check_id,
-    check_key,
     check_name,
     check_variable,
-    shown_variable,
     trimmed,
 )
 
@@ -87,13 +83,13 @@ def _url_or_none(value: str) -> str:
     return check_base_url(value) if value else value
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
 
 
-class EndpointConfig(_Table):
+class EndpointConfig(Table):
     """A RunPod endpoint."""
 
     kind: Literal["queue", "load-balancing"] = "queue"
@@ -127,7 +123,7 @@ class EndpointConfig(_Table):
         return self.url or LOAD_BALANCING_URL.format(id=self.id or name)
 
 
-class FallbackURL(_Table):
+class FallbackURL(Table):
     """Any OpenAI-compatible server, to be asked in a model's place."""
 
     url: BaseURL
@@ -157,7 +153,7 @@ Fallback = Annotated[
 ]
 
 
-class ModelConfig(_Table):
+class ModelConfig(Table):
     """A model that clients may name."""
 
     endpoint: str
@@ -191,7 +187,7 @@ class ModelConfig(_Table):
     """Its tokenizer.json, to count tokens behind the wake-up shield while no worker is up."""
 
 
-class KeyConfig(_Table):
+class KeyConfig(Table):
     """A key that clients may use."""
 
     env: Variable = ""
@@ -218,7 +214,7 @@ class KeyConfig(_Table):
         return self
 
 
-class Config(_Table):
+class Config(Table):
     """The whole of it."""
 
     endpoints: dict[Name, EndpointConfig] = Field(min_length=1)
@@ -267,27 +263,6 @@ class Config(_Table):
         return self
 
 
-def load(settings: Settings) -> Config:
-    """The configuration that the settings name, or that they are.
-
-    Raises:
-        ConfigError: the file cannot be read, or something in it is wrong.
-    """
-    if settings.config is None:
-        return _of_environment(settings)
-    file = ConfigFile(settings.config)
-    try:
-        config = Config.model_validate(file.parsed())
-        if config.open_endpoint is not None:
-            raise Misplaced("there is no such field", "open_endpoint")
-        _check_environment(config, settings)
-    except ValidationError as exc:
-        raise ConfigError(*file.explained(exc, _fields)) from None
-    except Misplaced as exc:
-        raise ConfigError(file.sentence(exc.place, str(exc))) from None
-    return config
-
-
 def secret(name: str) -> SecretStr:
     """The key that an environment variable holds, without the line's end that files have."""
     return SecretStr(os.environ.get(name, "").strip(BLANKS))
@@ -296,70 +271,6 @@ def secret(name: str) -> SecretStr:
 def digest(key: SecretStr) -> bytes:
     """The SHA-256 by which a key is known."""
     return hashlib.sha256(key.get_secret_value().encode()).digest()
-
-
-def _of_environment(settings: Settings) -> Config:
-    endpoint = settings.runpod_endpoint_id
-    assert endpoint is not None, "checked by Settings"
-    return Config(
-        endpoints={endpoint: EndpointConfig()},
-        models={name: ModelConfig(endpoint=endpoint) for name in settings.models},
-        open_endpoint=None if settings.models else endpoint,
-    )
-
-
-def _check_environment(config: Config, settings: Settings) -> None:
-    """Are the keys there that the file only names, and is each of them one holder's alone?"""
-    if not settings.api_keys and not config.keys and not settings.allow_anonymous:
-        raise Misplaced(f"{NO_KEYS}. PROXY_API_KEYS may name them as well", "keys")
-    for number in range(1, len(settings.api_keys) + 1):
-        if (name := f"key-{number}") in config.keys:  # two holders must not be taken for one
-            raise Misplaced("a key of PROXY_API_KEYS has this name", "keys", name)
-    named = {
-        ("endpoints", name, "api_key_env"): e.api_key_env for name, e in config.endpoints.items()
-    }
-    named |= {
-        ("endpoints", name, "rest_api_key_env"): e.rest_api_key_env
-        for name, e in config.endpoints.items()
-        if e.rest_api_key_env
-    }
-    named |= {("keys", name, "env"): key.env for name, key in config.keys.items() if key.env}
-    for name, model in config.models.items():
-        if isinstance(model.fallback, FallbackURL) and model.fallback.api_key_env:
-            named["models", name, "fallback"] = model.fallback.api_key_env
-    for place, variable in named.items():
-        if variable == "RUNPOD_API_KEY" and settings.runpod_api_key is not None:
-            continue
-        key = secret(variable).get_secret_value()
-        if not key:
-            shown = shown_variable(variable)
-            raise Misplaced(f"the environment variable {shown} is not set", *place)
-        try:
-            check_key(key)
-        except ValueError as exc:
-            raise Misplaced(f"the environment variable {variable}: {exc}", *place) from None
-    _check_holders(config, settings)
-
-
-def _check_holders(config: Config, settings: Settings) -> None:
-    """The first of two would take the other's place, and what it may do with it."""
-    holders = {digest(key): "one of PROXY_API_KEYS" for key in settings.api_keys}
-    for name, key in config.keys.items():
-        if (holder := holders.setdefault(key.digest, f"that of {name}")) != f"that of {name}":
-            raise Misplaced(f"the key is the same as {holder}", "keys", name)
-
-
-def _fields(place: Sequence[str]) -> list[str]:
-    """The names that may stand where this one does."""
-    if len(place) == 1:
-        return ["endpoints", "models", "keys"]
-    tables: dict[str, type[_Table]] = {
-        "endpoints": EndpointConfig,
-        "models": ModelConfig,
-        "keys": KeyConfig,
-    }
-    table = FallbackURL if len(place) == 4 else tables[place[0]]
-    return list(table.model_fields)
 
 
 def _no(kind: str, name: str, known: Iterable[str]) -> str:

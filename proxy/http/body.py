@@ -5,31 +5,22 @@ Bodies are unpacked in pieces, between which the event loop does everything else
 
 import zlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from proxy.api.call import COPIES, Body, Call, parse_content
+from proxy.api.route_table import Route
 from proxy.api.turns import Steps, Turns
 from proxy.errors import InvalidRequest, ProxyError, RequestTooLarge, UnsupportedMediaType
+from proxy.http.context import context_of
 from proxy.memory import Memory, Reservation
 
 DISCARDED_BYTES = 64 * 1024 * 1024
 """How much of a body that is refused is still read, so that the client gets to our answer."""
-MAX_CONTENT_TYPE_BYTES = 256
-COPIES = 2
-"""Each byte of a body counts as two: as it came, and in the job that is made of it."""
 PIECE_BYTES = 64 * 1024
 """So much is unpacked at a time."""
 PACKED_PIECE_BYTES = 4 * 1024
 """Out of so much; the rest of a piece is copied at each end of a gzip member."""
-
-
-@dataclass(slots=True)
-class Body:
-    """The bytes, and what they hold of the memory for all; both go when it is dropped."""
-
-    raw: bytes
-    reservation: Reservation
 
 
 class BodyReader:
@@ -74,6 +65,30 @@ class BodyReader:
 
     def _buffer(self) -> "_Buffer":
         return _Buffer(self._max_bytes, self._memory.reserve())
+
+
+async def read_call(request: Request, route: Route) -> Call:
+    """Read a request, and check it.
+
+    Raises:
+        InvalidRequest, UnsupportedMediaType: see `parse_content`, and BodyReader.read.
+        RequestTooLarge, MemoryLimitReached, ClientDisconnect: see BodyReader.read.
+    """
+    request_id = context_of(request).id
+    if route.method == "GET":
+        query = request.scope["query_string"].decode("latin-1")
+        return Call(request_id, route, query if query.isprintable() else "", None)
+    bodies = _bodies_of(request)
+    body = await bodies.read(request)
+    content_type = request.headers.get("content-type", "")
+    content = await parse_content(body, content_type, route, bodies.turns)
+    return Call(request_id, route, "", content)
+
+
+def _bodies_of(request: Request) -> BodyReader:
+    bodies = request.app.state.bodies
+    assert isinstance(bodies, BodyReader)
+    return bodies
 
 
 class _Buffer:

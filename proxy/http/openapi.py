@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from proxy.api.route_table import PROMPTS
+from proxy.api.route_table import Route, find_route
 
 _ERROR: dict[str, Any] = {
     "description": "An error, in OpenAI's envelope",
@@ -55,8 +55,8 @@ def page(title: str, version: str, patterns: Iterable[str]) -> dict[str, Any]:
     """The document, for an allow-list of `METHOD /path` patterns and the proxy's own routes."""
     paths: dict[str, dict[str, Any]] = {}
     for pattern in patterns:
-        method, _, path = pattern.partition(" ")
-        paths.setdefault(path, {})[method.lower()] = _relayed(method, path)
+        route = find_route(pattern)
+        paths.setdefault(route.path, {})[route.method.lower()] = _relayed(route)
     paths["/v1/models"] = {"get": _own("The models, and the state of each one's endpoint")}
     paths["/v1/models/{id}"] = {"get": _own("One model", "id")}
     paths["/v1/models/{id}/warm"] = {"post": _own("Wake a worker for a model", "id")}
@@ -70,13 +70,13 @@ def page(title: str, version: str, patterns: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _relayed(method: str, path: str) -> dict[str, Any]:
-    operation = _own("Answered by a worker", *re.findall(r"\{(\w+)\}", path))
-    if method == "GET":
+def _relayed(route: Route) -> dict[str, Any]:
+    operation = _own("Answered by a worker", *re.findall(r"\{(\w+)\}", route.path))
+    if route.method == "GET":
         return operation
-    schema = {"multipart/form-data": _form()} if "/audio/tr" in path else {}
-    content = schema or {"application/json": {"schema": _body(path)}}
-    return operation | {"requestBody": {"content": content, "required": bool(PROMPTS.get(path))}}
+    schema = {"multipart/form-data": _form()} if "/audio/tr" in route.path else {}
+    content = schema or {"application/json": {"schema": _body(route)}}
+    return operation | {"requestBody": {"content": content, "required": route.needs_model}}
 
 
 def _own(summary: str, *parameters: str) -> dict[str, Any]:
@@ -90,16 +90,15 @@ def _own(summary: str, *parameters: str) -> dict[str, Any]:
     }
 
 
-def _body(path: str) -> dict[str, Any]:
-    prompts = PROMPTS.get(path, ())
+def _body(route: Route) -> dict[str, Any]:
     properties: dict[str, Any] = {
         "model": {"type": "string", "minLength": 1},
         "stream": {"type": ["boolean", "null"]},
     }
-    properties |= {name: _MESSAGES if name == "messages" else _PROMPT for name in prompts}
+    properties |= {name: _MESSAGES if name == "messages" else _PROMPT for name in route.prompts}
     body: dict[str, Any] = {"type": "object", "properties": properties}
-    if prompts:
-        body |= {"required": ["model"], "anyOf": [{"required": [name]} for name in prompts]}
+    if route.needs_model:
+        body |= {"required": ["model"], "anyOf": [{"required": [name]} for name in route.prompts]}
     return body
 
 

@@ -21,8 +21,10 @@ from proxy.api.answer import JSON, Answer, Head
 from proxy.api.call import Call
 from proxy.api.rewriting import Rewriter
 from proxy.errors import ProxyError, RouteNotServed, VLLMError
+from proxy.http.context import context_of
 from proxy.http.disconnect import ClientLeft, unless_client_leaves
-from proxy.memory import Memory, Reservation
+from proxy.memory import Reservation
+from proxy.services import services_of
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +40,9 @@ async def plain_response(
     call: Call,
     answer: Answer,
     first: bytes,
-    *,
     model: str,
     headers: Mapping[str, str],
     rewriter: Rewriter | None,
-    memory: Memory,
 ) -> Response:
     """An opened answer with the worker's own status.
 
@@ -50,7 +50,7 @@ async def plain_response(
         ClientLeft: the client has gone.
         ProxyError: the answer broke while it was small, or there was no room for it.
     """
-    held, rest = memory.reserve_for_answer(), answer.pieces()
+    held, rest = services_of(request).memory.reserve_for_answer(), answer.pieces()
     max_bytes = MAX_REWRITTEN_BYTES if rewriter else MAX_WHOLE_BYTES
     beginning = await unless_client_leaves(request, _beginning(first, rest, max_bytes, held))
     head = answer.head
@@ -59,23 +59,23 @@ async def plain_response(
     if head.content_type:
         headers["content-type"] = head.content_type
     if not beginning.is_whole:
-        return _PiecewiseResponse(request, beginning.body, rest, held, head.status, headers)
+        return _PiecewiseResponse(request, answer, beginning.body, rest, held, head.status, headers)
     body = beginning.body
     if rewriter is not None:
         body = rewriter.body(body)
         rewriter.end()
     head = replace(head, status=meant_status(head, body))
     if head.status >= 400:
-        request.state.outcome = VLLMError.code
-        return error_response(call, model, head, body, headers)
+        context_of(request).outcome = VLLMError.code
+        return _error_response(call, model, head, body, headers)
     return Response(body, head.status, headers, background=BackgroundTask(held.release))
 
 
-def error_response(
+def _error_response(
     call: Call, model: str, head: Head, body: bytes, headers: Mapping[str, str]
 ) -> Response:
     """An error that the model's server answered; raises RouteNotServed if it has no such route."""
-    error = answered_error(head.status, body, f"{call.route.method} {call.route.path}", model)
+    error = answered_error(head.status, body, str(call.route), model)
     if isinstance(error, RouteNotServed):
         raise error
     told = call.route.dialect.body(error, call.request_id)
@@ -146,6 +146,7 @@ class _PiecewiseResponse(Response):
     def __init__(
         self,
         request: Request,
+        answer: Answer,
         beginning: bytes,
         rest: AsyncIterator[bytes],
         held: Reservation,
@@ -155,6 +156,7 @@ class _PiecewiseResponse(Response):
         super().__init__(None, status, headers)
         del self.headers["content-length"]
         self._request = request
+        self._answer = answer
         self._beginning = beginning
         self._rest = rest
         self._held = held
@@ -168,6 +170,7 @@ class _PiecewiseResponse(Response):
                 "headers": self.raw_headers,
             }
         )
+        context = context_of(self._request)
         piece: bytes | None = self._beginning
         self._beginning = b""
         try:
@@ -177,12 +180,12 @@ class _PiecewiseResponse(Response):
                     self._held.release()
                 piece = await unless_client_leaves(self._request, anext(self._rest, None))
         except ClientLeft:
-            self._request.state.outcome = "client_left"
+            context.outcome = "client_left"
             return
         except ProxyError as exc:
-            self._request.state.outcome = exc.code or exc.type
-            log.warning("%s is cut off: %s", self._request.state.request_id, exc)
+            context.note_error(exc)
+            log.warning("%s is cut off: %s", context.id, exc)
             return
         finally:
-            self._request.state.answer.close()
+            self._answer.close()
         await send({"type": "http.response.body", "body": b""})

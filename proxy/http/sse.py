@@ -71,7 +71,7 @@ class EventStream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            scope["state"]["outcome"] = self._context.outcome or "client_left"
+            scope["state"]["context"].outcome = self._context.outcome or "client_left"
             if self._rewriter is not None:
                 self._rewriter.end()
             self._opening.cancel()

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from proxy.errors import WebSocketsNotServed
+from proxy.http.error_responses import error_response
 
 WEBSOCKET_OFFER = (b"upgrade", b"websocket")
 """The header by which `server.py` hands on a handshake; other upgrades it declines by itself."""
@@ -31,7 +32,4 @@ class WithoutWebSockets:
 
 
 def _refusal(scope: Scope) -> Response:
-    error, state = WebSocketsNotServed(), scope["state"]
-    state["outcome"] = error.code
-    body = state["dialect"].body(error, state["request_id"])
-    return Response(body, error.status, error.headers, "application/json")
+    return error_response(scope["state"]["context"], WebSocketsNotServed())

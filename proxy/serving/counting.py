@@ -24,7 +24,6 @@ from proxy.errors import ModelAsleep
 
 log = logging.getLogger(__name__)
 
-ROUTES: Final = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
 TOKENS_PER_MESSAGE: Final = 4
 """What a chat template writes around a message: two or three marks, and its role."""
 

@@ -9,9 +9,9 @@ from typing import Any
 from proxy.api.answer import Answer
 from proxy.api.call import Call
 from proxy.api.keep_alive import Mode
+from proxy.backends.backend import Backend
 from proxy.backends.deadlines import Terms
 from proxy.backends.health_monitor import State
-from proxy.backends.runpod.queue import Backend
 from proxy.config.mistakes import nearest
 from proxy.config.values import MAX_NAME_LENGTH
 from proxy.errors import InvalidRequest, ModelNotFound
@@ -52,7 +52,7 @@ class Model:
     @property
     def state(self) -> State:
         """The state of its endpoint."""
-        return self.backend.watch.state if self.backend.watch else State.READY
+        return self.backend.monitor.state if self.backend.monitor else State.READY
 
     @property
     def known_max_model_len(self) -> int | None:
@@ -61,8 +61,8 @@ class Model:
 
     async def is_awake(self) -> bool:
         """Is a worker up, as of a moment ago?"""
-        watch = self.backend.watch
-        return watch is None or await watch.current() is State.READY
+        monitor = self.backend.monitor
+        return monitor is None or await monitor.current_state() is State.READY
 
     def ask(self, call: Call, terms: Terms) -> Answer:
         """The answer to this call, from whoever gives it; nothing happens until it is opened."""
@@ -70,8 +70,9 @@ class Model:
             return self.backend.ask(call, self.served_as, terms)
         second = self.fallback
         is_broken = self.state is State.UNHEALTHY
-        if is_broken and self.backend.watch is not None:
-            self.backend.watch.touch()  # nobody else may want to know when it is well again
+        if is_broken and self.backend.monitor is not None:
+            # No waiting request does, which would show when it is well again.
+            self.backend.monitor.request_updates()
         return FallbackAnswer(
             None if is_broken else self.backend.ask(call, self.served_as, terms),
             lambda: second.ask(call, second.terms),
@@ -91,8 +92,8 @@ class Model:
             entry["max_model_len"] = length
         if self.parent is not None:
             entry["parent"] = self.parent
-        if (watch := self.backend.watch) is not None:
-            entry |= {"state": watch.state, "state_reason": watch.reason}
+        if (monitor := self.backend.monitor) is not None:
+            entry |= {"state": monitor.state, "state_reason": monitor.reason}
         return entry
 
 

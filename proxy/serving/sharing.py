@@ -10,9 +10,7 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import AsyncIterator
-
-from starlette.requests import Request
+from collections.abc import AsyncIterator, Mapping
 
 from proxy.api.answer import Answer, WrappedAnswer
 from proxy.api.call import Call
@@ -50,15 +48,19 @@ class Sharing:
         self._answers: dict[_Place, list[SharedAnswer]] = {}
         self._count = 0
 
-    def share(self, request: Request, key: Key, call: Call, answer: Answer) -> Answer:
+    def share(
+        self, headers: Mapping[str, str], began: float, key: Key, call: Call, answer: Answer
+    ) -> Answer:
         """The answer to this request: a running one that it joins, or this one, still unopened.
+
+        The request came with these headers, at `began` (monotonic clock, in seconds).
 
         Raises:
             InvalidRequest: the header Idempotency-Key is malformed.
             IdempotencyKeyReused: it came with another request.
         """
-        name = request.headers.get(IDEMPOTENCY_KEY)
-        sender = Sender.of(request.headers, request.state.began)
+        name = headers.get(IDEMPOTENCY_KEY)
+        sender = Sender.of(headers, began)
         is_repeatable = sender.attempt is not None and not call.wants_stream
         if call.route.method != "POST" or (name is None and not is_repeatable):
             return answer

@@ -16,9 +16,8 @@ import msgspec
 
 from proxy.api.answer import JSON, SSE, Answer, Head, LocalAnswer
 from proxy.api.call import Call, JSONContent
-from proxy.api.rewriting import wants_usage
+from proxy.api.usage import wants_usage
 from proxy.backends.deadlines import Terms
-from proxy.serving import counting
 from proxy.serving.counting import LocalCount
 from proxy.serving.models import Model
 
@@ -62,7 +61,7 @@ class Shield:
 
     async def answer(self, call: Call, model: Model, terms: Terms) -> Answer:
         """The model's answer, or one that wakes no GPU."""
-        if self._is_up and call.route.path in counting.ROUTES and not await model.is_awake():
+        if self._is_up and call.route.counts_tokens and not await model.is_awake():
             return LocalCount(call, model.tokenizer, model.known_max_model_len)
         text = task_answer(call) if self._is_up else None
         if text is None or await model.is_awake():
@@ -77,7 +76,7 @@ class Shield:
 def task_answer(call: Call) -> str | None:
     """What to answer to a chat UI's own request; None if it is none."""
     content = call.content
-    if call.route.path != "/v1/chat/completions" or not isinstance(content, JSONContent):
+    if not call.route.is_chat or not isinstance(content, JSONContent):
         return None
     prompt = _prompt(content)
     for beginning, text in _TASKS:

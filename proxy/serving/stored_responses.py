@@ -67,7 +67,7 @@ class StoredResponses:
             ResponseNotFound: the one it builds on, see `model_of`.
             InvalidRequest: it is to have the id of another key's.
         """
-        if call.route.path != "/v1/responses" or not isinstance(call.content, JSONContent):
+        if not call.route.stores_response or not isinstance(call.content, JSONContent):
             return
         if previous := _text(call.content, "previous_response_id"):
             await self.model_of(previous, key, keys, models, named=call.model)

@@ -15,7 +15,7 @@ from cronsim import CronSim
 
 from proxy.api.call import Call, JSONContent
 from proxy.api.route_table import Route
-from proxy.backends.runpod.queue import Backend
+from proxy.backends.backend import Backend
 from proxy.errors import ProxyError
 from proxy.serving.models import Model
 
@@ -31,8 +31,8 @@ class Warmer:
 
     def wake(self, model: Model) -> None:
         """Start a job that needs a worker, unless one is under way. Returns at once."""
-        if model.backend.watch is not None:
-            model.backend.watch.touch()
+        if model.backend.monitor is not None:
+            model.backend.monitor.request_updates()
         if model.backend not in self._waking:
             task = asyncio.create_task(_ask(model))
             self._waking[model.backend] = task

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from proxy.api.answer import Head
 from proxy.api.dialects import CHAT, MESSAGES, RESPONSES, Dialect, StreamContext
 from proxy.backends.health import Health
-from proxy.backends.health_monitor import Watch
+from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.runpod.endpoint import JobState, JobStatus, StreamPage, job_id_of
 from proxy.backends.runpod.failure import error_from
 from proxy.backends.runpod.wire import FrameReader, ObjectReader, PieceReader, reader_for
@@ -177,7 +177,7 @@ def test_any_object_of_runpods_is_read_or_refused(answer: dict[str, Any]) -> Non
     assert isinstance(state.status, JobStatus)
     for value in (state.delay_ms, state.execution_ms):
         assert value is None or type(value) is int
-    Watch("ep", never, Starts("ep", pause_seconds=1)).note(Health.of(answer), 0.0)
+    HealthMonitor("ep", never, Starts("ep", pause_seconds=1)).observe(Health.of(answer), 0.0)
 
 
 async def never() -> dict[str, Any]:

@@ -16,8 +16,8 @@ import pytest
 
 from proxy.app import create_app
 from proxy.config.file import ConfigError
+from proxy.config.load import load
 from proxy.config.settings import Settings
-from proxy.config.tables import load
 from tests.proxy.conftest import AS_JSON, KEY, chat, settings_for
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod

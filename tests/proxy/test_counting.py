@@ -13,7 +13,7 @@ import tokenizers
 
 from proxy.app import create_app
 from proxy.config.file import ConfigError
-from proxy.config.tables import load
+from proxy.config.load import load
 from proxy.serving.counting import TOKENS_PER_MESSAGE
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod

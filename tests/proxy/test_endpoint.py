@@ -7,15 +7,15 @@ import traceback
 import httpx
 import pytest
 
-from proxy.backends.health_monitor import State, Watch
-from proxy.backends.runpod.endpoint import Endpoint, Limits, create_client
-from proxy.backends.runpod.pacing import Limit
+from proxy.backends.health_monitor import HealthMonitor, State
+from proxy.backends.runpod.endpoint import CallLimits, Endpoint, create_client
 from proxy.backends.starts import Starts
+from proxy.config.limits import CallLimit
 from proxy.errors import UpstreamMisconfigured
 from proxy.memory import Memory
 from proxy.metrics import Metrics
 
-LIMITS = Limits(*[Limit(1000, 100)] * 4)
+LIMITS = CallLimits(*[CallLimit(1000, 100)] * 4)
 URL = "http://127.0.0.1:9/v2/ep"
 UNSENDABLE = pytest.mark.parametrize(
     ("url", "key"),
@@ -63,9 +63,11 @@ def test_the_look_at_an_endpoint_that_cannot_be_called_goes_on_without_a_word_of
 
     async def look() -> State:
         async with create_client(connect_timeout_seconds=5) as client:
-            watch = Watch("ep", endpoint_at(client, url, key).health, Starts("ep", pause_seconds=0))
-            state = await watch.current()
-            await watch.close()
+            monitor = HealthMonitor(
+                "ep", endpoint_at(client, url, key).health, Starts("ep", pause_seconds=0)
+            )
+            state = await monitor.current_state()
+            await monitor.close()
             return state
 
     assert asyncio.run(look()) is State.UNKNOWN

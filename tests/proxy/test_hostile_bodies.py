@@ -10,12 +10,12 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from proxy.api.call import _json_content
+from proxy.api.call import Body, _json_content
 from proxy.api.forms import FormContent
 from proxy.api.route_table import Route
 from proxy.api.turns import at_once
 from proxy.errors import ProxyError
-from proxy.http.body import Body, _Buffer, _unpack
+from proxy.http.body import _Buffer, _unpack
 from proxy.memory import Memory
 from tests.proxy.conftest import KEY
 from tests.proxy.process import Proxy

@@ -1,14 +1,15 @@
-"""The call budget: inside RunPod's limits, fair, quick while there is room, slower after a 429."""
+"""The call limiter: inside RunPod's limits, fair, quick while there is room, slower after a 429."""
 
 import asyncio
 from collections import Counter
 
 import pytest
 
-from proxy.backends.runpod.pacing import WINDOW_SECONDS, Budget, Limit
+from proxy.backends.runpod.pacing import CallLimiter
+from proxy.config.limits import WINDOW_SECONDS, CallLimit
 from tests.virtual_time import run_virtually
 
-LIMIT = Limit(calls=200, at_once=40)
+LIMIT = CallLimit(calls=200, at_once=40)
 
 
 class Log:
@@ -19,9 +20,11 @@ class Log:
         self.callers: Counter[int] = Counter()
         self.at_once = self.most_at_once = 0
 
-    async def call(self, budget: Budget, caller: int, seconds: float, urgent: bool = False) -> None:
+    async def call(
+        self, limiter: CallLimiter, caller: int, seconds: float, urgent: bool = False
+    ) -> None:
         """One call that takes some time."""
-        async with budget.turn(urgent=urgent):
+        async with limiter.turn(urgent=urgent):
             self.times.append(asyncio.get_running_loop().time())
             self.callers[caller] += 1
             self.at_once += 1
@@ -37,20 +40,22 @@ class Log:
         )
 
 
-async def poll_for(budget: Budget, log: Log, caller: int, *, seconds: float, each: float) -> None:
+async def poll_for(
+    limiter: CallLimiter, log: Log, caller: int, *, seconds: float, each: float
+) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     while loop.time() < end:
-        await log.call(budget, caller, each)
+        await log.call(limiter, caller, each)
 
 
 @pytest.mark.parametrize("streams", [1, 10, 39, 100, 400])
 def test_no_window_holds_more_calls_than_the_limit(streams: int) -> None:
     async def run() -> Log:
-        budget, log = Budget(LIMIT), Log()
+        limiter, log = CallLimiter(LIMIT), Log()
         async with asyncio.TaskGroup() as group:
             for caller in range(streams):
-                group.create_task(poll_for(budget, log, caller, seconds=60, each=0.05))
+                group.create_task(poll_for(limiter, log, caller, seconds=60, each=0.05))
         return log
 
     log = run_virtually(run())
@@ -62,11 +67,11 @@ def test_no_window_holds_more_calls_than_the_limit(streams: int) -> None:
 
 def test_streams_get_equal_shares() -> None:
     async def run() -> Log:
-        budget, log = Budget(LIMIT), Log()
+        limiter, log = CallLimiter(LIMIT), Log()
         async with asyncio.TaskGroup() as group:
             for caller in range(50):
                 each = 0.01 if caller % 2 else 1.0
-                group.create_task(poll_for(budget, log, caller, seconds=120, each=each))
+                group.create_task(poll_for(limiter, log, caller, seconds=120, each=each))
         return log
 
     shares = run_virtually(run()).callers.values()
@@ -75,9 +80,9 @@ def test_streams_get_equal_shares() -> None:
 
 def test_a_call_with_room_goes_out_at_once() -> None:
     async def run() -> Log:
-        budget, log = Budget(LIMIT), Log()
+        limiter, log = CallLimiter(LIMIT), Log()
         for _ in range(5):
-            await log.call(budget, 0, 0)
+            await log.call(limiter, 0, 0)
         return log
 
     assert run_virtually(run()).times == [0.0] * 5
@@ -85,11 +90,11 @@ def test_a_call_with_room_goes_out_at_once() -> None:
 
 def test_an_urgent_call_goes_before_those_who_wait() -> None:
     async def run() -> list[int]:
-        budget, log = Budget(LIMIT), Log()
+        limiter, log = CallLimiter(LIMIT), Log()
         order: list[int] = []
 
         async def call(caller: int, urgent: bool) -> None:
-            await log.call(budget, caller, 0, urgent)
+            await log.call(limiter, caller, 0, urgent)
             order.append(caller)
 
         async with asyncio.TaskGroup() as group:
@@ -105,17 +110,17 @@ def test_an_urgent_call_goes_before_those_who_wait() -> None:
 
 
 def test_a_crowd_of_urgent_calls_leaves_turns_to_the_others() -> None:
-    async def poll_urgently(budget: Budget, log: Log, caller: int) -> None:
+    async def poll_urgently(limiter: CallLimiter, log: Log, caller: int) -> None:
         for _ in range(30):
-            await log.call(budget, caller, 1.0, urgent=True)
+            await log.call(limiter, caller, 1.0, urgent=True)
 
     async def run() -> Log:
-        budget, log = Budget(LIMIT), Log()
+        limiter, log = CallLimiter(LIMIT), Log()
         async with asyncio.TaskGroup() as group:
             for caller in range(100):
-                group.create_task(poll_urgently(budget, log, caller))
+                group.create_task(poll_urgently(limiter, log, caller))
             for caller in range(100, 105):
-                group.create_task(poll_for(budget, log, caller, seconds=60, each=0.05))
+                group.create_task(poll_for(limiter, log, caller, seconds=60, each=0.05))
         return log
 
     polls = run_virtually(run()).callers
@@ -123,17 +128,17 @@ def test_a_crowd_of_urgent_calls_leaves_turns_to_the_others() -> None:
 
 
 def test_an_hour_of_refusals_is_forgotten_in_minutes() -> None:
-    async def poll_refused(budget: Budget, log: Log) -> None:
+    async def poll_refused(limiter: CallLimiter, log: Log) -> None:
         while (now := asyncio.get_running_loop().time()) < 4000:
-            await log.call(budget, 0, 0.05)
+            await log.call(limiter, 0, 0.05)
             if now < 3600:
-                budget.slow_down(None)
+                limiter.slow_down(None)
 
     async def run() -> list[float]:
-        budget, log = Budget(LIMIT), Log()
+        limiter, log = CallLimiter(LIMIT), Log()
         async with asyncio.TaskGroup() as group:
             for _ in range(30):
-                group.create_task(poll_refused(budget, log))
+                group.create_task(poll_refused(limiter, log))
         return log.times
 
     times = run_virtually(run())
@@ -142,13 +147,13 @@ def test_an_hour_of_refusals_is_forgotten_in_minutes() -> None:
 
 def test_a_refusal_pauses_everybody_and_slows_them_down_until_it_is_forgotten() -> None:
     async def run() -> list[float]:
-        budget, log = Budget(LIMIT), Log()
+        limiter, log = CallLimiter(LIMIT), Log()
         async with asyncio.TaskGroup() as group:
             for caller in range(30):
-                group.create_task(poll_for(budget, log, caller, seconds=100, each=0.05))
+                group.create_task(poll_for(limiter, log, caller, seconds=100, each=0.05))
             await asyncio.sleep(20)
             for _ in range(10):
-                budget.slow_down(3.0)
+                limiter.slow_down(3.0)
         return log.times
 
     times = run_virtually(run())
@@ -161,14 +166,14 @@ def test_a_refusal_pauses_everybody_and_slows_them_down_until_it_is_forgotten() 
 
 def test_callers_who_leave_hand_their_turns_on() -> None:
     async def run() -> int:
-        budget, log = Budget(Limit(calls=200, at_once=1)), Log()
-        tasks = [asyncio.create_task(log.call(budget, i, 1.0)) for i in range(10)]
+        limiter, log = CallLimiter(CallLimit(calls=200, at_once=1)), Log()
+        tasks = [asyncio.create_task(log.call(limiter, i, 1.0)) for i in range(10)]
         await asyncio.sleep(0.5)
         for task in tasks[:8]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         async with asyncio.timeout(5):
-            await log.call(budget, 10, 0.0)
+            await log.call(limiter, 10, 0.0)
         return len(log.times)
 
     assert run_virtually(run()) == 4
@@ -176,30 +181,30 @@ def test_callers_who_leave_hand_their_turns_on() -> None:
 
 def test_a_turn_that_comes_as_its_caller_leaves_is_not_lost() -> None:
     async def run() -> None:
-        budget, log = Budget(Limit(calls=200, at_once=1)), Log()
-        first = asyncio.create_task(log.call(budget, 0, 1.0))
+        limiter, log = CallLimiter(CallLimit(calls=200, at_once=1)), Log()
+        first = asyncio.create_task(log.call(limiter, 0, 1.0))
         await asyncio.sleep(0)
-        second = asyncio.create_task(log.call(budget, 1, 1.0))
+        second = asyncio.create_task(log.call(limiter, 1, 1.0))
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.sleep(0)  # the turn is given to the second now, which is cancelled in it
         second.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
         async with asyncio.timeout(5):
-            await log.call(budget, 2, 0.0)
+            await log.call(limiter, 2, 0.0)
 
     run_virtually(run())
 
 
 def test_it_is_crowded_when_held_calls_would_be_in_the_way() -> None:
     async def run() -> list[bool]:
-        budget, log = Budget(LIMIT), Log()
-        told = [budget.is_crowded]
-        tasks = [asyncio.create_task(log.call(budget, i, 100.0)) for i in range(LIMIT.at_once)]
+        limiter, log = CallLimiter(LIMIT), Log()
+        told = [limiter.is_crowded]
+        tasks = [asyncio.create_task(log.call(limiter, i, 100.0)) for i in range(LIMIT.at_once)]
         await asyncio.sleep(10)
-        told.append(budget.is_crowded)
+        told.append(limiter.is_crowded)
         await asyncio.gather(*tasks)
-        told.append(budget.is_crowded)
+        told.append(limiter.is_crowded)
         return told
 
     assert run_virtually(run()) == [False, True, False]

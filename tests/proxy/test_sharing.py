@@ -15,7 +15,7 @@ import pytest
 
 from proxy.api import retries
 from proxy.config.file import ConfigError
-from proxy.config.tables import load
+from proxy.config.load import load
 from proxy.serving import sharing
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.node_clients import needs_node, node_clients, run_in_node

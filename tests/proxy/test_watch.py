@@ -16,8 +16,8 @@ from proxy.backends.health_monitor import (
     NO_WORKERS,
     REASONS,
     STARTLESS_SECONDS,
+    HealthMonitor,
     State,
-    Watch,
 )
 from proxy.backends.starts import UNKNOWN_CAUSE, Starts
 from tests.proxy.conftest import chat
@@ -35,13 +35,13 @@ async def _never(*_: Any) -> Mapping[str, Any]:
 Look = tuple[dict[str, int], int]
 
 
-def seen(*looks: Look, apart: float = 5.0) -> Watch:
-    """A watch that has taken these looks: counters of workers, and jobs in queue."""
-    watch = Watch("ep", _never, Starts("ep", pause_seconds=300))
+def seen(*looks: Look, apart: float = 5.0) -> HealthMonitor:
+    """A monitor that has taken these looks: counters of workers, and jobs in queue."""
+    monitor = HealthMonitor("ep", _never, Starts("ep", pause_seconds=300))
     for number, (workers, in_queue) in enumerate(looks):
         health = Health.of({"workers": workers, "jobs": {"inQueue": in_queue}})
-        watch.note(health, 100 + number * apart)
-    return watch
+        monitor.observe(health, 100 + number * apart)
+    return monitor
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ async def test_a_start_that_failed_is_told_until_a_worker_is_up() -> None:
     starting: Look = ({"initializing": 1}, 1)
     gone: Look = ({}, 1)
     assert seen(starting, gone).state is State.COLD
-    watch = seen(starting, gone, starting, gone)
-    assert (watch.state, watch.reason) == (State.UNHEALTHY, UNKNOWN_CAUSE)
+    monitor = seen(starting, gone, starting, gone)
+    assert (monitor.state, monitor.reason) == (State.UNHEALTHY, UNKNOWN_CAUSE)
     assert seen(starting, gone, starting, gone, starting).state is State.UNHEALTHY
     healed = seen(starting, gone, starting, gone, ({"ready": 1}, 0), gone)
     assert healed.state is State.COLD
@@ -85,16 +85,16 @@ async def test_looks_that_are_far_apart_are_not_taken_for_one_long_wait() -> Non
 async def test_a_state_that_was_seen_long_ago_is_not_told_as_todays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    watch = seen(({"ready": 1}, 0))
-    states = [str(watch.state)]
+    monitor = seen(({"ready": 1}, 0))
+    states = [str(monitor.state)]
     now = time.monotonic()
     # Its clock alone, for servers of other tests run by the real one.
     later = SimpleNamespace(monotonic=lambda: now + OLD_SECONDS + 1)
     monkeypatch.setattr("proxy.backends.health_monitor.time", later)
-    states.append(str(watch.state))
-    assert watch.reason == REASONS[State.UNKNOWN]
-    watch.note_answer()
-    assert [*states, str(watch.state)] == ["ready", "unknown", "ready"]
+    states.append(str(monitor.state))
+    assert monitor.reason == REASONS[State.UNKNOWN]
+    monitor.note_answer()
+    assert [*states, str(monitor.state)] == ["ready", "unknown", "ready"]
 
 
 async def test_a_worker_that_stops_because_there_is_no_job_has_not_crashed() -> None:
@@ -106,17 +106,17 @@ async def test_a_worker_that_stops_because_there_is_no_job_has_not_crashed() -> 
 async def test_jobs_that_wait_without_any_worker_wait_in_vain() -> None:
     waiting: Look = ({}, 3)
     assert seen(waiting, waiting).state is State.COLD
-    watch = seen(waiting, waiting, apart=STARTLESS_SECONDS + 1)
-    assert (watch.state, watch.reason) == (State.UNHEALTHY, NO_WORKERS)
+    monitor = seen(waiting, waiting, apart=STARTLESS_SECONDS + 1)
+    assert (monitor.state, monitor.reason) == (State.UNHEALTHY, NO_WORKERS)
     assert seen(waiting, ({}, 0), waiting, apart=STARTLESS_SECONDS + 1).state is State.COLD
 
 
 async def test_a_worker_that_answers_is_up_whatever_the_last_look_said() -> None:
-    watch = seen(({"initializing": 1}, 1), ({}, 1), ({"initializing": 1}, 1))
-    watch.note_answer()
-    states = [str(watch.state)]
-    watch.note(Health.of({"jobs": {"inQueue": 1}}), 200)
-    assert [*states, str(watch.state)] == ["ready", "cold"]
+    monitor = seen(({"initializing": 1}, 1), ({}, 1), ({"initializing": 1}, 1))
+    monitor.note_answer()
+    states = [str(monitor.state)]
+    monitor.observe(Health.of({"jobs": {"inQueue": 1}}), 200)
+    assert [*states, str(monitor.state)] == ["ready", "cold"]
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,16 @@ async def test_a_worker_that_answers_is_up_whatever_the_last_look_said() -> None
 async def test_a_worker_that_was_up_and_dies_at_its_first_request_is_no_failed_start(
     workers: dict[str, int], has_answered: bool
 ) -> None:
-    watch = seen(({"initializing": 1}, 1))
-    with watch.waiting():
-        watch.note(Health.of({"workers": workers, "jobs": {"inQueue": 0, "inProgress": 1}}), 100.5)
+    monitor = seen(({"initializing": 1}, 1))
+    with monitor.waiting():
+        monitor.observe(
+            Health.of({"workers": workers, "jobs": {"inQueue": 0, "inProgress": 1}}), 100.5
+        )
         if has_answered:
-            watch.note_answer()
-        watch.note(Health.of({"workers": {"unhealthy": 1}, "jobs": {"inQueue": 1}}), 101)
-    await watch.close()
-    assert watch.starts.failure is None
+            monitor.note_answer()
+        monitor.observe(Health.of({"workers": {"unhealthy": 1}, "jobs": {"inQueue": 1}}), 101)
+    await monitor.close()
+    assert monitor.starts.failure is None
 
 
 @given(
@@ -142,9 +144,9 @@ async def test_a_worker_that_was_up_and_dies_at_its_first_request_is_no_failed_s
     )
 )
 async def test_any_answer_gives_some_state(answer: Any) -> None:
-    watch = Watch("ep", _never, Starts("ep", pause_seconds=300))
-    watch.note(Health.of(answer if isinstance(answer, dict) else {}), 0)
-    assert watch.state in State
+    monitor = HealthMonitor("ep", _never, Starts("ep", pause_seconds=300))
+    monitor.observe(Health.of(answer if isinstance(answer, dict) else {}), 0)
+    assert monitor.state in State
 
 
 def state_of(client: httpx.Client) -> str:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from proxy.app import create_app
-from proxy.backends import health_monitor as watch
+from proxy.backends import health_monitor as monitor
 from tests.emulator.running import API_KEY, Client, emulator
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.servers import serve
@@ -23,8 +23,8 @@ SLEEPS = f"{sys.executable} -c 'import time; time.sleep(600)'"
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes a minute of looks takes seconds."""
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(watch, "STARTLESS_SECONDS", 1.0)
+    monkeypatch.setattr(monitor, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(monitor, "STARTLESS_SECONDS", 1.0)
 
 
 @contextmanager

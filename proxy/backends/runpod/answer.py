@@ -99,7 +99,7 @@ class JobAnswer:
                 yield piece
         recovery = asyncio.create_task(self._recover(job))
         try:
-            while not await job.deadlines.wait(recovery, job.poll_seconds):
+            while not await job.deadlines.wait(recovery, job.keep_alive_seconds):
                 yield b""
             yield recovery.result()
         finally:

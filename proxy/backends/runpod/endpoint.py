@@ -19,8 +19,9 @@ import msgspec
 
 from proxy.backends.connections import pooled_client
 from proxy.backends.response_bodies import whole_body
-from proxy.backends.runpod.pacing import CANCEL_BURST, Budget, Limit
+from proxy.backends.runpod.pacing import CANCEL_BURST, CallLimiter
 from proxy.backends.standing import Standing
+from proxy.config.limits import CallLimit
 from proxy.errors import (
     ConnectTimeout,
     JobNotFound,
@@ -131,14 +132,14 @@ class JobState:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CallLimits:
     """RunPod's limits for the calls to one endpoint."""
 
-    run: Limit
-    stream: Limit
-    status: Limit
+    run: CallLimit
+    stream: CallLimit
+    status: CallLimit
     """Of /health as well, whose own limit is not known."""
-    cancel: Limit
+    cancel: CallLimit
 
 
 class Endpoint:
@@ -157,7 +158,7 @@ class Endpoint:
         *,
         name: str,
         api_key: str,
-        limits: Limits,
+        limits: CallLimits,
         metrics: Metrics,
         memory: Memory,
         key_variable: str = "RUNPOD_API_KEY",
@@ -173,10 +174,10 @@ class Endpoint:
         }
         self._metrics = metrics
         self._memory = memory
-        self._run = Budget(limits.run)
-        self._stream = Budget(limits.stream)
-        self._status = Budget(limits.status)
-        self._cancel = Budget(limits.cancel, burst=CANCEL_BURST)
+        self._run = CallLimiter(limits.run)
+        self._stream = CallLimiter(limits.stream)
+        self._status = CallLimiter(limits.status)
+        self._cancel = CallLimiter(limits.cancel, burst=CANCEL_BURST)
 
     async def run(self, job: bytes, *, connect_seconds: float, on_turn: Callable[[], None]) -> str:
         """Queue a job, given as its JSON, and return its id.
@@ -237,7 +238,7 @@ class Endpoint:
 
     async def _call(
         self,
-        budget: Budget,
+        limiter: CallLimiter,
         method: str,
         path: str,
         *,
@@ -250,7 +251,7 @@ class Endpoint:
     ) -> Mapping[str, Any]:
         """One call. What its answer holds in memory is counted if there is a reservation."""
         operation = path[1:].partition("/")[0]
-        async with budget.turn(urgent=urgent):
+        async with limiter.turn(urgent=urgent):
             on_turn()
             try:
                 response, body = await self._send(
@@ -264,7 +265,7 @@ class Endpoint:
         try:
             return _checked(response, body)
         except UpstreamBusy as exc:
-            budget.slow_down(exc.retry_after_seconds)
+            limiter.slow_down(exc.retry_after_seconds)
             raise
 
     async def _send(

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from proxy.backends.deadlines import Deadlines, pause
-from proxy.backends.health_monitor import Watch
+from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Gust
 from proxy.backends.runpod.endpoint import Endpoint, JobState, JobStatus, StreamPage
 from proxy.errors import (
@@ -36,7 +36,7 @@ class Job:
         self,
         job_id: str,
         endpoint: Endpoint,
-        watch: Watch,
+        monitor: HealthMonitor,
         deadlines: Deadlines,
         *,
         on_close: Callable[["Job", bool], None],
@@ -50,7 +50,7 @@ class Job:
         """The answer of a poll broke; it may have handed outputs out."""
         self.deadlines = deadlines
         self._endpoint = endpoint
-        self._watch = watch
+        self._monitor = monitor
         self._on_close = on_close
         self._taken: float | None = None
         self._worker_id: str | None = None
@@ -65,9 +65,9 @@ class Job:
         self._polling: asyncio.Task[StreamPage] | None = None
 
     @property
-    def poll_seconds(self) -> float:
-        """See Terms: nobody who waits for this job hears nothing for longer."""
-        return self.deadlines.terms.poll
+    def keep_alive_seconds(self) -> float:
+        """How long one turn of `follow` may take."""
+        return self.deadlines.terms.keep_alive
 
     @property
     def worker_seconds(self) -> float:
@@ -78,8 +78,8 @@ class Job:
         """Yield the outputs of each poll until the job has ended and all of them have come.
 
         A turn in which nothing came yields an empty list, so the caller is back at work at least
-        every `Terms.poll` seconds or so. A poll that fails is repeated until a deadline, one that
-        is refused until that is to be believed.
+        every `Terms.keep_alive` seconds or so. A poll that fails is repeated until a deadline, one
+        that is refused until that is to be believed.
 
         Raises:
             ColdStartTimeout, DeadlinePassed: a deadline passed.
@@ -90,7 +90,7 @@ class Job:
         """
         quick_returns = 0
         while True:
-            wait_seconds = min(self.poll_seconds, self.deadlines.seconds_left(self._failure))
+            wait_seconds = min(self.keep_alive_seconds, self.deadlines.seconds_left(self._failure))
             if self._polling is None:
                 asked = time.monotonic()
             try:
@@ -195,7 +195,7 @@ class Job:
         elif status is JobStatus.IN_QUEUE:
             self._worker_id = None
             self.deadlines.note_requeued()
-            self._watch.touch()
+            self._monitor.request_updates()
         elif status.is_terminal or self._is_started:
             self.deadlines.note_started()
         else:
@@ -208,7 +208,7 @@ class Job:
         """Is the worker that has the job known to be up?"""
         if self._has_output or self.status is not JobStatus.IN_QUEUE:
             return True
-        workers = self._watch.starts.workers
+        workers = self._monitor.starts.workers
         return self._worker_id is not None and workers.has_answered(self._worker_id)
 
     async def _ask_for_worker(self) -> None:

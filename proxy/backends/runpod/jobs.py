@@ -11,7 +11,7 @@ import msgspec
 
 from proxy.backends.admission import Admission
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
-from proxy.backends.health_monitor import Watch
+from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Trust
 from proxy.backends.runpod.breaker import Breaker
 from proxy.backends.runpod.cancellation import Canceller
@@ -63,14 +63,14 @@ class Jobs:
         *,
         admission: Admission,
         shutdown: Shutdown,
-        watch: Watch,
+        monitor: HealthMonitor,
         canceller: Canceller,
         journal: Journal,
         metrics: Metrics,
         price_per_second: float = 0.0,
     ) -> None:
         self.endpoint = endpoint
-        self.watch = watch
+        self.monitor = monitor
         self.shutdown = shutdown
         self._admission = admission
         self._canceller = canceller
@@ -171,8 +171,8 @@ class Jobs:
                 self._breaker.succeeded()
                 self._trust.note_worked()
                 self._journal.add(self.endpoint.url, job_id)
-                deadlines.cold_start_reason = lambda: self.watch.why_nobody_answers
-                return Job(job_id, self.endpoint, self.watch, deadlines, on_close=self._release)
+                deadlines.cold_start_reason = lambda: self.monitor.cold_start_reason
+                return Job(job_id, self.endpoint, self.monitor, deadlines, on_close=self._release)
         raise AssertionError("unreachable")
 
     def _is_final(self, failure: ProxyError, attempt: int, *, is_late: bool) -> bool:

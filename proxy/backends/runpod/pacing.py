@@ -13,9 +13,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
-WINDOW_SECONDS = 10.0
+from proxy.config.limits import WINDOW_SECONDS, CallLimit
+
 HEADROOM = 0.95
 """The share of RunPod's limit that is used: its clock is not ours."""
 BURST = 0.05
@@ -30,23 +30,10 @@ PAUSE_SECONDS = 1.0
 """How long all calls pause after a 429 that does not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """RunPod's limit for one operation."""
-
-    calls: int
-    """In WINDOW_SECONDS."""
-    at_once: int
-
-    def __str__(self) -> str:
-        """As the settings have it."""
-        return f"{self.calls}/{self.at_once}"
-
-
-class Budget:
+class CallLimiter:
     """The turns of one operation of one endpoint."""
 
-    def __init__(self, limit: Limit, *, burst: float = BURST) -> None:
+    def __init__(self, limit: CallLimit, *, burst: float = BURST) -> None:
         self._at_once = limit.at_once
         self._base_interval = self._interval = WINDOW_SECONDS / (limit.calls * (HEADROOM - burst))
         self._burst_seconds = limit.calls * burst * self._base_interval

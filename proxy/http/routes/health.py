@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from proxy.services import services
+from proxy.services import services_of
 
 router = APIRouter()
 
@@ -17,6 +17,6 @@ async def health() -> Response:
 @router.api_route("/ready", methods=["GET", "HEAD"])
 async def ready(request: Request) -> Response:
     """200 while new requests are welcome, 503 once the proxy is shutting down."""
-    if services(request).is_draining:
+    if services_of(request).is_draining:
         return JSONResponse({"status": "draining"}, status_code=503)
     return JSONResponse({"status": "ready"})

@@ -1,32 +1,32 @@
-"""Every route that a worker answers: one request, one call, one answer."""
+"""Every route that a worker answers: from a request to a call, an answer and a response."""
 
 import asyncio
 import re
 import time
-from collections.abc import Iterable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from proxy.api.answer import Answer
-from proxy.api.call import Call, read_call
+from proxy.api.call import Call
 from proxy.api.dialects import StreamContext
-from proxy.api.keep_alive import keep_alive
-from proxy.api.rewriting import Rewriter, asking_for_usage
-from proxy.api.route_table import route_of
+from proxy.api.keep_alive import KeepAlive, keep_alive
+from proxy.api.rewriting import Rewriter
+from proxy.api.route_table import Route, find_route, named_by
+from proxy.api.usage import asking_for_usage
 from proxy.backends.deadlines import Terms
 from proxy.config.settings import Settings
-from proxy.errors import InvalidRequest
+from proxy.errors import UnknownRoute
+from proxy.http.authentication import key_of, require_key, require_known_origin
+from proxy.http.body import read_call
+from proxy.http.context import RequestContext, context_of
 from proxy.http.disconnect import unless_client_leaves
 from proxy.http.plain import plain_response
 from proxy.http.sse import EventStream
 from proxy.keys import Key
-from proxy.services import Services, services
+from proxy.services import Services, services_of
 from proxy.serving.models import Model
-
-PATIENCE = "x-cold-start-timeout"
-"""A client's own limit, in seconds, for how long a worker may be waited for."""
+from proxy.serving.terms import call_terms
 
 _RESPONSE_ID = re.compile(rb'"id": ?"([A-Za-z0-9._:-]{1,200})"')
 """The first one in an answer; a client may choose it, as vLLM's `request_id`."""
@@ -34,143 +34,145 @@ _RESPONSE_ID = re.compile(rb'"id": ?"([A-Za-z0-9._:-]{1,200})"')
 
 def create_router(patterns: Iterable[str]) -> APIRouter:
     """The routes of an allow-list of `METHOD /path` patterns, all served alike."""
-    router = APIRouter()
-    for pattern in patterns:
-        method, _, path = pattern.partition(" ")
-
-        async def endpoint(request: Request, method: str = method, path: str = path) -> Response:
-            if request.method != method:  # HEAD, which Starlette adds to GET
-                raise HTTPException(405, headers={"Allow": method})
-            return await _serve(request, path)
-
-        router.add_route(path, endpoint, methods=[method])
+    router = APIRouter(dependencies=[Depends(require_key), Depends(require_known_origin)])
+    for route in map(find_route, patterns):
+        router.add_api_route(route.path, _endpoint(route), methods=[route.method])
     return router
 
 
-async def _serve(request: Request, pattern: str) -> Response:
-    here = services(request)
-    route = route_of(request, pattern)
-    key = here.check_caller(request)
-    call = await read_call(request, route, here.bodies)
-    model = await _model(here, call, key)
-    label = request.state.model = model.label or model.name
-    call, rewriter = _rewriter(here, call, label)
-    terms = _terms(request, model, key)
-    asked = await here.shield.answer(call, model, terms)
-    answer = request.state.answer = here.sharing.share(request, key, call, asked)
+def _endpoint(route: Route) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await _serve(request, route)
+
+    return endpoint
+
+
+async def _serve(request: Request, route: Route) -> Response:
+    services, context, key = services_of(request), context_of(request), key_of(request)
+    context.route = str(route)
+    call = await read_call(request, _named(request, route))
+    model = await _model(services, call, key)
+    context.model = model.label or model.name
+    terms = call_terms(model.terms, key, request.headers)
+    call, rewriter = _rewriter(services.settings, call, context)
+    answer = context.answer = await _answer(services, request, call, model, terms)
     call = call.without_body()  # the answer has it, as long as it may have to be sent
     try:
-        return await _respond(request, here, call, model, key, terms, answer, rewriter)
+        return await _respond(request, call, model, terms, answer, rewriter)
     except BaseException:
         answer.close()
         raise
 
 
-async def _model(here: Services, call: Call, key: Key) -> Model:
+def _named(request: Request, route: Route) -> Route:
+    """The route that the request names by it; raises UnknownRoute if it is spelt with tricks."""
+    is_plain = b"%" not in request.scope["raw_path"]
+    if (named := named_by(route, request.path_params, is_plain=is_plain)) is None:
+        raise UnknownRoute(f"Unknown request URL: {request.method} {request.url.path}.")
+    return named
+
+
+async def _model(services: Services, call: Call, key: Key) -> Model:
     """The model that is asked, or the one that has the stored response."""
+    stored = services.stored_responses
     if call.route.response_id is not None:
-        return await here.stored_responses.model_of(
-            call.route.response_id, key, here.keys, here.models
-        )
-    model = here.models.find(call.model, key)
-    await here.stored_responses.check(call, key, here.keys, here.models)
+        return await stored.model_of(call.route.response_id, key, services.keys, services.models)
+    model = services.models.find(call.model, key)
+    await stored.check(call, key, services.keys, services.models)
     return model
 
 
-def _rewriter(here: Services, call: Call, label: str) -> tuple[Call, Rewriter | None]:
+def _rewriter(
+    settings: Settings, call: Call, context: RequestContext
+) -> tuple[Call, Rewriter | None]:
     """What the settings have changed in the answer, and the call that it takes."""
-    both_names = here.settings.reasoning_fields == "both"
-    if not here.settings.count_tokens:
+    both_names = settings.reasoning_fields == "both"
+    if not settings.count_tokens:
         return call, Rewriter(both_names=True) if both_names else None
     call, hides_usage = asking_for_usage(call)
-    on_tokens = partial(here.metrics.note_tokens, label)
-    return call, Rewriter(both_names=both_names, hides_usage=hides_usage, on_tokens=on_tokens)
+
+    def note_tokens(tokens_in: int, tokens_out: int) -> None:
+        context.tokens = (tokens_in, tokens_out)
+
+    return call, Rewriter(both_names=both_names, hides_usage=hides_usage, on_tokens=note_tokens)
 
 
-def _terms(request: Request, model: Model, key: Key) -> Terms:
-    """The model's deadlines, with the key's and the client's own wishes."""
-    terms = model.terms
-    if key.keep_alive_seconds is not None:
-        terms = replace(terms, poll=key.keep_alive_seconds)
-    if (patience := request.headers.get(PATIENCE)) is not None:
-        if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", patience) or float(patience) <= 0:
-            raise InvalidRequest(f"The header {PATIENCE} is not a number of seconds.")
-        if float(patience) < terms.queue:
-            terms = replace(terms, queue=float(patience), queue_setting=PATIENCE)
-    return terms
+async def _answer(
+    services: Services, request: Request, call: Call, model: Model, terms: Terms
+) -> Answer:
+    """The chain of answers, from the inside out; nothing is asked before it is opened.
+
+    The model's backend, with its fallback behind it; what wakes no GPU, in their place; and around
+    them what lets a request that comes again join the one that is under way.
+    """
+    answer = await services.shield.answer(call, model, terms)
+    began = context_of(request).began
+    return services.sharing.share(request.headers, began, key_of(request), call, answer)
 
 
 async def _respond(
     request: Request,
-    here: Services,
     call: Call,
     model: Model,
-    key: Key,
     terms: Terms,
     answer: Answer,
     rewriter: Rewriter | None,
 ) -> Response:
     """A stream begins after a short hold, so that an early failure keeps its HTTP status."""
-    opening = asyncio.create_task(_open(here, call, key, model, answer))
+    key = key_of(request)
+    opening = asyncio.create_task(_open(request, call, model, answer))
     try:
-        hold = _hold_seconds(model, key) if call.wants_stream else None
+        hold = key.hold_seconds(model.first_byte_hold_seconds) if call.wants_stream else None
         await unless_client_leaves(request, asyncio.wait({opening}, timeout=hold))
         headers = {"x-runpod-job-id": answer.job_id} if answer.job_id else {}
         is_plain = opening.done() and not (answer.head and answer.head.is_event_stream)
         if not call.wants_stream or is_plain:
-            return await plain_response(
-                request,
-                call,
-                answer,
-                opening.result(),
-                model=model.name,
-                headers=headers,
-                rewriter=rewriter,
-                memory=here.memory,
-            )
+            first = opening.result()
+            return await plain_response(request, call, answer, first, model.name, headers, rewriter)
     except BaseException:
         opening.cancel()
         raise
-    dialect = call.route.dialect
-    context = StreamContext(call.request_id, model.name, f"{call.route.method} {call.route.path}")
+    settings = services_of(request).settings
+    context = StreamContext(call.request_id, model.name, str(call.route))
     return EventStream(
         answer,
         opening,
-        dialect=dialect,
+        dialect=call.route.dialect,
         context=context,
         rewriter=rewriter,
-        keep_alive=keep_alive(
-            key.keep_alive_mode or model.keep_alive_mode,
-            dialect,
-            context,
-            waited=model.backend.watch.clock.waited if model.backend.watch else lambda _: "",
-            notice_fields=_notice_fields(here.settings),
-        ),
-        keep_alive_seconds=terms.poll,
-        longest_drain_seconds=here.settings.longest_drain_seconds,
-        memory=here.memory,
+        keep_alive=_keep_alive(settings, key, model, call, context),
+        keep_alive_seconds=terms.keep_alive,
+        longest_drain_seconds=settings.longest_drain_seconds,
+        memory=services_of(request).memory,
         headers=headers | dict(answer.head.headers if answer.head else {}),
     )
 
 
-def _notice_fields(settings: Settings) -> tuple[str, ...]:
-    """The delta's fields in which a chat is told that a worker is waited for."""
+def _keep_alive(
+    settings: Settings, key: Key, model: Model, call: Call, context: StreamContext
+) -> KeepAlive:
+    """How the stream is kept alive, and in which of a chat's fields a cold start is told."""
+    fields: tuple[str, ...] = ("reasoning_content",)
     if settings.cold_start_notice == "off":
-        return ()
-    both = settings.reasoning_fields == "both"
-    return ("reasoning_content", "reasoning") if both else ("reasoning_content",)
+        fields = ()
+    elif settings.reasoning_fields == "both":
+        fields = ("reasoning_content", "reasoning")
+    monitor = model.backend.monitor
+    return keep_alive(
+        key.keep_alive_mode or model.keep_alive_mode,
+        call.route.dialect,
+        context,
+        waited=monitor.clock.waited if monitor else lambda _: "",
+        notice_fields=fields,
+    )
 
 
-def _hold_seconds(model: Model, key: Key) -> float:
-    wanted = key.first_byte_hold_seconds
-    return model.first_byte_hold_seconds if wanted is None else wanted
-
-
-async def _open(here: Services, call: Call, key: Key, model: Model, answer: Answer) -> bytes:
+async def _open(request: Request, call: Call, model: Model, answer: Answer) -> bytes:
     """Open the answer, and learn from its beginning what it tells by the way."""
     began = time.monotonic()
     first = await answer.open()
-    here.metrics.note_first_byte(model.label or model.name, time.monotonic() - began)
-    if call.route.path == "/v1/responses" and (found := _RESPONSE_ID.search(first)):
-        here.stored_responses.note(found[1].decode(), key, model)
+    context_of(request).first_byte_seconds = time.monotonic() - began
+    if call.route.stores_response and (found := _RESPONSE_ID.search(first)):
+        stored = services_of(request).stored_responses
+        stored.note(found[1].decode(), key_of(request), model)
     return first

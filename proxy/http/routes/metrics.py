@@ -1,17 +1,17 @@
 """`GET /metrics`: numbers for Prometheus, for whoever has a key."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
+from proxy.http.authentication import require_key
 from proxy.metrics import CONTENT_TYPE
-from proxy.services import services
+from proxy.services import services_of
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(require_key)])
 
 
 @router.api_route("/metrics", methods=["GET", "HEAD"])
 async def metrics(request: Request) -> Response:
     """All counters, in Prometheus' text format."""
-    here = services(request)
-    here.keys.check(request)
-    here.backends.note_jobs()
-    return Response(here.metrics.page(), headers={"content-type": CONTENT_TYPE})
+    services = services_of(request)
+    services.backends.note_in_flight()
+    return Response(services.metrics.page(), headers={"content-type": CONTENT_TYPE})

@@ -1,0 +1,104 @@
+"""Reads the configuration, and checks what its tables alone cannot tell."""
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from proxy.config.file import ConfigError, ConfigFile, Misplaced
+from proxy.config.settings import NO_KEYS, Settings
+from proxy.config.tables import (
+    Config,
+    EndpointConfig,
+    FallbackURL,
+    KeyConfig,
+    ModelConfig,
+    Table,
+    digest,
+    secret,
+)
+from proxy.config.values import check_key, shown_variable
+
+
+def load(settings: Settings) -> Config:
+    """The configuration that the settings name, or that they are.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it is wrong.
+    """
+    if settings.config is None:
+        return _of_environment(settings)
+    file = ConfigFile(settings.config)
+    try:
+        config = Config.model_validate(file.parsed())
+        if config.open_endpoint is not None:
+            raise Misplaced("there is no such field", "open_endpoint")
+        _check_environment(config, settings)
+    except ValidationError as exc:
+        raise ConfigError(*file.explained(exc, _fields)) from None
+    except Misplaced as exc:
+        raise ConfigError(file.sentence(exc.place, str(exc))) from None
+    return config
+
+
+def _of_environment(settings: Settings) -> Config:
+    endpoint = settings.runpod_endpoint_id
+    assert endpoint is not None, "checked by Settings"
+    return Config(
+        endpoints={endpoint: EndpointConfig()},
+        models={name: ModelConfig(endpoint=endpoint) for name in settings.models},
+        open_endpoint=None if settings.models else endpoint,
+    )
+
+
+def _check_environment(config: Config, settings: Settings) -> None:
+    """Are the keys there that the file only names, and is each of them one holder's alone?"""
+    if not settings.api_keys and not config.keys and not settings.allow_anonymous:
+        raise Misplaced(f"{NO_KEYS}. PROXY_API_KEYS may name them as well", "keys")
+    for number in range(1, len(settings.api_keys) + 1):
+        if (name := f"key-{number}") in config.keys:  # two holders must not be taken for one
+            raise Misplaced("a key of PROXY_API_KEYS has this name", "keys", name)
+    named = {
+        ("endpoints", name, "api_key_env"): e.api_key_env for name, e in config.endpoints.items()
+    }
+    named |= {
+        ("endpoints", name, "rest_api_key_env"): e.rest_api_key_env
+        for name, e in config.endpoints.items()
+        if e.rest_api_key_env
+    }
+    named |= {("keys", name, "env"): key.env for name, key in config.keys.items() if key.env}
+    for name, model in config.models.items():
+        if isinstance(model.fallback, FallbackURL) and model.fallback.api_key_env:
+            named["models", name, "fallback"] = model.fallback.api_key_env
+    for place, variable in named.items():
+        if variable == "RUNPOD_API_KEY" and settings.runpod_api_key is not None:
+            continue
+        key = secret(variable).get_secret_value()
+        if not key:
+            shown = shown_variable(variable)
+            raise Misplaced(f"the environment variable {shown} is not set", *place)
+        try:
+            check_key(key)
+        except ValueError as exc:
+            raise Misplaced(f"the environment variable {variable}: {exc}", *place) from None
+    _check_holders(config, settings)
+
+
+def _check_holders(config: Config, settings: Settings) -> None:
+    """The first of two would take the other's place, and what it may do with it."""
+    holders = {digest(key): "one of PROXY_API_KEYS" for key in settings.api_keys}
+    for name, key in config.keys.items():
+        if (holder := holders.setdefault(key.digest, f"that of {name}")) != f"that of {name}":
+            raise Misplaced(f"the key is the same as {holder}", "keys", name)
+
+
+def _fields(place: Sequence[str]) -> list[str]:
+    """The names that may stand where this one does."""
+    if len(place) == 1:
+        return ["endpoints", "models", "keys"]
+    tables: dict[str, type[Table]] = {
+        "endpoints": EndpointConfig,
+        "models": ModelConfig,
+        "keys": KeyConfig,
+    }
+    table = FallbackURL if len(place) == 4 else tables[place[0]]
+    return list(table.model_fields)

@@ -1,0 +1,87 @@
+"""What is known of one request, from its first byte to its one end.
+
+The outermost middleware makes the record and finishes it; what happens in between is noted here and
+nowhere else.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from starlette.requests import HTTPConnection
+
+from proxy.api.answer import Answer
+from proxy.api.dialects import Dialect
+from proxy.errors import ProxyError
+from proxy.keys import Key
+from proxy.metrics import Metrics
+
+log = logging.getLogger("proxy.access")
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """The record of a request."""
+
+    id: str
+    method: str
+    path: str
+    dialect: Dialect
+    """How its client is told of an error."""
+    remark: str = ""
+    """For the log line, about the id."""
+    began: float = field(default_factory=time.monotonic)
+    """On the monotonic clock, in seconds."""
+    key: Key | None = None
+    """The key that it came with, once it is known to be one of ours."""
+    route: str = ""
+    """The route that it reached, as in `POST /v1/responses/{id}`."""
+    model: str = ""
+    """What the metrics call its model."""
+    answer: Answer | None = None
+    first_byte_seconds: float | None = None
+    """How long the answer's first byte took, from when it was asked for."""
+    tokens: tuple[int, int] = (0, 0)
+    """How many went in and came out, where they are counted."""
+    status: int = 0
+    """Of the answer's head, once it has been sent."""
+    outcome: str = ""
+    """How the answer ended where its status does not say so: an error's code, or `client_left`."""
+
+    def note_error(self, error: ProxyError) -> None:
+        """The answer is this error, or ends in it."""
+        self.outcome = error.code or error.type
+
+    def finish(self, metrics: Metrics) -> None:
+        """The request is over: its line in the log, and what it adds to the numbers."""
+        outcome = self.outcome or _outcome(self.status)
+        metrics.note_request(self.model, self.status, outcome)
+        if self.first_byte_seconds is not None:
+            metrics.note_first_byte(self.model, self.first_byte_seconds)
+        if any(self.tokens):
+            metrics.note_tokens(self.model, *self.tokens)
+        log.info(
+            "%s %s %s %d %s %.3fs job=%s%s",
+            self.id,
+            self.method,
+            quote(self.path),  # unpacked, it could hold a line of its own
+            self.status,
+            outcome,
+            time.monotonic() - self.began,
+            (self.answer and self.answer.job_id) or "-",
+            self.remark,
+        )
+
+
+def context_of(connection: HTTPConnection) -> RequestContext:
+    """The record of this request."""
+    found = connection.scope["state"]["context"]
+    assert isinstance(found, RequestContext)
+    return found
+
+
+def _outcome(status: int) -> str:
+    if status == 0:
+        return "client_left"
+    return "completed" if status < 400 else "failed"
