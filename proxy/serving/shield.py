@@ -7,50 +7,12 @@ awake it is answered like any other. What only counts tokens is counted beside t
 refused at once (`counting.py`).
 """
 
-import re
-import time
-import uuid
-from typing import Any, Final
-
-import msgspec
-
-from proxy.api.answer import JSON, SSE, Answer, Head, LocalAnswer
-from proxy.api.call import Call, JSONContent
-from proxy.api.usage import wants_usage
+from proxy.api.answer import Answer
+from proxy.api.call import Call
 from proxy.backends.deadlines import Terms
 from proxy.serving.counting import LocalCount
 from proxy.serving.models import Model
-
-LONGEST_TITLE: Final = 40
-
-# How the prompts of the UIs' own tasks begin, and what to answer; "" for a title made of the chat.
-# Open WebUI wants JSON; LibreChat the title alone, or JSON with the language, as its `titleMethod`
-# says. Open WebUI 0.12 has other words than those before it.
-_TASKS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
-    (re.compile(r"### Task:\s+Generate a concise(, 3-5 word)? title"), ""),
-    (re.compile(r"### Task:\s+Generate 1-3 broad tags"), '{"tags": ["General"]}'),
-    (
-        re.compile(r"### Task:\s+(Suggest 3-5 relevant follow-up|Predict 3-5 useful messages)"),
-        '{"follow_ups": []}',
-    ),
-    (re.compile(r"### Task:\s+You are an autocompletion system"), '{"text": ""}'),
-    (
-        re.compile(r"### Task:\s+Analyze the chat history to determine the necessity of"),
-        '{"queries": []}',
-    ),
-    (re.compile(r"Your task is to reflect the speaker's likely facial expression"), "🙂"),
-    (re.compile(r"(Please )?(Provide|[Gg]enerate) a concise, 5-word-or-less title"), "New Chat"),
-    (
-        re.compile(r"Analyze this conversation and provide:\s+1\. The detected language"),
-        '{"language": "English", "title": "New Chat"}',
-    ),
-)
-_NONE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-_FIRST_MESSAGE: Final = re.compile(r"<chat_history>\s*USER:\s*([^\n<]+)")
-
-
-class _Message(msgspec.Struct):
-    content: msgspec.Raw = msgspec.Raw(b"null")
+from proxy.serving.ui_tasks import task_answer
 
 
 class Shield:
@@ -63,75 +25,10 @@ class Shield:
         """The model's answer, or one that wakes no GPU."""
         if self._is_up and call.route.counts_tokens and not await model.is_awake():
             return LocalCount(call, model.tokenizer, model.known_max_model_len)
-        text = task_answer(call) if self._is_up else None
-        if text is None or await model.is_awake():
+        own = task_answer(call, model.name) if self._is_up else None
+        if own is None or await model.is_awake():
             return model.ask(call, terms)
         if (fallback := model.fallback) is not None and await fallback.is_awake():
             model.metrics.note_fallback(model.name)
             return fallback.ask(call, fallback.terms)
-        assert isinstance(call.content, JSONContent)
-        return TaskAnswer(text, model.name, call.content)
-
-
-def task_answer(call: Call) -> str | None:
-    """What to answer to a chat UI's own request; None if it is none."""
-    content = call.content
-    if not call.route.is_chat or not isinstance(content, JSONContent):
-        return None
-    prompt = _prompt(content)
-    for beginning, text in _TASKS:
-        if beginning.match(prompt):
-            return text or msgspec.json.encode({"title": _title(prompt)}).decode()
-    return None
-
-
-def _prompt(content: JSONContent) -> str:
-    """The text of the last message, which is where UIs put what they want."""
-    last = msgspec.json.decode(content.readable["messages"], type=list[_Message])[-1]
-    if bytes(memoryview(last.content)[:1]) != b'"':
-        return ""
-    return msgspec.json.decode(last.content, type=str).strip()
-
-
-def _title(prompt: str) -> str:
-    """The beginning of the chat's first message, at a word's end."""
-    found = _FIRST_MESSAGE.search(prompt)
-    words = found[1].split() if found else ["New", "Chat"]
-    title = words[0][:LONGEST_TITLE]
-    for word in words[1:]:
-        if len(title) + len(word) >= LONGEST_TITLE:
-            return title + " …"
-        title += " " + word
-    return title
-
-
-class TaskAnswer(LocalAnswer):
-    """A chat completion of the proxy's own."""
-
-    def __init__(self, text: str, model: str, asked: JSONContent) -> None:
-        self._message = {"role": "assistant", "content": text}
-        self._common = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-        }
-        self._asked = asked
-
-    async def open(self) -> bytes:
-        """All of it: one chunk, or a whole completion."""
-        if not self._asked.wants_stream:
-            self.head = Head(200, JSON)
-            return self._object("chat.completion", [_choice(message=self._message)], usage=_NONE)
-        self.head = Head(200, SSE)
-        kind = "chat.completion.chunk"
-        objects = [self._object(kind, [_choice(delta=self._message)])]
-        if wants_usage(self._asked):
-            objects.append(self._object(kind, [], usage=_NONE))
-        return b"".join(b"data: %s\n\n" % one for one in (*objects, b"[DONE]"))
-
-    def _object(self, kind: str, choices: list[dict[str, Any]], **fields: Any) -> bytes:
-        return msgspec.json.encode({"object": kind} | self._common | {"choices": choices} | fields)
-
-
-def _choice(**content: Any) -> dict[str, Any]:
-    return {"index": 0, **content, "logprobs": None, "finish_reason": "stop"}
+        return own

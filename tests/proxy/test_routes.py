@@ -4,18 +4,23 @@ import base64
 import http.client
 import json
 import logging
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import anthropic
 import httpx
 import pytest
+from starlette.routing import BaseRoute, Route
 
 from proxy.api.route_table import ROUTES
+from proxy.app import create_app
 from proxy.serving.sharing import Sharing
-from tests.proxy.conftest import KEY, chat
+from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
 from tests.proxy.test_requests import error_of
 from tests.proxy.test_streaming import without_comments
+from tests.servers import serve
 from tests.waiting import wait_until
 
 BODY = '{"object": "list",  "data": [1e-7, "🌍"]}'
@@ -310,3 +315,33 @@ def test_no_path_can_write_a_line_of_its_own_into_the_log(
         wait_until(lambda: "/v1/models/a" in caplog.text)
     (said,) = [r.getMessage() for r in caplog.records if "/v1/models/a" in r.getMessage()]
     assert said.isprintable()
+
+
+PUBLIC = {"/health", "/ready", "/openapi.json", "/", "/v1"}
+
+
+def all_routes(routes: Iterable[BaseRoute]) -> Iterator[Route]:
+    for route in routes:
+        if isinstance(route, Route):
+            yield route
+        else:
+            yield from all_routes(route.original_router.routes)  # type: ignore[attr-defined]
+
+
+def test_every_route_but_the_public_ones_needs_a_key(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+) -> None:
+    app = create_app(settings_for(scripted_runpod[1]))
+    asked, open_to_all = 0, set[str]()
+    with serve(app) as url, httpx.Client(base_url=url) as stranger:
+        for route in all_routes(app.routes):
+            path = re.sub(r"\{[^}]*\}", "x", route.path)
+            for method in route.methods or ():
+                asked += 1
+                answer = stranger.request(method, path)
+                if answer.status_code != 401:
+                    open_to_all.add(path)
+                elif method != "HEAD":
+                    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert asked > len(ROUTES)
+    assert open_to_all == PUBLIC

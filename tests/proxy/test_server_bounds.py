@@ -216,6 +216,19 @@ def test_headers_over_the_limit_are_refused_on_an_old_connection(
     assert refusal(all_of(wire))[0] == 431
 
 
+def test_what_the_server_refuses_is_counted(connect: Connect, proxy: Proxy) -> None:
+    def refused() -> float:
+        page = proxy.client.get("/metrics").text.splitlines()
+        found = [line for line in page if '"headers_too_large"' in line and "_total{" in line]
+        return sum(float(line.split()[1]) for line in found)
+
+    before = refused()
+    wire = connect(proxy)
+    send(wire, b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-a: b\r\n" * 2000)
+    assert refusal(all_of(wire))[0] == 431
+    assert refused() == before + 1
+
+
 def test_headers_below_the_limit_are_served_and_the_body_does_not_count(
     wire: socket.socket, runpod: ScriptedRunPod
 ) -> None:
