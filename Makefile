@@ -39,11 +39,12 @@ conformance: ## run real clients through the proxy and against vLLM; CLIENTS= ru
 	@$(SET_UP) project vllm flags models
 	@$(PROJECT_PYTHON) -m tests.conformance $(CLIENTS)
 
-check: ## lint, formatting and types
+check: ## lint, formatting, types, and which package imports which
 	@$(SET_UP) project
 	@$(PROJECT_PYTHON) -m ruff check
 	@$(PROJECT_PYTHON) -m ruff format --check
 	@$(PROJECT_PYTHON) -m mypy
+	@.venv/bin/lint-imports --no-cache
 
 lock: ## regenerate requirements/*.txt; UPGRADE=1 takes the newest of everything
 	@python="$$(scripts/find_python.sh)" && "$$python" -m scripts.lock $(if $(UPGRADE),--upgrade)

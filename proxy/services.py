@@ -1,9 +1,7 @@
-"""What the routes work with, made once at start-up and found again from a request."""
+"""What the routes work with, made once at start-up."""
 
 import logging
 from dataclasses import dataclass
-
-from starlette.requests import HTTPConnection
 
 from proxy.backends.registry import BackendRegistry
 from proxy.config.file import ConfigError
@@ -67,10 +65,3 @@ class Services:
         for model in self.models:
             if model.backend.monitor is not None:
                 model.backend.monitor.request_updates()
-
-
-def services_of(connection: HTTPConnection) -> Services:
-    """The services of the application that serves this request."""
-    found = connection.app.state.services
-    assert isinstance(found, Services)
-    return found

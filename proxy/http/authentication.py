@@ -2,10 +2,9 @@
 
 from fastapi import Request
 
-from proxy.http.context import context_of
+from proxy.http.context import context_of, services_of
 from proxy.http.origins import check_origin
 from proxy.keys import ANYBODY, Key
-from proxy.services import services_of
 
 
 async def require_key(request: Request) -> None:

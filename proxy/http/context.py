@@ -16,6 +16,7 @@ from proxy.api.dialects import Dialect
 from proxy.errors import ProxyError
 from proxy.keys import Key
 from proxy.metrics import Metrics
+from proxy.services import Services
 
 log = logging.getLogger("proxy.access")
 
@@ -78,6 +79,13 @@ def context_of(connection: HTTPConnection) -> RequestContext:
     """The record of this request."""
     found = connection.scope["state"]["context"]
     assert isinstance(found, RequestContext)
+    return found
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """The services of the application that serves this request."""
+    found = connection.app.state.services
+    assert isinstance(found, Services)
     return found
 
 

@@ -21,10 +21,9 @@ from proxy.api.answer import JSON, Answer, Head
 from proxy.api.call import Call
 from proxy.api.rewriting import Rewriter
 from proxy.errors import ProxyError, RouteNotServed, VLLMError
-from proxy.http.context import context_of
+from proxy.http.context import context_of, services_of
 from proxy.http.disconnect import ClientLeft, unless_client_leaves
 from proxy.memory import Reservation
-from proxy.services import services_of
 
 log = logging.getLogger(__name__)
 

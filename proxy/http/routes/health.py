@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from proxy.services import services_of
+from proxy.http.context import services_of
 
 router = APIRouter()
 

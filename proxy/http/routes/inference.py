@@ -19,12 +19,12 @@ from proxy.config.settings import Settings
 from proxy.errors import UnknownRoute
 from proxy.http.authentication import key_of, require_key, require_known_origin
 from proxy.http.body import read_call
-from proxy.http.context import RequestContext, context_of
+from proxy.http.context import RequestContext, context_of, services_of
 from proxy.http.disconnect import unless_client_leaves
 from proxy.http.plain import plain_response
 from proxy.http.sse import EventStream
 from proxy.keys import Key
-from proxy.services import Services, services_of
+from proxy.services import Services
 from proxy.serving.models import Model
 from proxy.serving.terms import call_terms
 

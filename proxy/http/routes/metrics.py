@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Depends, Request, Response
 
 from proxy.http.authentication import require_key
+from proxy.http.context import services_of
 from proxy.metrics import CONTENT_TYPE
-from proxy.services import services_of
 
 router = APIRouter(dependencies=[Depends(require_key)])
 

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from proxy.errors import NotPermitted
 from proxy.http.authentication import key_of, require_key, require_known_origin
-from proxy.services import services_of
+from proxy.http.context import services_of
 
 router = APIRouter(prefix="/v1/models", dependencies=[Depends(require_key)])
 
