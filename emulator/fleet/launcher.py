@@ -7,58 +7,93 @@ Run as a script by the emulator, as `python launcher.py COMMAND...`, with a pipe
   the worker has started is killed, and so is the worker;
 - when the worker exits, everything it left behind is killed, and its exit code is ours.
 
-On Linux the launcher adopts orphans (PR_SET_CHILD_SUBREAPER), so a process that hid in a session
-of its own is found too; elsewhere only the worker's process group is. Standard library only, and
-nothing of the emulator: it starts in some tens of milliseconds.
+It is two processes, so that SIGKILL of either leaves nothing behind: the keeper is the worker's
+parent, and the launcher that the emulator knows is the keeper's. The keeper sees by a pipe that the
+launcher has died; the launcher inherits what a dead keeper leaves.
+
+On Linux both adopt orphans (PR_SET_CHILD_SUBREAPER), so a process that hid in a session of its own
+is found too; elsewhere only the worker's process group is, and by the keeper alone. Standard
+library only, and nothing of the emulator: it starts in some tens of milliseconds.
 """
 
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+
+STDIN = 0
 
 
 def main(command: list[str]) -> int:
     """Run the command until it exits or stdin closes; its exit code, or 128 + signal number."""
-    _adopt_orphans()
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
     stop_asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop_asked.set())
+    launcher_lives, held_open = os.pipe()
+    keeper = os.fork()
+    if keeper == 0:
+        os.close(held_open)
+        os.setsid()  # a SIGKILL for the launcher's process group is not for the keeper
+        stop_asked.clear()  # the launcher passes on what it was asked
+        return _keep(command, stop_asked, launcher_lives)
+    os.close(launcher_lives)
+    return _wait_for(keeper, stop_asked)
+
+
+def _keep(command: list[str], stop_asked: threading.Event, launcher_lives: int) -> int:
+    """Be the worker's parent to its end."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
-        worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        worker = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent
+        )
     except OSError as error:
         sys.stderr.write(f"cannot start {command[0]}: {error}\n")
         return 127
-    signal.signal(signal.SIGTERM, lambda *_: _send(worker.pid, signal.SIGTERM))
+    pipes = (STDIN, launcher_lives)
+    threading.Thread(target=_kill_when_one_closes, args=(pipes, worker.pid), daemon=True).start()
+    return _wait_for(worker.pid, stop_asked)
+
+
+def _wait_for(child: int, stop_asked: threading.Event) -> int:
+    """Pass SIGTERM on until the child exits, then kill what it left; its exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: _send(child, signal.SIGTERM))
     if stop_asked.is_set():
-        _send(worker.pid, signal.SIGTERM)
-    threading.Thread(target=_kill_when_stdin_closes, args=(worker.pid,), daemon=True).start()
-    code = _reap_until(worker.pid)
-    _kill_group(worker.pid)
+        _send(child, signal.SIGTERM)
+    code = _reap_until(child)
+    _kill_group(child)
     _kill_descendants()
     return code if code >= 0 else 128 - code
 
 
-def _adopt_orphans() -> None:
+def _die_with_parent() -> None:
+    """Between fork and exec: the worker goes should both its ancestors be killed at once."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _kill_when_stdin_closes(worker_pid: int) -> None:
-    while os.read(0, 1024):
+def _kill_when_one_closes(pipes: tuple[int, ...], worker_pid: int) -> None:
+    while all(os.read(pipe, 1024) for pipe in select.select(pipes, [], [])[0]):
         pass
     _kill_group(worker_pid)
 
 
-def _reap_until(worker_pid: int) -> int:
+def _reap_until(child: int) -> int:
     while True:
         pid, status = os.wait()
-        if pid == worker_pid:
+        if pid == child:
             return os.waitstatus_to_exitcode(status)
 
 

@@ -54,7 +54,7 @@ class WorkerProcess:
         """Wait for the end of the worker and all it started; its exit code, as a shell tells it."""
         code = await self._process.wait()
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
-        return code
+        return code if code >= 0 else 128 - code  # the launcher itself was killed
 
     async def stop(self, grace_seconds: float) -> int:
         """SIGTERM, then after the grace time SIGKILL for everything; the exit code."""

@@ -1,5 +1,7 @@
 """The launcher ends everything a worker has started, whatever way the end comes."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -51,10 +53,21 @@ def launch() -> Iterator[Launch]:
 
 
 def family(process: Launched, size: int) -> list[psutil.Process]:
-    """The launcher's descendants, once there are so many."""
-    parent = psutil.Process(process.pid)
-    eventually(lambda: len(parent.children(recursive=True)) == size)
-    return parent.children(recursive=True)
+    """The keeper, and below it the worker with its children once there are so many of those."""
+    launcher = psutil.Process(process.pid)
+    eventually(lambda: len(launcher.children(recursive=True)) == 1 + size)
+    return launcher.children(recursive=True)
+
+
+def end_of(process: Launched, members: list[psutil.Process]) -> None:
+    """Return when they are gone; those that would be left are ended all the same."""
+    try:
+        process.wait(60)
+        eventually(lambda: all_gone(members))
+    finally:
+        for member in members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
@@ -87,6 +100,41 @@ def test_a_closed_pipe_kills_the_worker_and_all_its_children(launch: Launch) -> 
     process.stdin.close()
     process.wait(60)
     assert all_gone(members)
+
+
+def test_a_launcher_that_is_killed_leaves_nothing_behind(launch: Launch) -> None:
+    process = launch("sh", "-c", FAMILY)
+    members = family(process, 3)
+    process.kill()
+    end_of(process, members)
+
+
+def test_a_keeper_that_is_killed_leaves_nothing_behind(launch: Launch) -> None:
+    process = launch("sh", "-c", FAMILY)
+    members = family(process, 3)
+    [keeper] = psutil.Process(process.pid).children()
+    keeper.kill()
+    end_of(process, members)
+    assert process.returncode == 128 + signal.SIGKILL
+
+
+def test_a_launcher_that_is_killed_with_its_process_group_leaves_nothing_behind(
+    launch: Launch,
+) -> None:
+    process = launch("sh", "-c", FAMILY)
+    members = family(process, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    end_of(process, members)
+
+
+def test_a_worker_dies_with_its_launcher_and_its_keeper(launch: Launch) -> None:
+    process = launch("sleep", "300")
+    members = family(process, 1)
+    [keeper] = psutil.Process(process.pid).children()
+    keeper.suspend()
+    process.kill()
+    keeper.kill()
+    end_of(process, members)
 
 
 def test_what_a_worker_leaves_behind_is_killed(launch: Launch, tmp_path: Path) -> None:

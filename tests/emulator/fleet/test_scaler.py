@@ -33,7 +33,8 @@ class Family:
         for launcher in psutil.Process().children():
             if self._is_ours(launcher):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    pids += [child.pid for child in launcher.children()]
+                    keepers = launcher.children()
+                    pids += [child.pid for keeper in keepers for child in keeper.children()]
         return pids
 
     def _is_ours(self, process: psutil.Process) -> bool:

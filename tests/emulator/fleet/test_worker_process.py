@@ -1,6 +1,7 @@
 """What a worker process finds around itself."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def test_file_names_in_the_command_are_made_absolute(
     endpoint = EndpointSettings(id="ep", worker="python 'worker/a b.py' -m worker --n 1")
     expected = ["python", str(tmp_path / "worker" / "a b.py"), "-m", "worker", "--n", "1"]
     assert worker_command(endpoint) == expected
+
+
+@pytest.mark.slow
+async def test_the_exit_code_of_a_killed_launcher_is_told_as_a_shell_does(tmp_path: Path) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
+    process = await WorkerProcess.start(
+        sleep, dict(os.environ), tmp_path / "w1", tmp_path / "w1.log"
+    )
+    os.kill(process.pid, signal.SIGKILL)
+    assert await process.wait() == 128 + signal.SIGKILL
 
 
 @pytest.mark.slow
