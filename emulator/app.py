@@ -9,11 +9,13 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from emulator.clock import LoopClock
 from emulator.endpoint import BalancedEndpoint, Endpoint, QueueEndpoint
 from emulator.faces import batches, client, control, load_balancing, openai, rest, welcome, worker
 from emulator.fleet.scaler import Scaler
 from emulator.fleet.work_source import WorkSource
 from emulator.gateway.faults import Faults
+from emulator.gateway.limits import Quotas
 from emulator.gateway.state import EmulatorState
 from emulator.settings import EmulatorSettings, EndpointSettings
 from emulator.work.balancer import Balancer
@@ -43,7 +45,8 @@ def create_app(settings: EmulatorSettings) -> Starlette:
                 await state.close()
 
     endpoints = {endpoint.id: _endpoint(settings, endpoint) for endpoint in settings.endpoints}
-    state = EmulatorState(settings, endpoints, Faults(settings.faults))
+    quotas = Quotas(settings.rest_quotas, LoopClock())
+    state = EmulatorState(settings, endpoints, Faults(settings.faults), quotas)
     routes = [
         *rest.routes(),
         *load_balancing.routes(endpoints.values()),

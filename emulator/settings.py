@@ -36,6 +36,10 @@ OperationName = Literal[
 MEGABYTE: Final = 1024 * 1024
 
 
+QuotaWindow = Literal["minute", "hour", "day"]
+"""The windows in which RunPod's REST API counts a caller's calls."""
+
+
 class Limit(BaseModel):
     """How often an operation may be called; RunPod counts by endpoint and operation."""
 
@@ -234,6 +238,8 @@ class EmulatorSettings(BaseModel):
     api_key: SecretStr = SecretStr("rpa_local")
     rest_api_key: SecretStr | None = None
     """The key that may ask for workers and logs; None if the other one may."""
+    rest_quotas: dict[QuotaWindow, Annotated[int, Field(gt=0)]] = {}
+    """Calls of RunPod's REST API in each window; empty: the caller is exempt."""
     log_dir: Path | None = None
     endpoints: tuple[EndpointSettings, ...]
     faults: tuple[Fault, ...] = ()

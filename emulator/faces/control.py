@@ -56,6 +56,7 @@ async def reset(request: Request) -> Response:
         endpoint.scaler.starts.clear()
     state.faults.reset()
     state.meters.clear()
+    state.quotas.reset()
     return Json({})
 
 

@@ -8,8 +8,9 @@ time is when the emulator first looked at it.
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 from starlette.requests import Request
@@ -17,8 +18,16 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from emulator.endpoint import Endpoint
-from emulator.errors import BadRequest, EmulatorError, Forbidden, NotFound, Unauthorized
+from emulator.errors import (
+    BadRequest,
+    EmulatorError,
+    Forbidden,
+    NotFound,
+    TooManyRequests,
+    Unauthorized,
+)
 from emulator.fleet.slot import Slot
+from emulator.fleet.worker_log import Line
 from emulator.gateway.http import Handler, Json, check_key, find_endpoint, whole_number
 from emulator.gateway.state import state_of
 
@@ -28,7 +37,13 @@ LOOK_SECONDS: Final = 0.1
 """Between two looks at a worker's log."""
 VERSION: Final = 1
 """Of an endpoint's configuration, which never changes here."""
-TITLES: Final = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found"}
+TITLES: Final = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    429: "Too Many Requests",
+}
 
 
 async def list_workers(request: Request, endpoint: Endpoint) -> Response:
@@ -46,36 +61,91 @@ async def worker_logs(request: Request, endpoint: Endpoint) -> Response:
     slot = next((s for s, _ in endpoint.scaler.slots() if s.worker_id == worker_id), None)
     if slot is None:
         raise NotFound("resource not found")
-    source = request.query_params.get("source")
-    if source not in (None, "container", "system"):
-        raise BadRequest("source must be container or system")
-    tail = whole_number(request, "tail", DEFAULT_TAIL)
-    if tail > MAX_TAIL:
-        raise BadRequest(f"tail must be at most {MAX_TAIL}")
-    since = request.headers.get("last-event-id") or request.query_params.get("since")
-    events = _events(request, slot, source, tail, since)
+    events = _events(request, slot, LogQuery.parse(request))
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _events(
-    request: Request, slot: Slot, source: str | None, tail: int, since: str | None
-) -> AsyncIterator[bytes]:
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a log is resumed: at a moment, or behind the event of this id."""
+
+    moment: datetime
+    event_number: str = ""
+    """What an event's id has behind its moment; empty for a moment alone."""
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> Self:
+        """`2026-06-01T12:05:04Z`, with any offset, or an event's id; BadRequest for all else."""
+        moment, _, number = text.strip().partition("/")
+        try:
+            parsed = datetime.fromisoformat(moment)
+        except ValueError:
+            parsed = None
+        if parsed is None or parsed.tzinfo is None:
+            raise BadRequest(f"{name} must be an RFC3339 timestamp")
+        return cls(parsed, number)
+
+    def is_before(self, line: Line) -> bool:
+        """True for a line that is still to be sent."""
+        moment, _, number = line.id.partition("/")
+        return (datetime.fromisoformat(moment), number) > (self.moment, self.event_number)
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """What a client asks of a worker's log."""
+
+    source: str | None
+    tail: int
+    cursor: Cursor | None
+
+    @classmethod
+    def parse(cls, request: Request) -> Self:
+        """The parameters as RunPod documents them; BadRequest for one that makes no sense."""
+        source = request.query_params.get("source")
+        if source not in (None, "container", "system"):
+            raise BadRequest("source must be container or system")
+        tail = whole_number(request, "tail", DEFAULT_TAIL)
+        if tail > MAX_TAIL:
+            raise BadRequest(f"tail must be at most {MAX_TAIL}")
+        cursor = None
+        if last_event_id := request.headers.get("last-event-id"):
+            cursor = Cursor.parse("Last-Event-ID", last_event_id)
+        elif since := request.query_params.get("since"):
+            cursor = Cursor.parse("since", since)
+        return cls(source, tail, cursor)
+
+    def select(self, lines: list[Line]) -> list[Line]:
+        """Those of the source that is asked for."""
+        return [line for line in lines if self.source in (None, line.source)]
+
+    def backlog(self, lines: list[Line]) -> list[Line]:
+        """What is sent of the lines that are there: from the cursor on, or the last `tail`."""
+        selected = self.select(lines)
+        if self.cursor is not None:
+            return [line for line in selected if self.cursor.is_before(line)]
+        return selected[max(0, len(selected) - self.tail) :]
+
+
+async def _events(request: Request, slot: Slot, query: LogQuery) -> AsyncIterator[bytes]:
+    has_ended = slot.has_ended
     lines = slot.log.read()
-    position = max(0, len(lines) - tail)
-    if since is not None:
-        position = next((n for n, line in enumerate(lines) if line.id > since), len(lines))
+    due, position = query.backlog(lines), len(lines)
     while True:
-        has_ended = slot.has_ended or state_of(request.app).is_closing
-        lines = slot.log.read()
-        for line in lines[position:]:
-            if source in (None, line.source):
-                data = {"ts": line.ts, "source": line.source, "line": line.text}
-                yield b"id: %s\ndata: %s\n\n" % (line.id.encode(), msgspec.json.encode(data))
-        position = len(lines)
+        for line in due:
+            yield _event(line)
         if has_ended:
             return
         await asyncio.sleep(LOOK_SECONDS)
+        has_ended = slot.has_ended or state_of(request.app).is_closing
+        lines = slot.log.read()
+        due, position = query.select(lines[position:]), len(lines)
+
+
+def _event(line: Line) -> bytes:
+    data = {"ts": line.ts, "source": line.source, "line": line.text}
+    return b"id: %s\ndata: %s\n\n" % (line.id.encode(), msgspec.json.encode(data))
 
 
 def _view(slot: Slot, state: str) -> dict[str, Any]:
@@ -112,26 +182,41 @@ def routes() -> list[Route]:
 
 def _guarded(operation: Any) -> Handler:
     async def handler(request: Request) -> Response:
+        state = state_of(request.app)
         try:
-            _check_right(request)
+            has_right = _authenticate(request)
+        except Unauthorized as error:
+            return _problem(error)
+        try:
+            state.quotas.count()
+            if not has_right:
+                raise Forbidden("access denied")
             response: Response = await operation(request, find_endpoint(request))
-            return response
         except EmulatorError as error:
-            detail = "resource not found" if isinstance(error, NotFound) else str(error)
-            problem = {"title": TITLES[error.status], "status": error.status, "detail": detail}
-            return Json(problem, error.status, media_type="application/problem+json")
+            response = _problem(error)
+        response.headers.update(state.quotas.headers())
+        return response
 
     return handler
 
 
-def _check_right(request: Request) -> None:
-    """A bearer token; a key that works elsewhere need not have the right to these."""
+def _problem(error: EmulatorError) -> Response:
+    detail = "resource not found" if isinstance(error, NotFound) else str(error)
+    problem = {"title": TITLES[error.status], "status": error.status, "detail": detail}
+    headers = {}
+    if isinstance(error, TooManyRequests):
+        headers["retry-after"] = str(error.retry_after_seconds)
+    return Json(problem, error.status, headers, media_type="application/problem+json")
+
+
+def _authenticate(request: Request) -> bool:
+    """Unauthorized without a bearer token of ours; False for one that lacks the right to these."""
     settings = state_of(request.app).settings
     given = request.headers.get("authorization", "")
     if not re.match(r"Bearer \S", given):
         raise Unauthorized("missing bearer token")
-    if settings.rest_api_key is None:
-        check_key(request)
-    elif given.removeprefix("Bearer ").strip() != settings.rest_api_key.get_secret_value():
-        check_key(request)
-        raise Forbidden("access denied")
+    rest_key = settings.rest_api_key
+    if rest_key and given.removeprefix("Bearer ").strip() == rest_key.get_secret_value():
+        return True
+    check_key(request)
+    return rest_key is None

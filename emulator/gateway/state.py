@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 
 from emulator.endpoint import Endpoint
 from emulator.gateway.faults import Faults
-from emulator.gateway.limits import Meter
+from emulator.gateway.limits import Meter, Quotas
 from emulator.settings import EmulatorSettings
 
 
@@ -18,6 +18,8 @@ class EmulatorState:
     settings: EmulatorSettings
     endpoints: dict[str, Endpoint]
     faults: Faults
+    quotas: Quotas
+    """Of the REST API, whose callers are all one here."""
     meters: dict[tuple[str, str], Meter] = field(default_factory=dict)
     """The calls that limits count, by endpoint id and operation."""
     is_closing: bool = False

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from emulator.errors import TooManyRequests
-from emulator.gateway.limits import Meter
+from emulator.gateway.limits import Meter, Quotas
 from emulator.settings import EndpointSettings, Limit
 from tests.emulator.clock import FakeClock
 from tests.emulator.running import eventually, one_endpoint
@@ -45,6 +45,24 @@ def test_calls_at_once_are_counted_while_they_last() -> None:
         pass
     with meter.admitted():
         pass
+
+
+def test_a_quota_is_whole_again_when_its_window_has_passed() -> None:
+    clock = FakeClock()
+    quotas = Quotas({"minute": 1, "hour": 2}, clock)
+    quotas.count()
+    clock.advance(59.5)
+    assert quotas.headers()["RateLimit"] == '"minute";r=0;t=1, "hour";r=1;t=3541'
+    with pytest.raises(TooManyRequests, match="minute") as refusal:
+        quotas.count()
+    assert refusal.value.retry_after_seconds == 1
+    clock.advance(0.5)
+    quotas.count()
+    clock.advance(60)
+    with pytest.raises(TooManyRequests, match="hour"):
+        quotas.count()
+    clock.advance(3600)
+    quotas.count()
 
 
 def test_without_rate_limits_there_are_none() -> None:
