@@ -18,7 +18,12 @@ def test_every_test_named_in_the_reliability_table_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
+    "document",
+    [
+        "README.md",
+        "emulator/README.md",
+        *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")),
+    ],
 )
 def test_every_file_a_document_names_exists(document: str) -> None:
     text = (ROOT / document).read_text()
