@@ -365,7 +365,7 @@ class VLLMError(ProxyError):
     """An error that vLLM itself answered: its status and its body are handed on as they are.
 
     A body that no client would read as an error (FastAPI's `detail`, a plain text, a page of HTML
-    of somebody on the way, nothing at all) is put in the envelope.
+    of a server on the way, nothing at all) is put in the envelope.
     """
 
     code = "vllm_error"  # for the log and the metrics: the body has vLLM's own

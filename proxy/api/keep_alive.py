@@ -1,4 +1,4 @@
-"""What a stream sends while it has nothing to say, so that nobody on the way gives up on it.
+"""What a stream sends while it has nothing to say, so that no proxy on the way gives it up.
 
 `comment` is a line that every client skips. Some clients and proxies count only events as signs of
 life; for them `chunk` sends one that means nothing, where the route's clients know such a thing.

@@ -1,6 +1,6 @@
 """What state an endpoint is in, from RunPod's /health, which costs no worker and no job.
 
-It is asked in the background, and only while somebody wants to know: a client that lists models,
+It is asked in the background, and only while it is of use: to a client that lists models,
 or a request that waits for a worker. One look tells whether workers are up; what one look cannot
 tell (starts that fail, an endpoint that may have no workers at all) shows in several. While a
 request waits and no worker is up, looks follow one another quickly, so that a worker which is
@@ -128,7 +128,7 @@ class HealthMonitor:
         return self.reason
 
     def request_updates(self) -> None:
-        """Somebody wants to know: look, now if it is time, and again for a while."""
+        """Look, now if it is time, and again for a while."""
         self._wanted_until = time.monotonic() + WANTED_SECONDS
         if self._looking is None or self._looking.done():
             self._has_looked.clear()

@@ -43,7 +43,7 @@ NO_KEYS = (
     "required: the keys that clients may use; or set PROXY_ALLOW_ANONYMOUS=true if everybody who "
     "can reach this proxy may use the GPU"
 )
-LONGEST_POLL_SECONDS = 60
+MAX_POLL_SECONDS = 60
 """How long a poll may be held at most, whatever a model's or a key's keep-alives say."""
 JOB_OVERHEAD_BYTES = 16_384
 """What a job's JSON holds besides the client's body, generously."""
@@ -83,7 +83,7 @@ def _from_home(path: Path) -> Path:
 RateLimit = Annotated[CallLimit, BeforeValidator(call_limit), NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Hold = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
-KeepAlive = Annotated[float, Field(ge=1, le=LONGEST_POLL_SECONDS)]
+KeepAlive = Annotated[float, Field(ge=1, le=MAX_POLL_SECONDS)]
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 
 
@@ -206,7 +206,7 @@ class Settings(BaseSettings):
     @property
     def longest_drain_seconds(self) -> float:
         """When the last stream has said how it ended: a poll may be held beyond the grace time."""
-        poll_seconds = self.keep_alive_seconds if self.config is None else LONGEST_POLL_SECONDS
+        poll_seconds = self.keep_alive_seconds if self.config is None else MAX_POLL_SECONDS
         return self.drain_seconds + poll_seconds + 1
 
     @field_validator("api_keys", "models", "routes", "cors_origins", mode="before")

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class ClientLeft(Exception):
-    """The client closed its connection; nobody is there to be answered."""
+    """The client has closed its connection: there is none to answer to."""
 
 
 async def unless_client_leaves(request: Request, awaitable: Awaitable[T]) -> T:

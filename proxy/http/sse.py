@@ -20,7 +20,7 @@ from proxy.api.rewriting import Rewriter
 from proxy.api.sse_framing import DONE
 from proxy.errors import InternalError, ProxyError, VLLMError, WorkerFailed
 from proxy.http.plain import answered_error, meant_status
-from proxy.memory import Memory, Reservation
+from proxy.memory import Memory
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +53,20 @@ class EventStream(EventSourceResponse):
         headers: dict[str, str],
     ) -> None:
         super().__init__(
-            _events(
-                answer, opening, dialect, context, rewriter, keep_alive, keep_alive_seconds, memory
-            ),
+            self._events(),
             headers=headers,
             ping=0,  # our own comments know whether anything was sent
             shutdown_grace_period=longest_drain_seconds,
         )
         del self.headers["connection"]  # "keep-alive", also on one that the server will close
         self._answer = answer
-        self._context = context
         self._opening = opening
+        self._dialect = dialect
+        self._context = context
         self._rewriter = rewriter
+        self._keep_alive = keep_alive
+        self._keep_alive_seconds = keep_alive_seconds
+        self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream. However it ends, its job is not left running."""
@@ -77,24 +79,49 @@ class EventStream(EventSourceResponse):
             self._opening.cancel()
             self._answer.close()
 
+    async def _events(self) -> AsyncIterator[bytes]:
+        """Keep-alives, the answer's events, and in any case an end."""
+        context = self._context
+        try:
+            while not self._opening.done():
+                yield self._keep_alive.event(self._answer.is_waiting)
+                await asyncio.wait({self._opening}, timeout=self._keep_alive_seconds)
+            first = self._opening.result()
+            if self._answer.head is None or not self._answer.head.is_event_stream:
+                yield await self._late_answer(first)
+            else:
+                async for piece in self._relayed(first):
+                    yield piece
+            context.outcome = context.outcome or "completed"
+        except ProxyError as exc:
+            yield self._broken_off_by(exc)
+        except Exception:
+            log.exception("a stream broke")
+            error = InternalError("The proxy failed to relay the answer.")
+            yield self._broken_off_by(error)
 
-async def _events(
-    answer: Answer,
-    opening: asyncio.Task[bytes],
-    dialect: Dialect,
-    context: StreamContext,
-    rewriter: Rewriter | None,
-    keep_alive: KeepAlive,
-    keep_alive_seconds: float,
-    memory: Memory,
-) -> AsyncIterator[bytes]:
-    def passed_on(piece: bytes) -> bytes:
-        if rewriter is not None:
-            piece = rewriter.events(piece)
-        if dialect.passing is not None:
-            piece = dialect.passing(piece, context)
+    async def _relayed(self, first: bytes) -> AsyncIterator[bytes]:
+        """The answer's events, and a keep-alive where nothing came for long."""
+        if first:
+            yield self._passed_on(first)
+        sent = time.monotonic()
+        async for piece in self._answer.pieces():
+            piece = self._passed_on(piece)
+            if piece or time.monotonic() - sent >= self._keep_alive_seconds * 0.9:
+                yield piece or self._keep_alive.event(self._answer.is_waiting)
+                sent = time.monotonic()
+        if self._rewriter is not None:
+            yield self._rewriter.rest()
+
+    def _passed_on(self, piece: bytes) -> bytes:
+        """Whole events, as they are to be sent."""
+        context = self._context
+        if self._rewriter is not None:
+            piece = self._rewriter.events(piece)
+        if self._dialect.passing is not None:
+            piece = self._dialect.passing(piece, context)
         if piece:
-            piece = keep_alive.passing(piece)
+            piece = self._keep_alive.passing(piece)
             context.first = context.first or piece
             context.last = piece
             is_suspect = b"error" in piece or b"response.failed" in piece
@@ -102,50 +129,26 @@ async def _events(
                 context.outcome = VLLMError.code
         return piece
 
-    try:
-        while not opening.done():
-            yield keep_alive.event(answer.is_waiting)
-            await asyncio.wait({opening}, timeout=keep_alive_seconds)
-        first = opening.result()
-        if answer.head is None or not answer.head.is_event_stream:
-            held = memory.reserve_for_answer()
-            yield await _as_events(answer, first, dialect, context, held)
-            context.outcome = context.outcome or "completed"
-            return
-        if first:
-            yield passed_on(first)
-        sent = time.monotonic()
-        async for piece in answer.pieces():
-            piece = passed_on(piece)
-            if piece or time.monotonic() - sent >= keep_alive_seconds * 0.9:
-                yield piece or keep_alive.event(answer.is_waiting)
-                sent = time.monotonic()
-        if rewriter is not None:
-            yield rewriter.rest()
-        context.outcome = context.outcome or "completed"
-    except ProxyError as exc:
-        context.outcome = exc.code or exc.type
+    def _broken_off_by(self, error: ProxyError) -> bytes:
+        """The error as the stream's end."""
+        context = self._context
+        context.outcome = error.code or error.type
         # A large event may have been passed on in parts, and its end be missing.
         gap = b"" if context.last.endswith(b"\n\n") or not context.last else b"\n\n"
-        yield gap + (rewriter.rest() if rewriter else b"") + dialect.error(exc, context)
-    except Exception:
-        log.exception("a stream broke")
-        error = InternalError("The proxy failed to relay the answer.")
-        context.outcome = error.code or error.type
-        yield dialect.error(error, context)
+        held = self._rewriter.rest() if self._rewriter else b""
+        return gap + held + self._dialect.error(error, context)
 
-
-async def _as_events(
-    answer: Answer, first: bytes, dialect: Dialect, context: StreamContext, held: Reservation
-) -> bytes:
-    """An answer that is no event stream, and came too late to be sent as what it is."""
-    body = await whole(answer, first, held)
-    status = meant_status(answer.head, body) if answer.head else 502
-    if 200 <= status < 300:
-        if not body.strip():  # OpenAI's clients fail on an event without data
-            raise WorkerFailed("The worker's answer is empty.")
-        end = b"data: " + DONE + b"\n\n" if DONE in dialect.ends else b""
-        return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end
-    error = answered_error(status, body, context.route, context.model)
-    context.outcome = error.code
-    return dialect.error(error, context)
+    async def _late_answer(self, first: bytes) -> bytes:
+        """An answer that is no event stream, and came too late to be sent as what it is."""
+        answer, context = self._answer, self._context
+        held = self._memory.reserve_for_answer()
+        body = await whole(answer, first, held)
+        status = meant_status(answer.head, body) if answer.head else 502
+        if 200 <= status < 300:
+            if not body.strip():  # OpenAI's clients fail on an event without data
+                raise WorkerFailed("The worker's answer is empty.")
+            end = b"data: " + DONE + b"\n\n" if DONE in self._dialect.ends else b""
+            return b"data: " + b" ".join(body.splitlines()) + b"\n\n" + end
+        error = answered_error(status, body, context.route, context.model)
+        context.outcome = error.code
+        return self._dialect.error(error, context)

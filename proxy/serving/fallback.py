@@ -1,6 +1,6 @@
 """One name, two backends: the second is asked when the first fails, or is too slow to begin.
 
-Only before the first byte: what has been passed on is never continued by somebody else.
+Only before the first byte: what has been passed on is never continued by another server.
 """
 
 import asyncio

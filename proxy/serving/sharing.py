@@ -26,10 +26,10 @@ HOLD_SECONDS = 10.0
 """How long an answer that was left waits for its `Idempotency-Key` to come again."""
 KEPT_SECONDS = 60.0
 """How long a finished answer is kept for its `Idempotency-Key`."""
-MOST_ANSWERS = 1_000
-LARGEST_BUFFER_BYTES = 16 * 2**20
+MAX_ANSWERS = 1_000
+MAX_KEPT_BYTES = 16 * 2**20
 """What is kept of one answer. One that is larger can be joined no more."""
-LARGEST_TOTAL_BYTES = 256 * 2**20
+MAX_TOTAL_BYTES = 256 * 2**20
 
 _Place = tuple[str, str | bytes]
 """The API key's name, and an Idempotency-Key, or the fingerprint of a request without one."""
@@ -133,7 +133,7 @@ class Sharing:
         return [shared for found in self._answers.values() for shared in found]
 
     def _make_room(self) -> bool:
-        if self._count >= MOST_ANSWERS:
+        if self._count >= MAX_ANSWERS:
             oldest = next((s for s in self._every() if s.has_ended and not s.readers), None)
             if oldest is None:
                 return False
@@ -175,7 +175,7 @@ class SharedAnswer:
 
     @property
     def is_left(self) -> bool:
-        """Is nobody reading it but clients whose timeout has passed?"""
+        """All clients that read it have passed their timeout, or there is none."""
         return all(reader.sender.is_overdue for reader in self.readers)
 
     def reader(self, sender: Sender) -> "SharedReader":
@@ -207,7 +207,7 @@ class SharedAnswer:
         return self._pieces[index] if index < len(self._pieces) else None
 
     def trim(self) -> None:
-        """Drop what everybody has read, where nobody can join any more."""
+        """Drop what all readers have read, where no request can join any more."""
         if self._is_joinable:
             return
         positions = [reader.position for reader in self.readers]
@@ -221,7 +221,7 @@ class SharedAnswer:
     async def more(self) -> None:
         """Wait for one pull: a piece, nothing for a while, the end, or an error."""
         # Pieces that are not kept for the sake of joining are kept for a slower reader.
-        if not self._is_joinable and self._pieces and self._kept_bytes > LARGEST_BUFFER_BYTES:
+        if not self._is_joinable and self._pieces and self._kept_bytes > MAX_KEPT_BYTES:
             await self._slowest_reader()
             return
         if self._pulling is None or self._pulling.done():
@@ -229,7 +229,7 @@ class SharedAnswer:
         await asyncio.wait({self._pulling})
 
     def close(self) -> None:
-        """Nobody will read on: what still works on the answer is stopped."""
+        """Stop what still works on the answer: no client will read on."""
         self._forget()
         if self._timer is not None:
             self._timer.cancel()
@@ -284,8 +284,8 @@ class SharedAnswer:
         self._timer = asyncio.get_running_loop().call_later(seconds, self.close)
 
     def _check_size(self) -> None:
-        is_large = self._kept_bytes > LARGEST_BUFFER_BYTES
-        if is_large or self._sharing.kept_bytes > LARGEST_TOTAL_BYTES:
+        is_large = self._kept_bytes > MAX_KEPT_BYTES
+        if is_large or self._sharing.kept_bytes > MAX_TOTAL_BYTES:
             self.give_up()
 
     async def _slowest_reader(self) -> None:

@@ -49,7 +49,7 @@ class Warmer:
         ]
 
     async def close(self) -> None:
-        """Wake nobody any more."""
+        """Wake no worker any more."""
         tasks = [*self._schedules, *self._waking.values()]
         for task in tasks:
             task.cancel()

@@ -524,7 +524,7 @@ def test_an_answer_that_nobody_comes_back_for_is_cancelled(
     assert time.monotonic() - began >= 0.5 + 1
 
 
-@pytest.mark.parametrize("bound", ["LARGEST_BUFFER_BYTES", "LARGEST_TOTAL_BYTES"])
+@pytest.mark.parametrize("bound", ["MAX_KEPT_BYTES", "MAX_TOTAL_BYTES"])
 def test_an_answer_too_large_to_keep_is_whole_for_those_who_read_it_and_joined_no_more(
     client: httpx.Client,
     runpod: ScriptedRunPod,
@@ -560,7 +560,7 @@ def test_an_answer_whose_beginning_alone_is_too_large_to_keep_is_whole(
     monkeypatch: pytest.MonkeyPatch,
     idempotent: dict[str, str],
 ) -> None:
-    monkeypatch.setattr(sharing, "LARGEST_BUFFER_BYTES", 2_000)
+    monkeypatch.setattr(sharing, "MAX_KEPT_BYTES", 2_000)
     beginning, rest = '{"text": "' + "b" * 5_000, '"}'
     frames = [PLAIN | {"text": beginning, "end": False}, {"seq": 1, "text": rest, "end": True}]
     runpod.script = [Page("IN_PROGRESS", [frame]) for frame in frames]
@@ -571,7 +571,7 @@ def test_an_answer_whose_beginning_alone_is_too_large_to_keep_is_whole(
 def test_beyond_its_bounds_the_oldest_finished_answer_is_given_up(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "MOST_ANSWERS", 1)
+    monkeypatch.setattr(sharing, "MAX_ANSWERS", 1)
     runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(3)]
     for name in ("a", "b", "b", "a"):
         headers = {"idempotency-key": f"bounds-{name}"}
@@ -583,7 +583,7 @@ def test_beyond_its_bounds_the_oldest_finished_answer_is_given_up(
 def test_beyond_its_bounds_a_running_answer_is_kept_and_the_next_one_not_shared(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "MOST_ANSWERS", 1)
+    monkeypatch.setattr(sharing, "MAX_ANSWERS", 1)
     hold = threading.Event()
     runpod.script = [Page("IN_QUEUE", [PLAIN], hold=hold)]
 

@@ -192,7 +192,7 @@ def test_pieces_in_doubt_come_from_the_aggregate_alone(
     cut = data.draw(st.integers(0, len(text)))
     reader = PieceReader(CHAT.ends)
     before = reader.feed([text[:cut]])
-    reader.doubt()
+    reader.distrust_stream()
     assert reader.feed([text[cut + 1 :]]) == b""
     assert before + reader.complete([text]) == text.encode()
 

@@ -111,7 +111,7 @@ class JobAnswer:
                 return b""
             self._reader = self._reader_for(outputs[0])
         if job.has_lost_a_poll:
-            self._reader.doubt()
+            self._reader.distrust_stream()
         piece = self._reader.feed(outputs)
         self._held.resize(self._reader.held_bytes)
         self.head = self._reader.head

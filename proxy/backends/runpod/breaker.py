@@ -7,7 +7,7 @@ from proxy.errors import ProxyError
 FAILURES = 5
 """So many submissions in a row must fail before the next ones are refused."""
 FIRST_PAUSE_SECONDS = 2.0
-LONGEST_PAUSE_SECONDS = 30.0
+MAX_PAUSE_SECONDS = 30.0
 
 
 class Breaker:
@@ -41,6 +41,6 @@ class Breaker:
         if self._failures < FAILURES:
             return
         if self._reason is not None:
-            self._pause = min(self._pause * 2, LONGEST_PAUSE_SECONDS)
+            self._pause = min(self._pause * 2, MAX_PAUSE_SECONDS)
         self._reason = error
         self._closed_until = time.monotonic() + self._pause

@@ -1,4 +1,4 @@
-"""Cancelling jobs that nobody waits for any more, until RunPod says each has ended."""
+"""Cancelling jobs that no request waits for any more, until RunPod says each has ended."""
 
 import asyncio
 import logging

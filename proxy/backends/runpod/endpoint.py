@@ -36,7 +36,7 @@ from proxy.metrics import Metrics
 
 ANSWER_MARGIN_SECONDS = 15
 """How long RunPod may take to answer a call, beyond the time we asked it to hold the call."""
-SHORTEST_HOLD_SECONDS = 1.0
+MIN_HOLD_SECONDS = 1.0
 """RunPod's lower limit of `?wait=`."""
 MAX_WORKER_ID_CHARS = 200
 MAX_ANSWER_SECONDS = 60
@@ -116,7 +116,7 @@ class JobState:
     worker_id: str | None = None
     """The worker that has the job, or had it last."""
     reservation: Reservation | None = None
-    """See StreamPage."""
+    """What the answer holds of the memory for all; it goes with the state."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "JobState":
@@ -204,7 +204,7 @@ class Endpoint:
         """
         if self._stream.is_crowded:
             wait_seconds = 0  # a call that is held keeps its place from others
-        hold_seconds = max(SHORTEST_HOLD_SECONDS, wait_seconds)
+        hold_seconds = max(MIN_HOLD_SECONDS, wait_seconds)
         path = f"/stream/{job_id}?wait={round(hold_seconds * 1000)}"
         answer = await self._call(
             self._stream,

@@ -24,7 +24,7 @@ from proxy.backends.runpod.scrubbing import scrubbed
 from proxy.errors import ModelStartFailed, ProxyError, StartCancelled, VLLMError, WorkerFailed
 from proxy.foreign_json import encode
 
-LONGEST_LITERAL = 100_000
+MAX_LITERAL_CHARS = 100_000
 """`ast.literal_eval` takes memory out of proportion to its input; errors are short."""
 
 MAX_CAUSE_CHARS = 1_200
@@ -137,7 +137,7 @@ def _parsed(error: Any) -> Any:
         return msgspec.json.decode(error)
     except (ValueError, RecursionError):
         pass
-    if len(error) > LONGEST_LITERAL:
+    if len(error) > MAX_LITERAL_CHARS:
         return error
     try:
         return ast.literal_eval(error)

@@ -30,7 +30,7 @@ from proxy.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-LARGEST_JOB_BYTES = 10_000_000
+MAX_JOB_BYTES = 10_000_000
 """What /run takes: docs.runpod.io/serverless/endpoints/operation-reference."""
 MIN_EXECUTION_MS = 5_000
 """RunPod's lower limit of policy.executionTimeout; that of policy.ttl is twice as long."""
@@ -45,7 +45,7 @@ class _Submission:
     is_calling: bool = False
     """A call of /run is under way, so there may be a job already."""
     is_left: bool = False
-    """Nobody waits for the job any more."""
+    """The request that it was for has ended."""
     reason: str = NOT_ACCEPTED
     """Why no worker has the job, for the error of the queue deadline."""
 
@@ -108,7 +108,7 @@ class Jobs:
         self._admission.check(live=self.live, waiting=self.waiting)
         self._breaker.check()
         job = msgspec.json.encode({"input": job_input, "policy": _policy(terms)})
-        if len(job) > LARGEST_JOB_BYTES:
+        if len(job) > MAX_JOB_BYTES:
             raise RequestTooLarge("The request is larger than a job of RunPod may be.")
         state = _Submission()
         deadlines = Deadlines(terms, self.shutdown, lambda: state.reason)

@@ -1,7 +1,7 @@
 """The journal of jobs in flight: what a proxy that was killed leaves for the next one to cancel.
 
 One SQLite file for each running proxy, locked as long as it lives, so that several proxies can
-share a folder. At start-up the files that nobody holds any more are taken over.
+share a folder. At start-up the files that no process holds any more are taken over.
 """
 
 import fcntl
@@ -89,7 +89,7 @@ class Journal:
             os.close(self._lock)
 
     def _write(self, statement: str, values: tuple[str, ...]) -> None:
-        # A full disk must not cost a request its answer: it has a job that somebody must follow.
+        # A full disk must not cost a request its answer: it has a job that must be followed.
         try:
             self._database.execute(statement, values)
         except sqlite3.Error as exc:

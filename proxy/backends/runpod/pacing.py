@@ -24,7 +24,7 @@ CANCEL_BURST = 0.3
 """The same for cancels, which come in volleys: what waits in RunPod's queue starts workers."""
 SLOWER, FASTER = 1.5, 0.8
 """What a 429 does to the interval between calls, and every window without one after it."""
-SLOWEST = 10.0
+MAX_SLOWNESS = 10.0
 """So many times the usual interval at most: it must shrink again in reasonable time."""
 PAUSE_SECONDS = 1.0
 """How long all calls pause after a 429 that does not say."""
@@ -74,7 +74,7 @@ class CallLimiter:
         pause = PAUSE_SECONDS if retry_after_seconds is None else retry_after_seconds
         self._due = max(self._due, now + pause + self._burst_seconds)
         if now - self._slowed > PAUSE_SECONDS:  # one step for a volley of refusals
-            self._interval = min(self._interval * SLOWER, self._base_interval * SLOWEST)
+            self._interval = min(self._interval * SLOWER, self._base_interval * MAX_SLOWNESS)
             self._slowed = now
 
     async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:

@@ -58,7 +58,7 @@ class Reader(Protocol):
         """Take outputs in the order they came, and return what may go to the client now."""
         ...
 
-    def doubt(self) -> None:
+    def distrust_stream(self) -> None:
         """An answer of /stream was lost, and outputs perhaps with it."""
         ...
 
@@ -104,7 +104,7 @@ class FrameReader:
 
     @property
     def held_bytes(self) -> int:
-        """See Reader."""
+        """The bytes held back at present."""
         return self._frame_bytes + self._events.held_bytes
 
     def feed(self, outputs: list[Any]) -> bytes:
@@ -122,14 +122,14 @@ class FrameReader:
                 self._hold(seq, frame)
         return self._whole_events(b"".join(parts))
 
-    def doubt(self) -> None:
+    def distrust_stream(self) -> None:
         """Nothing to do: the numbers tell what is missing."""
 
     def complete(self, aggregate: Any) -> bytes:
         """Fill the holes from the aggregate, the list of all frames."""
-        here = self._next + len(self._held)
+        known = self._next + len(self._held)
         rest = self.feed(aggregate) if isinstance(aggregate, list) else b""
-        self.lost = self._next - here if self.ended else max(1, self._next - here)
+        self.lost = self._next - known if self.ended else max(1, self._next - known)
         if not self.ended:
             raise WorkerFailed("A part of the worker's answer was lost and could not be recovered.")
         return rest
@@ -208,10 +208,10 @@ class PieceReader:
 
     @property
     def held_bytes(self) -> int:
-        """See Reader."""
+        """The bytes held back at present."""
         return self._events.held_bytes
 
-    def doubt(self) -> None:
+    def distrust_stream(self) -> None:
         """Wait for the aggregate."""
         self._is_in_doubt = True
 
@@ -296,7 +296,7 @@ class ObjectReader:
         self.head = Head(200, JSON)
         return _json(output)
 
-    def doubt(self) -> None:
+    def distrust_stream(self) -> None:
         """Nothing to do: the object is there or it is not."""
 
     def complete(self, aggregate: Any) -> bytes:
