@@ -27,7 +27,7 @@ def without_halves(raw: bytes) -> Steps[bytes]:
 
     Where there is none it is what was given.
     """
-    if rb"\ud" not in raw and rb"\uD" not in raw:
+    if b"\\" not in raw or (rb"\ud" not in raw and rb"\uD" not in raw):
         return raw
     # Each backslash that is left begins an escape. UTF-8 has no such bytes.
     escapes = raw.replace(rb"\\", b"\xff\xff")
