@@ -69,6 +69,11 @@ class FormContent:
             self._mark + b"--\r\n"
         )
 
+    def parts(self) -> list[memoryview]:
+        """Its parts with their headers, without the marks between them."""
+        raw = memoryview(self._raw)
+        return [raw[part.start : part.end] for part in self._parts]
+
     def _text(self, name: str) -> str | None:
         values = [part for part in self._parts if part.name == name.encode()]
         if not values:

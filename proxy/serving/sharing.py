@@ -10,10 +10,11 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from proxy.api.answer import Answer, WrappedAnswer
 from proxy.api.call import Call
+from proxy.api.forms import FormContent
 from proxy.api.retries import RETRY_MARGIN_SECONDS, Sender
 from proxy.errors import IdempotencyKeyReused, InvalidRequest, MemoryLimitReached, Stopping
 from proxy.keys import Key
@@ -365,10 +366,14 @@ class SharedReader(WrappedAnswer):
 def _fingerprint(call: Call) -> bytes:
     """What makes two requests the same: their route and body, but for the boundary of a form."""
     digest = hashlib.sha256(call.route.path.encode() + b"\0")
-    if call.content is not None:
-        body = call.content.naming(call.model)
-        media_type, _, rest = call.content.content_type.partition(";")
-        if found := re.search(r'boundary="?([^";]+)', rest, re.IGNORECASE):
-            body = body.replace(found[1].encode("latin-1"), b"")
-        digest.update(media_type.strip().lower().encode() + b"\0" + body)
+    if (content := call.content) is not None:
+        parts: Sequence[bytes | memoryview]
+        if isinstance(content, FormContent):
+            parts = content.parts()
+        else:
+            parts = [content.naming(call.model)]
+        digest.update(content.content_type.partition(";")[0].strip().lower().encode())
+        for part in parts:
+            digest.update(b"\0%d\0" % len(part))
+            digest.update(part)
     return digest.digest()

@@ -10,13 +10,15 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from proxy.api.call import Body, _json_content
+from proxy.api.call import Body, Call, Content, JSONContent, _json_content
 from proxy.api.forms import FormContent
 from proxy.api.route_table import Route
 from proxy.api.turns import at_once
 from proxy.errors import ProxyError
 from proxy.http.body import _Buffer, _unpack
 from proxy.memory import Memory
+from proxy.serving.sharing import _fingerprint
+from proxy.serving.ui_tasks import _prompt
 from tests.proxy.conftest import KEY
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
@@ -221,3 +223,50 @@ def test_others_are_served_while_hostile_bodies_are_read(
     took = time.monotonic() - began
     assert statuses == [status] * 5
     assert longest < max(took / 3, 0.5), (longest, took)
+
+
+def chat_of(message: bytes) -> Content:
+    """A chat that fills the largest body, with this many times in its one message."""
+    raw = b'{"model": "m", "messages": [{"role": "user", "content": %s}]}' % message
+    route = Route("POST", CHAT, prompts=("messages",))
+    return at_once(_json_content(Body(raw, Memory(10 * LARGEST).reserve()), route))
+
+
+def form_of(mark: str, filling: bytes) -> Content:
+    """A form that fills the largest body, with this many times in its one file."""
+    part = b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+    parts = part % (mark.encode(), b"model", b"m")
+    parts += part % (mark.encode(), b"file", filling * (LARGEST // len(filling)))
+    return FormContent(parts + f"--{mark}--".encode(), f"multipart/form-data; boundary={mark}")
+
+
+ACCEPTED: dict[str, Callable[[], Content]] = {
+    "a long text": lambda: chat_of(b'"%b"' % (b"x" * LARGEST)),
+    "escapes": lambda: chat_of(b'"%b"' % (b"\\n" * (LARGEST // 2))),
+    "blanks": lambda: chat_of(b'"%b"' % (b" " * LARGEST)),
+    "empty lists": lambda: chat_of(b"[%b]" % b",".join([b"[]"] * (LARGEST // 3))),
+    "a form full of its boundary": lambda: form_of("b", b"b"),
+    "a form full of its boundary, scattered": lambda: form_of("b", b"bx"),
+    "a form of almost marks": lambda: form_of("-" * 70, b"-" * 69 + b"x"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_what_is_done_with_an_accepted_body_holds_the_loop_no_longer_than_its_check(
+    kind: str,
+) -> None:
+    """Naming the model, telling repetitions apart, and looking for the tasks of chat UIs.
+
+    Compared with Python's reading of the largest string.
+    """
+    content = ACCEPTED[kind]()
+    call = Call("r", Route("POST", CHAT), "", content)
+    works: list[Callable[[], object]] = [
+        lambda: content.naming("other"),
+        lambda: _fingerprint(call),
+    ]
+    if isinstance(content, JSONContent):
+        works.append(lambda: _prompt(content))
+    control = json.dumps("x" * LARGEST).encode()
+    assert max(map(cpu_seconds, works)) < 5 * cpu_seconds(lambda: json.loads(control))
