@@ -33,7 +33,7 @@ _ANTHROPIC_TYPES = {
 
 vLLM 0.32 has names of its own here (`BadRequestError`), vLLM 0.33 goes by the status as well.
 """
-_CHATS_ERROR = re.compile(rb'^data: ?\{"error"', re.MULTILINE)
+_OWN_ERROR = re.compile(rb'\s*\{\s*"type"\s*:\s*"error"')
 _SEQUENCE_NUMBER = re.compile(rb"\s*(\d{1,18})")
 
 
@@ -100,11 +100,9 @@ def _responses_error(error: ProxyError, context: StreamContext) -> bytes:
 
 def _responses_passing(whole: bytes, context: StreamContext) -> bytes:
     """A worker that is not ours ends any stream with an error in the form of a chat's."""
-    before, last = split_end(whole, ()) if _CHATS_ERROR.search(whole) else (whole, b"")
-    if not last:
-        return whole
-    name, body = fields_of(next(events_of(last)))
-    if name:
+    before, last = split_end(whole, ())
+    body = fields_of(next(events_of(last)))[1] if last else b""
+    if not last or _OWN_ERROR.match(body):
         return whole
     so_far = replace(context, first=context.first or before, last=before or context.last)
     return before + _responses_error(VLLMError(502, body), so_far)

@@ -6,9 +6,9 @@ without data may be sent (openai-python's decoder fails on them); a plain commen
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncIterator
+from typing import Final
 
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
@@ -17,19 +17,15 @@ from proxy.api.answer import Answer, whole
 from proxy.api.dialects import Dialect, StreamContext
 from proxy.api.keep_alive import KeepAlive
 from proxy.api.rewriting import Rewriter
-from proxy.api.sse_framing import DONE
+from proxy.api.sse_framing import DONE, split_end
 from proxy.errors import InternalError, ProxyError, VLLMError, WorkerFailed
 from proxy.http.plain import answered_error, meant_status
 from proxy.memory import Memory
 
 log = logging.getLogger(__name__)
 
-_ERROR_EVENT = re.compile(
-    rb'^(data:\s*\{\s*"(error"\s*:\s*[{"]|type"\s*:\s*"(error|response\.failed)")'
-    rb"|event: ?(error|response\.failed)\b)",
-    re.MULTILINE,
-)
-"""How a stream that fails ends: by chat's form, or by that of Responses and Messages."""
+_FAILED: Final = (b"response.failed",)
+"""The last event of a response that failed; an error ends a stream of any API."""
 
 
 class EventStream(EventSourceResponse):
@@ -125,7 +121,7 @@ class EventStream(EventSourceResponse):
             context.first = context.first or piece
             context.last = piece
             is_suspect = b"error" in piece or b"response.failed" in piece
-            if is_suspect and _ERROR_EVENT.search(piece):
+            if is_suspect and split_end(piece + b"\n\n", _FAILED)[1]:
                 context.outcome = VLLMError.code
         return piece
 

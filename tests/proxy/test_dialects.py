@@ -121,10 +121,21 @@ def test_vllms_late_error_on_the_responses_route_has_text_in_each_field(
     assert failed["response"]["error"] == {"code": "BadRequestError", "message": "too long"}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        'data: {"error": {"message": "engine died", "type": "InternalServerError"}}',
+        'data: { "error" : {"message": "engine died"}}',
+        'data: {\ndata: "error": {"message": "engine died"}}',
+        'event: error\ndata: {"error": {"message": "engine died"}}',
+        "event: error\ndata: engine died",
+        'data: {"id": "1", "choices": [], "error": {"message": "engine died"}}',
+    ],
+)
 def test_an_error_that_a_worker_says_in_the_form_of_a_chats_is_said_in_both_forms(
-    client: httpx.Client, runpod: ScriptedRunPod
+    client: httpx.Client, runpod: ScriptedRunPod, said: str
 ) -> None:
-    said = 'data: {"error": {"message": "engine died", "type": "InternalServerError"}}\n\n'
+    said += "\n\n"
     runpod.script = [Page("COMPLETED", [HEAD | {"text": BEGINNING + said, "end": True}])]
     *_, error, failed = events_of(client.post(RESPONSES, json=asks()).text)
     assert (error["message"], failed["response"]["error"]["message"]) == ("engine died",) * 2

@@ -50,6 +50,8 @@ def test_requests_calls_and_first_bytes_are_counted(
 
 
 SPACED_ERROR = 'data: { "error" : {"message": "x", "code": 500}}\n\n'
+ERROR_IN_A_CHUNK = 'data: {"id": "1", "choices": [], "error": {"message": "x"}}\n\n'
+ERROR_OF_LINES = 'data: {\ndata: "error": {"message": "x"}}\n\n'
 FAILED_RESPONSE = 'event: response.failed\ndata: {"type": "response.failed", "response": {}}\n\n'
 BROKEN_STREAMS: dict[str, tuple[list[Page | Fault], str]] = {
     "a job that is forgotten": ([Page("IN_PROGRESS", FRAMES[:1]), Fault(404)], "worker_failed"),
@@ -59,6 +61,18 @@ BROKEN_STREAMS: dict[str, tuple[list[Page | Fault], str]] = {
     ),
     "an error with blanks": (
         [Page("COMPLETED", [FRAMES[0], {"seq": 1, "text": SPACED_ERROR, "end": True}])],
+        "vllm_error",
+    ),
+    "an error beside other fields": (
+        [Page("COMPLETED", [FRAMES[0], {"seq": 1, "text": ERROR_IN_A_CHUNK, "end": True}])],
+        "vllm_error",
+    ),
+    "an error over several lines": (
+        [Page("COMPLETED", [FRAMES[0], {"seq": 1, "text": ERROR_OF_LINES, "end": True}])],
+        "vllm_error",
+    ),
+    "an error without its end": (
+        [Page("COMPLETED", [FRAMES[0], {"seq": 1, "text": SPACED_ERROR.strip(), "end": True}])],
         "vllm_error",
     ),
     "a response that failed": (
