@@ -35,47 +35,46 @@ STDIN = 0
 def main(command: list[str]) -> int:
     """Run the command until it exits or stdin closes; its exit code, or 128 + signal number."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    stop_asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop_asked.set())
+    # Until there is a child to pass it on to: a fork would lose it or have it passed on twice.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     launcher_lives, held_open = os.pipe()
     keeper = os.fork()
     if keeper == 0:
         os.close(held_open)
         os.setsid()  # a SIGKILL for the launcher's process group is not for the keeper
-        stop_asked.clear()  # the launcher passes on what it was asked
-        return _keep(command, stop_asked, launcher_lives)
+        return _keep(command, launcher_lives)
     os.close(launcher_lives)
-    return _wait_for(keeper, stop_asked)
+    return _wait_for(keeper)
 
 
-def _keep(command: list[str], stop_asked: threading.Event, launcher_lives: int) -> int:
+def _keep(command: list[str], launcher_lives: int) -> int:
     """Be the worker's parent to its end."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         worker = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent
+            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_before_exec
         )
     except OSError as error:
         sys.stderr.write(f"cannot start {command[0]}: {error}\n")
         return 127
     pipes = (STDIN, launcher_lives)
     threading.Thread(target=_kill_when_one_closes, args=(pipes, worker.pid), daemon=True).start()
-    return _wait_for(worker.pid, stop_asked)
+    return _wait_for(worker.pid)
 
 
-def _wait_for(child: int, stop_asked: threading.Event) -> int:
+def _wait_for(child: int) -> int:
     """Pass SIGTERM on until the child exits, then kill what it left; its exit code."""
     signal.signal(signal.SIGTERM, lambda *_: _send(child, signal.SIGTERM))
-    if stop_asked.is_set():
-        _send(child, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     code = _reap_until(child)
     _kill_group(child)
     _kill_descendants()
     return code if code >= 0 else 128 - code
 
 
-def _die_with_parent() -> None:
-    """Between fork and exec: the worker goes should both its ancestors be killed at once."""
+def _before_exec() -> None:
+    """The worker hears SIGTERM, and goes should both its ancestors be killed at once."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -146,6 +146,13 @@ def test_what_a_worker_leaves_behind_is_killed(launch: Launch, tmp_path: Path) -
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
+def test_sigterm_reaches_a_worker_that_is_just_being_started(launch: Launch) -> None:
+    process = launch("sleep", "300")
+    eventually(psutil.Process(process.pid).children)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+
+
 def test_sigterm_reaches_the_worker_and_only_it(launch: Launch, tmp_path: Path) -> None:
     """Like in a container: the children work on until the worker has drained."""
     told = tmp_path / "told"
