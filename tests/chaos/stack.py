@@ -13,8 +13,8 @@ import httpx
 
 from tests.chaos.storm import Stack
 from tests.emulator.running import API_KEY, Client
+from tests.end_to_end.conftest import endpoint_settings
 from tests.proxy.process import ROOT, Proxy
-from tests.road.conftest import endpoint_settings
 from tests.servers import free_port
 from tests.waiting import wait_until
 

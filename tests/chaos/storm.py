@@ -23,9 +23,9 @@ import openai
 import psutil
 
 from tests.emulator.running import API_KEY, Client, emulator
+from tests.end_to_end.conftest import endpoint_settings
 from tests.proxy.conftest import KEY
 from tests.proxy.process import Proxy
-from tests.road.conftest import endpoint_settings
 from tests.waiting import wait_until
 
 WORDS = ["Grüße", "你好", "🌍🙂", "привет", "ẞ\u2028x", "naïve", "data: [DONE]", '{"id": "x"}', "a"]

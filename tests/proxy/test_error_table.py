@@ -72,5 +72,5 @@ def constants(node: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("code", sorted(code for code, _, _ in public() if code))
 def test_each_code_is_met_by_a_test(code: str) -> None:
-    files = [path for path in TESTS.glob("test_*.py") if path != Path(__file__)]
+    files = [path for path in TESTS.rglob("test_*.py") if path != Path(__file__)]
     assert any(code in texts_asserted(path) for path in files)

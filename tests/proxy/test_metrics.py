@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.proxy.conftest import asked, chat
+from tests.proxy.http.test_streaming import CHAT, FRAMES
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
-from tests.proxy.test_streaming import CHAT, FRAMES
 from tests.waiting import wait_until
 
 VLLM_ERROR = 'data: {"error": {"message": "out of memory", "code": 500}}\n\ndata: [DONE]\n\n'

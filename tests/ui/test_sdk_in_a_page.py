@@ -16,8 +16,8 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from tests.end_to_end.conftest import Road, endpoint_settings, road
 from tests.guides import GUIDES, blocks
-from tests.road.conftest import Road, endpoint_settings, road
 from tests.servers import free_port, serve
 from tests.waiting import wait_until
 
