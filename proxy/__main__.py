@@ -145,7 +145,7 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _check_the_way_out(first: Config, settings: Settings) -> None:
-    """Are the certificates and the HTTP proxies usable that the environment names?"""
+    """Check that the certificates and HTTP proxies that the environment names are usable."""
     try:
         trusted_certificates()
     except OSError as exc:

@@ -1,4 +1,4 @@
-"""`python -m proxy --check`: is RunPod there, with these keys and endpoints? It starts no job.
+"""`python -m proxy --check`: whether RunPod is there, with these keys and endpoints, without a job.
 
 RunPod's /health costs nothing and wakes no worker, for load-balancing endpoints as well. Other
 servers are asked for their list of models.

@@ -36,7 +36,7 @@ ProxyError                          what the client sees
 │   └── TotalTimeout                504  server_error           total_timeout
 └── VLLMError                       what vLLM itself answered, untouched
 
-JobNotFound is raised by `endpoint.py` and never reaches a client: `jobs.py` turns it into
+JobNotFound is raised by `Endpoint` and never reaches a client: `Jobs` turns it into
 WorkerFailed. The shapes follow https://platform.openai.com/docs/guides/error-codes, so that the
 SDKs raise their own classes. Messages never hold a key, a prompt or a traceback.
 """
@@ -60,7 +60,7 @@ class ProxyError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
     retry: ClassVar[bool] = False
-    """May a client's SDK repeat the request by itself? If not, `x-should-retry: false` says so."""
+    """Whether a client's SDK may repeat the request; if not, `x-should-retry: false` says so."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after_seconds: float | None = None
@@ -375,7 +375,7 @@ class VLLMError(ProxyError):
         self.status = status
         self._body = body
         self._error, self.is_told = _error_object(status, body)
-        """Does the body have a form that clients read as an error?"""
+        """Whether the body has a form that clients read as an error."""
 
     @property
     def body(self) -> bytes:

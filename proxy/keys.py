@@ -30,7 +30,7 @@ class Key:
         return usual if wanted is None else wanted
 
     def may_use(self, model: str) -> bool:
-        """May it use this model?"""
+        """Whether it may use this model."""
         return self.models is None or model in self.models
 
 
@@ -51,7 +51,7 @@ class Keys:
 
     @property
     def are_several(self) -> bool:
-        """Can requests be of different holders?"""
+        """Whether requests can be of different holders."""
         return len(self._keys) > 1
 
     def check(self, headers: Mapping[str, str]) -> Key:

@@ -23,7 +23,7 @@ class Memory:
         """Called when so many bytes find no room: gives up what is kept only in case it helps."""
 
     def has_room(self, size: int) -> bool:
-        """Could so many bytes be reserved now?"""
+        """Whether so many bytes could be reserved now."""
         return size <= self.max_bytes - self.used_bytes
 
     def reserve(self, size: int = 0) -> "Reservation":

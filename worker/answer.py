@@ -135,12 +135,12 @@ class Answer:
 
     @property
     def is_event_stream(self) -> bool:
-        """Is this a stream of events that went well?"""
+        """Whether this is a stream of events that went well."""
         return self.status < 400 and self.content_type.startswith(EVENT_STREAM)
 
     @property
     def is_complete(self) -> bool:
-        """Has all of it been handed out?"""
+        """Whether all of it has been handed out."""
         return self._ended and not self._chunks
 
     async def begin(self) -> None:
@@ -208,7 +208,7 @@ class Answer:
                 self._timeout = None
 
     def _is_brief(self, piece: bytes) -> bool:
-        """Is more about to come that should not wait for this piece's round trip?"""
+        """Whether more is about to come that should not wait for this piece's round trip."""
         if self._ended or not self.is_event_stream:
             return False
         return self._first or piece.endswith(_DONE)

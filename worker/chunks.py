@@ -31,12 +31,12 @@ class Chunks:
         self._held = bytearray()
 
     def __bool__(self) -> bool:
-        """Is anything held?"""
+        """Whether anything is held."""
         return bool(self._held)
 
     @property
     def is_full(self) -> bool:
-        """Is there more than one piece can carry?"""
+        """Whether there is more than one piece can carry."""
         return len(self._held) > self._limit
 
     def feed(self, data: bytes) -> None:
@@ -63,7 +63,7 @@ class Chunks:
 
 
 def ends_event(piece: bytes) -> bool:
-    """Does this piece end where an event ends?"""
+    """Whether this piece ends where an event ends."""
     return piece.endswith(_EVENT_ENDS)
 
 

@@ -1,4 +1,4 @@
-"""One look at the hub before the download: does the model exist, and may it be read?
+"""One look at the hub before the download: whether the model exists, and may be read.
 
 A misspelt name or a gated model then costs seconds and not a cold start. Only the hub's clear word
 counts; when it cannot be reached or says anything else, vLLM finds out for itself.

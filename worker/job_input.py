@@ -69,7 +69,7 @@ class VLLMRequest:
 
 
 def wants_frames(job: Mapping[str, Any]) -> bool:
-    """Did our proxy send this job, so that it expects numbered frames?"""
+    """Whether our proxy sent this job, so that it expects numbered frames."""
     job_input = job.get("input")
     return isinstance(job_input, dict) and isinstance(job_input.get("proxy"), dict)
 

@@ -82,7 +82,7 @@ RETIRED: Final = {
 """Settings of the official image's older releases that vLLM no longer has, and what to do."""
 
 TRANSLATED: Final = {"TASK": "RUNNER and CONVERT"}
-"""Settings of older releases that are understood; see `translation.py`."""
+"""Settings of older releases that `worker.translation` understands."""
 
 
 def complaints(environment: Environment, flags: VLLMFlags) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 Settings that are ours begin with `WORKER_`. The others have the names that RunPod's official image
 gave them, so that an existing endpoint's settings keep working. What goes to vLLM as a flag is not
-here: see `command.py`. Names that begin with `VLLM_` would be read by vLLM too (`VLLM_PORT` is one
-of its own), so we add none.
+here, but in `worker.command`. Names that begin with `VLLM_` would be read by vLLM too
+(`VLLM_PORT` is one of its own), so we add none.
 """
 
 import math

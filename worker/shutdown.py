@@ -101,7 +101,7 @@ class Shutdown:
             await self._jobs_end(REPORT_SECONDS)
 
     async def _jobs_end(self, seconds: float) -> bool:
-        """Have all jobs ended and been reported? A second signal ends the wait."""
+        """Whether all jobs have ended and been reported. A second signal ends the wait."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         signals = self._signals

@@ -43,16 +43,16 @@ class Head:
     start_failed: str | None = None
     """Which cause, in a word, if the worker answers because its model could not be started."""
     is_workers: bool = True
-    """Is it a worker's own, and not what the platform says in its place?"""
+    """Whether it is a worker's own, and not what the platform says in its place."""
 
     @property
     def is_event_stream(self) -> bool:
-        """Is the answer a stream of events that went well?"""
+        """Whether the answer is a stream of events that went well."""
         return 200 <= self.status < 300 and self.content_type.startswith(SSE)
 
     @property
     def may_have_body(self) -> bool:
-        """Can there be a body behind it?"""
+        """Whether there can be a body behind it."""
         return self.content_type != "" and self.status not in _WITHOUT_BODY
 
 
@@ -98,7 +98,7 @@ class Answer(Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """No worker that is known to be up has the call yet."""
+        """Whether the call still waits for a worker that is known to be up."""
         ...
 
     async def open(self) -> bytes:
@@ -134,7 +134,7 @@ class WrappedAnswer:
 
     @property
     def is_waiting(self) -> bool:
-        """Does the inner answer wait for a worker?"""
+        """Whether the inner answer waits for a worker."""
         return self.inner.is_waiting if self.inner else True
 
     def pieces(self) -> AsyncIterator[bytes]:
@@ -182,7 +182,7 @@ def _models(told: Any) -> tuple[dict[str, Any], ...]:
 
 
 def is_name(value: Any) -> bool:
-    """Can this be the name of a model?"""
+    """Whether this can be the name of a model."""
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
 
 

@@ -1,4 +1,4 @@
-"""What a client asks for: its body, read within bounds, checked for what we rely on, not touched.
+"""What a client asks for: its body, checked for what we rely on, and not touched.
 
 We look at `model`, at `stream` and whether there is a prompt; everything else is vLLM's business
 and travels as the bytes it came in. A JSON body is not built into objects for that: its top-level
@@ -66,7 +66,7 @@ class Content(Protocol):
 
     @property
     def wants_stream(self) -> bool:
-        """Does it ask for a stream?"""
+        """Whether it asks for a stream."""
         ...
 
     def naming(self, model: str | None) -> bytes:
@@ -90,7 +90,7 @@ class JSONContent:
     fields: Mapping[str, msgspec.Raw]
     """As they were sent."""
     readable: Mapping[str, msgspec.Raw]
-    """The same for whoever reads them here; see half_pairs."""
+    """The same as msgspec can read them: `proxy.api.half_pairs` stands in for half pairs."""
     model: str | None
     wants_stream: bool
     content_type: str = "application/json"
@@ -136,7 +136,7 @@ class Call:
 
     @property
     def wants_stream(self) -> bool:
-        """Does the client expect a stream of events?"""
+        """Whether the client expects a stream of events."""
         wants = self.content.wants_stream if self.content else "stream=true" in self.query
         return wants and self.route.may_stream
 

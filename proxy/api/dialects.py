@@ -52,7 +52,7 @@ class StreamContext:
     chunk_id: str = ""
     """The id that an empty chunk has; if none is set, it follows from the request's."""
     outcome: str = ""
-    """How it ended, once it has: `completed`, or an error's code. See RequestContext."""
+    """How it ended, once it has: `completed`, or an error's code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Dialect:
     """What the proxy itself says in a stream, and how it knows that vLLM has said its last."""
 
     ends: tuple[bytes, ...]
-    """What names the last event of a stream. See `events.Completion`."""
+    """What names the last event of a stream, as `Completion` looks for it."""
     error: Callable[[ProxyError, StreamContext], bytes]
     """An error as the end of a stream."""
     keep_alive_event: Callable[[StreamContext], bytes] | None

@@ -24,7 +24,7 @@ _INCOMPLETE = "The body of your request is not a complete multipart form."
 
 
 def is_form(content_type: str) -> bool:
-    """Is this the content type of a multipart form?"""
+    """Whether this is the content type of a multipart form."""
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
@@ -39,7 +39,7 @@ class _Part:
 
 
 class FormContent:
-    """A form; see `call.Content`.
+    """A form, as the `Content` of a call.
 
     Raises:
         InvalidRequest: it is not a multipart form, or names a field twice that we look at.

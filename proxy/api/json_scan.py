@@ -42,7 +42,7 @@ _BETWEEN_NUMBERS = re.compile(rb"[^-+.0-9eE]++")
 
 
 def needs_no_scan(raw: bytes) -> bool:
-    """Is it plain at a glance that a scan would find nothing? So it is for most small bodies."""
+    """Whether it is plain at a glance that a scan finds nothing, as for most small bodies."""
     is_flat = raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH
     return is_flat and raw.count(b":") <= MAX_NAMES and not _may_be_too_large(raw)
 
@@ -90,7 +90,7 @@ def count_items(array: bytes) -> Iterator[int]:
 
 
 def finds_too_large_a_number(raw: bytes) -> Iterator[bool]:
-    """Is there a number that Python's JSON or a double cannot hold? Slice by slice."""
+    """Whether there is a number that Python's JSON or a double cannot hold, slice by slice."""
     begun: list[bytes] = []  # a number that may go on in the next slice
     for text in outside_strings(raw):
         first, *others = _BETWEEN_NUMBERS.split(text)

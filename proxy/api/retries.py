@@ -55,12 +55,12 @@ class Sender:
 
     @property
     def is_overdue(self) -> bool:
-        """Has its own timeout passed?"""
+        """Whether its own timeout has passed."""
         return time.monotonic() >= self.timeout_at
 
     @property
     def may_come_back(self) -> bool:
-        """If it leaves now: may a retry follow?"""
+        """Whether a retry may follow if it leaves now."""
         is_timeout_unknown = self.is_javascript and self.timeout_at == math.inf
         return self.attempt is not None and (is_timeout_unknown or self.is_overdue)
 

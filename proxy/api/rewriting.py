@@ -111,7 +111,7 @@ class Rewriter:
 
 
 def _name_twice(part: Any) -> bool:
-    """Put the reasoning under both names, if it is there under one, or differs; was that needed?
+    """Put the reasoning under both names, if it is under one, or differs; tell if it was needed.
 
     A client that knows both takes the older name, be it empty (AI SDK 7).
     """
@@ -124,7 +124,7 @@ def _name_twice(part: Any) -> bool:
 
 
 def _ends_a_choice(chunk: dict[str, Any]) -> bool:
-    """Is it one of the chunks that have the fingerprint, and does not have it?"""
+    """Whether it is one of the chunks that have the fingerprint, and does not have it."""
     choices = chunk.get("choices")
     if not isinstance(choices, list) or "system_fingerprint" in chunk:
         return False

@@ -24,7 +24,7 @@ class Route:
     takes_form: bool = False
     """Its body may be a multipart form."""
     may_stream: bool = True
-    """Does vLLM stream here? Where it does not, it takes no notice of `stream` (vLLM 0.32)."""
+    """Whether vLLM streams here; where not, it takes no notice of `stream` (vLLM 0.32)."""
     has_usage_option: bool = False
     """A stream tells its usage only where `stream_options` asks for it."""
     stores_response: bool = False
@@ -40,12 +40,12 @@ class Route:
 
     @property
     def needs_model(self) -> bool:
-        """Do clients of this route always name a model?"""
+        """Whether clients of this route always name a model."""
         return bool(self.prompts)
 
     @property
     def is_chat(self) -> bool:
-        """Is it OpenAI's chat?"""
+        """Whether it is OpenAI's chat."""
         return self.dialect is CHAT
 
 

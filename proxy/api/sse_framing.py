@@ -106,7 +106,7 @@ class Completion:
 
     def __init__(self, ends: tuple[bytes, ...]) -> None:
         self.has_end = False
-        """Has the last event come?"""
+        """Whether the last event has come."""
         self._ends = ends
         self._counts_choices = DONE in ends
         self._open: set[int | None] = set()
@@ -114,7 +114,7 @@ class Completion:
 
     @property
     def is_finished(self) -> bool:
-        """Has each choice a reason for its end?"""
+        """Whether each choice has a reason for its end."""
         return bool(self._finished) and not self._open
 
     def note(self, whole: bytes) -> None:
@@ -139,7 +139,7 @@ class Completion:
 
 
 def split_end(whole: bytes, ends: tuple[bytes, ...]) -> tuple[bytes, bytes]:
-    """Whole events, and apart from them those from the stream's last event on. See Completion."""
+    """Whole events, and apart from them those from the stream's last event on."""
     if not any(mark in whole for mark in (*ends, b"error")):
         return whole, b""
     start = 0
@@ -180,7 +180,7 @@ def _is_last(event: bytes, ends: tuple[bytes, ...]) -> bool:
 
 
 def _is_whole(event: bytes) -> bool:
-    """Is this, of which the end may be missing, an event of which nothing is missing?"""
+    """Whether this, of which the end may be missing, is an event of which nothing is missing."""
     data = fields_of(event)[1]
     if data.strip() == DONE:
         return True

@@ -39,7 +39,7 @@ def asking_for_usage(call: Call) -> tuple[Call, bool]:
 
 
 def wants_usage(content: JSONContent) -> bool:
-    """Does the client ask for a stream's usage?"""
+    """Whether the client asks for a stream's usage."""
     return bool((_stream_options(content) or {}).get("include_usage"))
 
 

@@ -61,8 +61,8 @@ class Health:
     def without_loading(self) -> "Health":
         """The same, if workers that have jobs in hand are still loading their model.
 
-        That is so where a request waits for its answer and no worker has given one: see
-        `workers.py`.
+        That is so where a request waits for its answer and no worker has given one, as `Workers`
+        remembers.
         """
         if self.up > self.running:
             return self
@@ -97,7 +97,7 @@ class StartHistory:
             self._last = replace(self._last, up=max(self._last.up, 1), initializing=0)
 
     def note(self, health: Health, now: float) -> bool:
-        """Take one look's counters, seen at `now` (seconds, monotonic); has a start failed?"""
+        """Take counters seen at `now` (seconds, monotonic); tell whether a start has failed."""
         last = self._last if now - self._seen <= OLD_SECONDS else None
         self._last, self._seen = health, now
         if last is None or health.up or not health.in_queue:
@@ -140,5 +140,5 @@ def _count(counters: Any, name: str) -> int:
 
 
 def _has_none(counters: Any, name: str) -> bool:
-    """Does the counter say 0, rather than nothing?"""
+    """Whether the counter says 0, rather than nothing."""
     return isinstance(counters, dict) and name in counters and not _count(counters, name)

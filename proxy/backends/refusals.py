@@ -44,5 +44,5 @@ class Trust:
 
     @property
     def holds(self) -> bool:
-        """Has it worked a moment ago?"""
+        """Whether it worked a moment ago."""
         return self._worked is not None and time.monotonic() - self._worked < TRUST_SECONDS

@@ -1,7 +1,7 @@
 """Whether a server takes our key and knows our endpoint: each change is one line in the log.
 
 Clients are told of it with each answer, but whoever runs the proxy reads its log. RunPod's edge may
-refuse some calls and take others within one second (`refusals.py`); such a gust is one change.
+refuse some calls and take others within one second; such a gust is one change.
 """
 
 import logging

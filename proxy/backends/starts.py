@@ -1,7 +1,7 @@
 """Whether an endpoint's workers can start, so that no start is paid for in vain again and again.
 
-A start that failed is known from a job that its worker ended with the cause, or from /health
-(`health.py`). All who wait for a worker are told at once, which cancels their jobs: what RunPod's
+A start that failed is known from a job that its worker ended with the cause, or from the counters
+of /health. All who wait for a worker are told at once, which cancels their jobs: what RunPod's
 queue holds makes it start the next worker. Further requests are then refused without a job, until
 a pause is over, a worker is seen to be well, or the operator says that things have changed.
 """
@@ -26,7 +26,7 @@ UNKNOWN_CAUSE = (
 
 
 class Starts:
-    """What is known of the starts of one endpoint. See the module."""
+    """What is known of the starts of one endpoint."""
 
     def __init__(self, name: str, *, pause_seconds: float) -> None:
         self.workers = Workers()

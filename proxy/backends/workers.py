@@ -23,7 +23,7 @@ class Workers:
         self._asked = -LEARN_SECONDS
 
     def has_answered(self, worker_id: str) -> bool:
-        """Is this worker known to have been up?"""
+        """Whether this worker is known to have been up."""
         return worker_id in self._answered
 
     def note_answered(self, worker_id: str) -> None:
@@ -34,7 +34,7 @@ class Workers:
             self._answered.popitem(last=False)
 
     def may_ask(self) -> bool:
-        """Is it time to ask which worker has just answered? If so, the caller does."""
+        """Whether it is time to ask which worker has just answered; if so, the caller does."""
         now = time.monotonic()
         if now - self._asked < LEARN_SECONDS:
             return False

@@ -149,7 +149,7 @@ def _reason(error: ErrorDetails, fields: Fields) -> str:
 
 
 def _is_split_name(error: ErrorDetails) -> bool:
-    """Was a table's name with a dot read as two names?"""
+    """Whether a table's name with a dot was read as two names."""
     is_inner = error["type"] == "extra_forbidden" and len(error["loc"]) == 3
     return is_inner and isinstance(error["input"], dict)
 

@@ -51,7 +51,7 @@ def _of_environment(settings: Settings) -> Config:
 
 
 def _check_environment(config: Config, settings: Settings) -> None:
-    """Are the keys there that the file only names, and is each of them one holder's alone?"""
+    """Check that the keys which the file only names are there, and are each one holder's alone."""
     if not settings.api_keys and not config.keys and not settings.allow_anonymous:
         raise Misplaced(f"{NO_KEYS}. PROXY_API_KEYS may name them as well", "keys")
     for number in range(1, len(settings.api_keys) + 1):

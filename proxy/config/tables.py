@@ -197,7 +197,7 @@ class KeyConfig(Table):
     models: tuple[Name, ...] | None = None
     """The models it may use; all if left out."""
     may_warm: bool = False
-    """May it wake a worker without a request (POST /v1/models/{id}/warm)?"""
+    """Whether it may wake a worker without a request (POST /v1/models/{id}/warm)."""
     first_byte_hold_seconds: Hold | None = None
     keep_alive_mode: Mode | None = None
     keep_alive_seconds: KeepAlive | None = None

@@ -149,7 +149,7 @@ def _first_unprintable(text: str) -> str:
 
 
 def is_host(host: str) -> bool:
-    """Is it an address, or a name that a resolver takes?"""
+    """Whether it is an address, or a name that a resolver takes."""
     if ":" in host:
         try:
             ipaddress.IPv6Address(host)

@@ -71,8 +71,8 @@ async def read_call(request: Request, route: Route) -> Call:
     """Read a request, and check it.
 
     Raises:
-        InvalidRequest, UnsupportedMediaType: see `parse_content`, and BodyReader.read.
-        RequestTooLarge, MemoryLimitReached, ClientDisconnect: see BodyReader.read.
+        InvalidRequest, UnsupportedMediaType: as `parse_content` and `BodyReader.read`.
+        RequestTooLarge, MemoryLimitReached, ClientDisconnect: as `BodyReader.read`.
     """
     request_id = context_of(request).id
     if route.method == "GET":

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn, which tells the application when it will stop; see `connection.py`."""
+"""The HTTP server: uvicorn, which tells the application when it will stop."""
 
 import asyncio
 import logging

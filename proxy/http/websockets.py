@@ -12,7 +12,7 @@ from proxy.errors import WebSocketsNotServed
 from proxy.http.error_responses import error_response
 
 WEBSOCKET_OFFER = (b"upgrade", b"websocket")
-"""The header by which `server.py` hands on a handshake; other upgrades it declines by itself."""
+"""The header by which `BoundedProtocol` hands on a handshake; it declines other upgrades."""
 
 
 class WithoutWebSockets:

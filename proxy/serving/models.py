@@ -60,7 +60,7 @@ class Model:
         return self.max_model_len or self.backend.served.get(self.served_as or self.name)
 
     async def is_awake(self) -> bool:
-        """Is a worker up, as of a moment ago?"""
+        """Whether a worker is up, as of a moment ago."""
         monitor = self.backend.monitor
         return monitor is None or await monitor.current_state() is State.READY
 

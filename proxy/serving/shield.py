@@ -4,7 +4,7 @@ For each message of a user, chat UIs ask the model for a title, tags, follow-up 
 Where the shield is up, such a request goes to the model's fallback while the GPU sleeps, or gets a
 short answer of the proxy's own where there is no fallback, or that sleeps as well. While the GPU is
 awake it is answered like any other. What only counts tokens is counted beside the proxy, or
-refused at once (`counting.py`).
+refused at once (`proxy.serving.counting`).
 """
 
 from proxy.api.answer import Answer

@@ -64,7 +64,7 @@ class StoredResponses:
         """That a new response builds on none, and takes the id of none, that is another key's.
 
         Raises:
-            ResponseNotFound: the one it builds on, see `model_of`.
+            ResponseNotFound: the one it builds on, as `model_of`.
             InvalidRequest: it is to have the id of another key's.
         """
         if not call.route.stores_response or not isinstance(call.content, JSONContent):

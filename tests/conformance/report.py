@@ -20,17 +20,17 @@ class Comparison:
 
     @property
     def is_ours(self) -> bool:
-        """Does the proxy fail what vLLM does not?"""
+        """Whether the proxy fails what vLLM does not."""
         return self.proxy.outcome == "failed" and self.vllm.outcome != "failed"
 
     @property
     def is_vllms(self) -> bool:
-        """Does it fail with vLLM itself too?"""
+        """Whether it fails with vLLM itself too."""
         return self.proxy.outcome == "failed" and self.vllm.outcome == "failed"
 
     @property
     def is_better(self) -> bool:
-        """Does the proxy pass what vLLM fails?"""
+        """Whether the proxy passes what vLLM fails."""
         return self.proxy.outcome == "passed" and self.vllm.outcome == "failed"
 
 

@@ -93,7 +93,7 @@ def fail(job_id: str) -> None:
 
 
 def is_good() -> bool:
-    """Is this the one worker that is well?"""
+    """Whether this is the one worker that is well."""
     if "GOOD" not in os.environ:
         return False
     try:

@@ -76,7 +76,7 @@ def wait_for_the_pause(runpod: Client) -> None:
 
 
 def has_no_jobs(runpod: Client) -> bool:
-    """Is nothing queued or running?"""
+    """Whether nothing is queued or running."""
     jobs = runpod.health()["jobs"]
     return not jobs["inQueue"] and not jobs["inProgress"]
 

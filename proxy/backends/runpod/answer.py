@@ -56,7 +56,7 @@ class JobAnswer:
 
     @property
     def is_waiting(self) -> bool:
-        """Is the job not taken yet, or in RunPod's queue?"""
+        """Whether the job is not taken yet, or in RunPod's queue."""
         return self._job is None or self._job.status is JobStatus.IN_QUEUE
 
     async def open(self) -> bytes:

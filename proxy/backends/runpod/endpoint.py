@@ -71,7 +71,7 @@ class JobStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Has the job ended?"""
+        """Whether the job has ended."""
         return self not in (JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS)
 
     @classmethod

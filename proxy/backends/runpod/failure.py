@@ -4,7 +4,7 @@ The SDK applies `str()` to the error object a handler yields, so an error of Run
 arrives as a Python literal; the error of a handler that returns is JSON in a string; a handler
 that raises leaves its message and a traceback; the platform itself leaves plain text.
 
-A start that failed is told in two forms beside our own worker's (`wire.py`):
+A start that failed is told in two forms beside our own worker's, which is in its frames:
 
 - RunPod's worker-vllm (August 2026, src/startup_errors.py) stays up and ends each job with an
   error object of the type `startup_error`, whose message has the cause and what to change;

@@ -205,14 +205,14 @@ class Job:
 
     @property
     def _is_started(self) -> bool:
-        """Is the worker that has the job known to be up?"""
+        """Whether the worker that has the job is known to be up."""
         if self._has_output or self.status is not JobStatus.IN_QUEUE:
             return True
         workers = self._monitor.starts.workers
         return self._worker_id is not None and workers.has_answered(self._worker_id)
 
     async def _ask_for_worker(self) -> None:
-        """The job is in progress without an output: has its worker ever answered?
+        """Learn whether the worker that has the job, and has put nothing out yet, ever answered.
 
         Where RunPod does not say which worker it is, it counts as one that is up.
         """

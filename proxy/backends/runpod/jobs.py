@@ -102,7 +102,7 @@ class Jobs:
         Raises:
             EndpointOverloaded: too many jobs are under way.
             ColdStartTimeout, TotalTimeout, Stopping: a deadline passed before RunPod took it.
-            UpstreamUnavailable, UpstreamMisconfigured, WorkerFailed: see Endpoint.run; at once,
+            UpstreamUnavailable, UpstreamMisconfigured, WorkerFailed: as Endpoint.run; at once,
                 if the last submissions failed as well.
         """
         self._admission.check(live=self.live, waiting=self.waiting)
@@ -176,7 +176,7 @@ class Jobs:
         raise AssertionError("unreachable")
 
     def _is_final(self, failure: ProxyError, attempt: int, *, is_late: bool) -> bool:
-        """Is a submission that failed so to be given up, now or as its next try would be late?"""
+        """Whether to give up a submission that failed so, now or as its next try would be late."""
         match failure:
             case UpstreamMisconfigured():  # or a gust of refusals at RunPod's edge
                 return not self._trust.holds

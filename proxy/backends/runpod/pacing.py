@@ -48,7 +48,7 @@ class CallLimiter:
 
     @property
     def is_crowded(self) -> bool:
-        """Would a call that is held for long keep others from being made?"""
+        """Whether a call that is held for long would keep others from being made."""
         return self._in_flight + len(self._waiting) + len(self._urgent) > self._at_once / 2
 
     def seconds_for(self, calls: int) -> float:

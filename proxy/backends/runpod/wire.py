@@ -45,7 +45,7 @@ class Reader(Protocol):
     head: Head | None
     """Known with the first bytes at the latest."""
     ended: bool
-    """Has everything come?"""
+    """Whether everything has come."""
     lost: int
     """How many outputs had not come when the job was done."""
 
@@ -74,7 +74,7 @@ class Reader(Protocol):
 def reader_for(output: Any, *, wants_stream: bool, ends: tuple[bytes, ...]) -> Reader:
     """The reader for a worker whose first output is `output`.
 
-    `ends` names the last event of a stream. See Completion.
+    `ends` names the last event of a stream, as `Completion` looks for it.
     """
     if isinstance(output, dict) and "seq" in output:
         return FrameReader()
@@ -247,7 +247,7 @@ class PieceReader:
         return rest + self._end
 
     def _is_complete(self, whole: bytes, outputs: list[Any]) -> bool:
-        """Is an answer without a last event whole all the same?"""
+        """Whether an answer without a last event is whole all the same."""
         # Parsed chunks carry no end mark; the end of the job is theirs.
         is_parsed = bool(outputs) and not isinstance(outputs[-1], str)
         completion = Completion(self._ends)
@@ -311,7 +311,7 @@ def raise_for_error(output: Any) -> None:
     """Raise VLLMError if an output is vLLM's error object, in its nested or its flat form.
 
     The older worker-vllm hands vLLM's ErrorResponse on as an ordinary output. A start that failed
-    is ModelStartFailed, in the forms that `failure.py` knows. A text is WorkerFailed, not shown.
+    is ModelStartFailed, in the forms that `start_failure` knows. A text is WorkerFailed, not shown.
     """
     if not isinstance(output, dict):
         return

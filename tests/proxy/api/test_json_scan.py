@@ -138,7 +138,7 @@ def test_a_body_is_read_as_python_reads_it_or_refused(
 
 
 def has_reason(raw: bytes) -> bool:
-    """Should this body be refused?"""
+    """Whether this body should be refused."""
     try:
         read = pythons(raw)
         value = json.loads(raw.removeprefix(BYTE_ORDER_MARK).decode())

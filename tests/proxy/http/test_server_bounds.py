@@ -131,7 +131,7 @@ def drip(wire: socket.socket, data: bytes) -> int:
 
 
 def is_used(wire: socket.socket) -> bool:
-    """One request and its answer, after which the connection stays open; or was it closed?"""
+    """One request and its answer; tells whether the connection stays open after it."""
     return (
         read_until(wire, b'{"status":"ok"}', sent=b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n") != b""
     )

@@ -64,7 +64,7 @@ def proxy(
 
 
 def is_refused(proxy: Proxy) -> bool:
-    """Does the proxy take no connections any more, as it does once it has seen the signal?"""
+    """Whether the proxy takes no more connections, as it does once it has seen the signal."""
     try:
         socket.create_connection(("127.0.0.1", httpx.URL(proxy.url).port or 80), 30).close()
     except ConnectionRefusedError:

@@ -23,7 +23,7 @@ def leave_after(client: httpx.Client, awaited: bytes) -> None:
 
 
 def has_noticed(client: httpx.Client) -> bool:
-    """Does the proxy know that one client has left, before there was anything to tell it?"""
+    """Whether the proxy knows that one client has left, before there was anything to tell it."""
     return (
         value(client, "proxy_requests_total", model="m", status="499", outcome="client_left") == 1
     )
@@ -35,7 +35,7 @@ def submissions(client: httpx.Client) -> float:
 
 
 def is_refused(client: httpx.Client) -> bool:
-    """Does the proxy know that RunPod has not taken the first job?"""
+    """Whether the proxy knows that RunPod has not taken the first job."""
     refused = {"endpoint": "ep", "operation": "run", "outcome": "429"}
     return value(client, "runpod_calls_total", **refused) == 1
 
