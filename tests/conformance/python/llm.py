@@ -147,10 +147,14 @@ def test_an_interrupt_stops_vllm(llm: CommandLine, target: Target) -> None:
 
 
 @feature("parallel")
-def test_parallel_requests_do_not_mix(llm: CommandLine, target: Target) -> None:
+def test_parallel_requests_do_not_mix(llm: CommandLine, target: Target, tmp_path: Path) -> None:
     texts = [f"{TEXTS[i % 4]} {i}" for i in range(3)]
-    # Several at once would fight about the database of its log.
-    asked = ("--no-log", "-m", "chat", *GREEDY)
+    # Several at once would fight about their log's database, which each makes if there is none.
+    databases = [str(tmp_path / f"{i}.db") for i in range(len(texts))]
+
+    def said(text: str, database: str) -> str:
+        return llm.said("--database", database, "-m", "chat", *GREEDY, text)
+
     with ThreadPoolExecutor(len(texts)) as pool:
-        said = list(pool.map(lambda text: llm.said(*asked, text), texts))
-    assert said == [target.told(text) for text in texts]
+        answers = list(pool.map(said, texts, databases))
+    assert answers == [target.told(text) for text in texts]
