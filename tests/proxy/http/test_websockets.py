@@ -5,10 +5,12 @@ import socket
 from collections.abc import Iterator
 
 import msgspec
+import openai
 import pytest
 import websockets.exceptions
 import websockets.sync.client
 
+from tests.proxy.conftest import KEY
 from tests.proxy.process import Proxy
 from tests.proxy.raw_http import AUTHORIZED, all_of, connected, parsed
 from tests.proxy.scripted_runpod import ScriptedRunPod
@@ -67,6 +69,15 @@ def test_a_handshake_is_counted(proxy: Proxy) -> None:
         websockets.sync.client.connect(address)
     assert refused.value.response.status_code == 426
     wait_until(lambda: value(proxy.client, "proxy_requests_total", **labels) == before + 1)
+
+
+def test_openais_sdk_is_told_of_it_where_it_wants_one(proxy: Proxy) -> None:
+    with (
+        openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=KEY) as client,
+        pytest.raises(websockets.exceptions.InvalidStatus, match="426"),
+        client.responses.connect(),
+    ):
+        pytest.fail("it is connected")
 
 
 def test_another_server_that_speaks_websockets_says_the_same(
