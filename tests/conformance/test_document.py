@@ -64,7 +64,14 @@ def test_the_versions_of_node_and_vllm_are_those_of_the_locks() -> None:
 
 
 def test_every_file_of_checks_is_a_clients() -> None:
-    shared = {"__init__.py", "plugin.py", "programs.py", "target.py", "target.mjs"}
+    shared = {
+        "__init__.py",
+        "ai_sdk_checks.mjs",
+        "plugin.py",
+        "programs.py",
+        "target.py",
+        "target.mjs",
+    }
     files = {path for folder in (PYTHON, NODE) for path in folder.iterdir() if path.is_file()}
     checks = {path for path in files if path.suffix in (".py", ".mjs")}
     clients = (*CLIENTS, *UNPUBLISHED)
