@@ -22,15 +22,20 @@ name = "checked"
 base_url = "{base_url}"
 env_key = "CHECKED_KEY"
 wire_api = "responses"
+supports_websockets = {websockets}
 request_max_retries = 0
 stream_max_retries = 0
 """
 
 
-def asked(target: Target, home: Path, *, model: str = "", api_key: str = "") -> Said:
+def asked(
+    target: Target, home: Path, *, model: str = "", api_key: str = "", websockets: str = "false"
+) -> Said:
     folder = home / ".codex"
     folder.mkdir()
-    settings = CONFIG.format(model=model or target.model, base_url=target.base_url)
+    settings = CONFIG.format(
+        model=model or target.model, base_url=target.base_url, websockets=websockets
+    )
     (folder / "config.toml").write_text(settings)
     program = PACKAGES / "@openai" / "codex" / "bin" / "codex.js"
     options = ("exec", "--skip-git-repo-check", "--json", "--sandbox", "read-only")
@@ -42,13 +47,26 @@ def events(said: Said) -> list[dict[str, Any]]:
     return [json.loads(line) for line in said.text.splitlines() if line.startswith("{")]
 
 
-@feature("responses-stream")
-def test_an_answer_is_shown_whole(target: Target, tmp_path: Path) -> None:
-    said = asked(target, tmp_path)
+def answer_of(said: Said) -> str:
     assert said.code == 0, said.text
     items = [event["item"] for event in events(said) if event["type"] == "item.completed"]
     [answer] = [item["text"] for item in items if item["type"] == "agent_message"]
-    assert answer.strip()
+    assert isinstance(answer, str)
+    return answer
+
+
+@feature("responses-stream")
+def test_an_answer_is_shown_whole(target: Target, tmp_path: Path) -> None:
+    assert answer_of(asked(target, tmp_path)).strip()
+
+
+@feature("responses-stream")
+def test_an_answer_is_shown_whole_where_a_websocket_is_refused(
+    target: Target, tmp_path: Path
+) -> None:
+    said = asked(target, tmp_path, websockets="true")
+    assert answer_of(said).strip()
+    assert "failed to connect to Responses WebSocket" in said.text
 
 
 @feature("usage")
