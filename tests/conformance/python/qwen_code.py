@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 
 from tests.conformance.python.programs import NODE, PACKAGES, Said, run
-from tests.conformance.python.target import UNKNOWN_MODEL, WRONG_KEY, Target
+from tests.conformance.python.target import MAX_TOKENS, UNKNOWN_MODEL, WRONG_KEY, Target
 
 feature = pytest.mark.feature
 
 
 def asked(target: Target, home: Path, *, model: str = "", api_key: str = "") -> Said:
+    # Of itself it asks for no end, and the model's answer may take minutes.
+    sampling = {"temperature": 0, "max_tokens": MAX_TOKENS}
     settings = {
+        "model": {"generationConfig": {"samplingParams": sampling}},
         "privacy": {"usageStatisticsEnabled": False},
         "general": {"enableAutoUpdate": False, "disableAutoUpdate": True},
     }
