@@ -121,9 +121,6 @@ CLIENTS = (
         ("@anthropic-ai/sdk",),
         "the base URL without `/v1`",
     ),
-)
-
-UNPUBLISHED = (
     Client(
         "openai-agents",
         "openai-agents",
@@ -160,7 +157,8 @@ UNPUBLISHED = (
         "cli",
         PYTHON / "codex.py",
         ("@openai/codex",),
-        '`wire_api = "responses"`; its own prompt is 10,000 tokens long',
+        '`wire_api = "responses"`; its own prompt is 10,000 tokens long; a WebSocket that it was'
+        " told to try is refused, and it goes on over HTTP",
     ),
     Client(
         "opencode",
@@ -182,7 +180,8 @@ UNPUBLISHED = (
         "cli",
         PYTHON / "cline.py",
         ("cline",),
-        "`cline auth openai-compatible -b`, the base URL with `/v1`",
+        "`cline auth openai-compatible -b`, the base URL with `/v1`; its hub goes on running,"
+        " until `cline hub stop`",
     ),
     Client(
         "aider",
@@ -192,7 +191,6 @@ UNPUBLISHED = (
         "`--model openai/NAME` and `OPENAI_API_BASE`",
     ),
 )
-"""Clients whose checks the document does not show yet: they are run by their names only."""
 
 
 def pins(lock: Path) -> dict[str, str]:

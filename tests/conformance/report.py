@@ -100,7 +100,11 @@ The clients for Node run on Node {node}.
 
 vLLM holds a tool's arguments to their schema only if the tool says `"strict": true`. It keeps
 responses, for clients to get or to cancel later, only with `VLLM_ENABLE_RESPONSES_API_STORE=1` in
-the worker's environment, in the memory of that one worker; the checks run with it."""
+the worker's environment, in the memory of that one worker; the checks run with it.
+
+WebSockets are not served: a handshake is answered 426, `websockets_not_served`. Codex CLI, which
+tries one with `supports_websockets = true` or with `openai_base_url`, prints a line of error and
+asks over HTTP at once. `client.responses.connect()` of openai-python raises `InvalidStatus`."""
 
 
 def _matrix(compared: Mapping[str, list[Comparison]]) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from scripts.clients import NODE, NPM_FOLDERS, lock_of
+from scripts.installer import ROOT
 from tests.conformance.__main__ import DOCUMENT
 from tests.conformance.clients import (
     CLIENTS,
     PYTHON,
-    UNPUBLISHED,
     Client,
     node_version,
     vllm_version,
@@ -63,6 +63,10 @@ def test_the_versions_of_node_and_vllm_are_those_of_the_locks() -> None:
     assert f"vLLM {vllm_version()} " in TEXT
 
 
+def test_the_readme_says_how_many_clients_there_are() -> None:
+    assert f"each of {len(CLIENTS)} clients" in (ROOT / "README.md").read_text()
+
+
 def test_every_file_of_checks_is_a_clients() -> None:
     shared = {
         "__init__.py",
@@ -74,12 +78,11 @@ def test_every_file_of_checks_is_a_clients() -> None:
     }
     files = {path for folder in (PYTHON, NODE) for path in folder.iterdir() if path.is_file()}
     checks = {path for path in files if path.suffix in (".py", ".mjs")}
-    clients = (*CLIENTS, *UNPUBLISHED)
-    assert {path for path in checks if path.name not in shared} == {c.checks for c in clients}
+    assert {path for path in checks if path.name not in shared} == {c.checks for c in CLIENTS}
 
 
 def test_every_check_is_of_a_feature_that_is_listed() -> None:
-    for client in (*CLIENTS, *UNPUBLISHED):
+    for client in CLIENTS:
         assert client.features()
         assert client.features() <= set(FEATURES), client.name
 
@@ -95,6 +98,6 @@ def test_the_packages_of_npm_are_locked_and_come_from_any_registry(folder: Path)
 
 
 def test_no_client_brings_torch() -> None:
-    for client in (*CLIENTS, *UNPUBLISHED):
+    for client in CLIENTS:
         lock = lock_of(client.environment).read_text()
         assert not re.search(r"^(torch|nvidia|triton)", lock, re.MULTILINE), client.name
