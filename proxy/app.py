@@ -51,7 +51,13 @@ def create_app(settings: Settings, first: Config | None = None) -> FastAPI:
         version=__version__,
         lifespan=_lifespan(settings, first or load(settings)),
     )
-    for router in (models.router, health.router, metrics.router, welcome.router):
+    for router in (
+        models.router,
+        models.warm_router,
+        health.router,
+        metrics.router,
+        welcome.router,
+    ):
         app.include_router(router)
     app.include_router(inference.create_router(settings.routes))
     document = openapi.page(app.title, app.version, settings.routes)

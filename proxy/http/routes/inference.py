@@ -3,9 +3,10 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import HTTPException, Request, Response
 
 from proxy.api.answer import Answer
 from proxy.api.call import Call
@@ -17,7 +18,7 @@ from proxy.api.usage import asking_for_usage
 from proxy.backends.deadlines import Terms
 from proxy.config.settings import Settings
 from proxy.errors import UnknownRoute
-from proxy.http.authentication import key_of, require_key, require_known_origin
+from proxy.http.authentication import KeyedRouter, key_of
 from proxy.http.body import read_call
 from proxy.http.context import RequestContext, context_of, services_of
 from proxy.http.disconnect import unless_client_leaves
@@ -32,22 +33,17 @@ _RESPONSE_ID = re.compile(rb'"id": ?"([A-Za-z0-9._:-]{1,200})"')
 """The first one in an answer; a client may choose it, as vLLM's `request_id`."""
 
 
-def create_router(patterns: Iterable[str]) -> APIRouter:
+def create_router(patterns: Iterable[str]) -> KeyedRouter:
     """The routes of an allow-list of `METHOD /path` patterns, all served alike."""
-    router = APIRouter(dependencies=[Depends(require_key), Depends(require_known_origin)])
+    router = KeyedRouter(starts_jobs=True)
     for route in map(find_route, patterns):
-        router.add_api_route(route.path, _endpoint(route), methods=[route.method])
+        router.add(route.path, partial(_serve, route), [route.method])
     return router
 
 
-def _endpoint(route: Route) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        return await _serve(request, route)
-
-    return endpoint
-
-
-async def _serve(request: Request, route: Route) -> Response:
+async def _serve(route: Route, request: Request) -> Response:
+    if request.method != route.method:  # HEAD, which Starlette adds to GET
+        raise HTTPException(405, headers={"Allow": route.method})
     services, context, key = services_of(request), context_of(request), key_of(request)
     context.route = str(route)
     call = await read_call(request, _named(request, route))
