@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; told so again, have the workers killed and clean up all the same."""
         if self.should_exit and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._state.hurry)
+            self._loop.call_soon_threadsafe(self._state.kill_stopping)
         else:
             super().handle_exit(sig, frame)
 

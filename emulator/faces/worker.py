@@ -41,7 +41,7 @@ async def job_take_batch(request: Request, endpoint: QueueEndpoint) -> Response:
 
 async def job_stop(request: Request, endpoint: QueueEndpoint) -> Response:
     """The ids of jobs to stop, or 204 when there were none in time."""
-    worker = endpoint.queue.greet(request.path_params["worker"])
+    worker = endpoint.queue.register(request.path_params["worker"])
     is_there = await hold(
         request,
         worker.changed,
@@ -114,7 +114,7 @@ def _names(request: Request) -> tuple[str, str]:
 async def _take(request: Request, endpoint: QueueEndpoint, limit: int) -> list[Job]:
     """Hold until there is a job for this worker; a job is never given to a caller that left."""
     queue = endpoint.queue
-    worker = queue.greet(request.path_params["worker"])
+    worker = queue.register(request.path_params["worker"])
     is_there = await hold(
         request,
         queue.arrivals,

@@ -65,8 +65,8 @@ class Scaler:
             slot.cut_off()
         return [slot.worker_id for slot in running]
 
-    def hurry(self) -> None:
-        """Give workers that are stopping no more time."""
+    def kill_stopping(self) -> None:
+        """Kill the workers that are stopping: they get no more time."""
         for slot in self._slots:
             if slot.state is State.STOPPING:
                 slot.cut_off()

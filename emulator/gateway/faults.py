@@ -41,13 +41,13 @@ class Faults:
             for rule, met in zip(self._rules, self._met, strict=True)
         ]
 
-    def strike(self, operation: OperationName, endpoint_id: str) -> list[Fault]:
+    def meet(self, operation: OperationName, endpoint_id: str) -> list[Fault]:
         """The faults this call meets; counts the call."""
-        struck = []
+        met = []
         for index, rule in enumerate(self._rules):
             if rule.operation == operation and rule.endpoint in ("", endpoint_id):
-                struck += [rule] * self._meets(index, rule)
-        return struck
+                met += [rule] * self._meets(index, rule)
+        return met
 
     def _meets(self, index: int, rule: Fault) -> bool:
         is_used_up = rule.times and self._met[index] >= rule.skip + rule.times

@@ -71,8 +71,8 @@ def with_faults(name: OperationName, operation: Operation[E]) -> Operation[E]:
     """The operation, subject to the rules in force."""
 
     async def call(request: Request, endpoint: E) -> Response:
-        struck = state_of(request.app).faults.strike(name, endpoint.settings.id)
-        for fault in struck:
+        met = state_of(request.app).faults.meet(name, endpoint.settings.id)
+        for fault in met:
             await asyncio.sleep(fault.delay_seconds)
             if fault.drop == "call":
                 return Dropped()
@@ -81,7 +81,7 @@ def with_faults(name: OperationName, operation: Operation[E]) -> Operation[E]:
                 body = None if fault.status in BODILESS else fault.body
                 return Response(body, fault.status, headers)
         answer = await operation(request, endpoint)
-        return Dropped(answer) if any(fault.drop == "answer" for fault in struck) else answer
+        return Dropped(answer) if any(fault.drop == "answer" for fault in met) else answer
 
     return call
 

@@ -34,10 +34,10 @@ class EmulatorState:
         for endpoint in self.endpoints.values():
             await endpoint.close()
 
-    def hurry(self) -> None:
-        """Give workers that are stopping no more time."""
+    def kill_stopping(self) -> None:
+        """Kill the workers that are stopping: they get no more time."""
         for endpoint in self.endpoints.values():
-            endpoint.scaler.hurry()
+            endpoint.scaler.kill_stopping()
 
 
 def state_of(app: Starlette) -> EmulatorState:

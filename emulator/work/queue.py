@@ -134,7 +134,7 @@ class Queue:
 
     # What workers do
 
-    def greet(self, worker_id: str) -> Worker:
+    def register(self, worker_id: str) -> Worker:
         """The worker of this id; one that asks for the first time becomes known here."""
         now = self.clock.now()
         worker = self.workers.get(worker_id)
@@ -233,7 +233,7 @@ class Queue:
 
     def drain(self, worker_id: str) -> None:
         """Give the worker no more jobs; its held polls end."""
-        worker = self.greet(worker_id)
+        worker = self.register(worker_id)
         worker.is_draining = True
         worker.changed.notify()
         self.arrivals.notify()

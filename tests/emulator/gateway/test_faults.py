@@ -22,7 +22,7 @@ def client(by_hand: Client) -> Iterator[Client]:
 def hits(rule: Fault, calls: int) -> list[bool]:
     """Which of so many calls the rule hits."""
     faults = Faults((rule,))
-    return [bool(faults.strike("stream", "ep")) for _ in range(calls)]
+    return [bool(faults.meet("stream", "ep")) for _ in range(calls)]
 
 
 def test_a_rule_hits_once_unless_told_otherwise() -> None:
@@ -45,19 +45,19 @@ def test_a_rule_of_chance_hits_some_and_repeatably() -> None:
 
 def test_a_rule_is_about_one_operation_and_maybe_one_endpoint() -> None:
     faults = Faults((Fault(operation="stream", endpoint="ep", times=0),))
-    assert not faults.strike("status", "ep")
-    assert not faults.strike("stream", "other")
-    assert faults.strike("stream", "ep")
+    assert not faults.meet("status", "ep")
+    assert not faults.meet("stream", "other")
+    assert faults.meet("stream", "ep")
 
 
 def test_a_reset_brings_the_rules_of_the_settings_back() -> None:
     rule = Fault(operation="stream")
     faults = Faults((rule,))
-    faults.strike("stream", "ep")
+    faults.meet("stream", "ep")
     faults.add(Fault(operation="run"))
     faults.reset()
     assert [view["operation"] for view in faults.view()] == ["stream"]
-    assert faults.strike("stream", "ep") == [rule]
+    assert faults.meet("stream", "ep") == [rule]
 
 
 def test_a_call_can_be_refused_without_effect(client: Client) -> None:

@@ -29,7 +29,7 @@ def make_queue(clock: FakeClock, **settings: Any) -> Queue:
 
 @pytest.fixture
 def worker(queue: Queue) -> Worker:
-    return queue.greet("w1")
+    return queue.register("w1")
 
 
 def started(queue: Queue, worker: Worker) -> Job:
@@ -171,7 +171,7 @@ def test_a_text_above_the_limit_becomes_several_chunks(
 ) -> None:
     queue = make_queue(clock, max_chunk_bytes=5)
     job = queue.submit({"a": 1})
-    queue.take(queue.greet("w1"))
+    queue.take(queue.register("w1"))
     queue.add_chunk("w1", job.id, output)
     queue.add_chunk("w1", job.id, {"an": "object of any size"})
     assert job.chunks == [*chunks, {"an": "object of any size"}]
@@ -189,7 +189,7 @@ def test_progress_is_the_output_until_the_job_ends(queue: Queue, worker: Worker)
 def test_late_progress_reopens_a_finished_job_only_when_asked_to(clock: FakeClock) -> None:
     for reopens, status in [(False, Status.COMPLETED), (True, Status.IN_PROGRESS)]:
         queue = make_queue(clock, late_progress_reopens=reopens)
-        job = started(queue, queue.greet("w1"))
+        job = started(queue, queue.register("w1"))
         queue.finish("w1", job.id, {"output": "done"})
         queue.progress("w1", job.id, "late")
         assert job.status is status
@@ -261,7 +261,7 @@ def test_an_undelivered_stop_survives_a_ping_without_the_job(
 
 def test_a_stop_can_be_sent_only_once(clock: FakeClock) -> None:
     queue = make_queue(clock, stop_delivery="once")
-    worker = queue.greet("w1")
+    worker = queue.register("w1")
     job = started(queue, worker)
     queue.cancel(job.id)
     assert queue.take_stops(worker) == [job.id]
@@ -306,7 +306,7 @@ def test_a_job_of_a_lost_worker_is_handed_out_once_more(
     clock.advance(3)
     queue.lose_worker("w1")
     assert job.view() == {"id": job.id, "retries": 1, "status": "IN_QUEUE"}
-    assert queue.take(queue.greet("w2"), limit=2) == [job, waiting], "it goes first"
+    assert queue.take(queue.register("w2"), limit=2) == [job, waiting], "it goes first"
     assert job.view()["delayTime"] == 3000, "recomputed for the second attempt"
     assert queue.retried == 1
 
@@ -314,7 +314,7 @@ def test_a_job_of_a_lost_worker_is_handed_out_once_more(
 def test_a_job_that_loses_its_worker_twice_fails(queue: Queue, worker: Worker) -> None:
     job = started(queue, worker)
     queue.lose_worker("w1")
-    queue.take(queue.greet("w2"))
+    queue.take(queue.register("w2"))
     queue.lose_worker("w2")
     assert job.status is Status.FAILED
     assert job.view()["error"] == "job timed out after 1 retries"
@@ -346,7 +346,7 @@ def test_jobs_of_a_lost_worker_keep_their_order(
         queue.lose_worker("w1")
     else:
         clock.advance(queue.settings.lease_seconds)
-    assert queue.take(queue.greet("w2"), limit=4) == jobs
+    assert queue.take(queue.register("w2"), limit=4) == jobs
 
 
 def test_pings_and_chunks_renew_the_lease(queue: Queue, worker: Worker, clock: FakeClock) -> None:
@@ -365,7 +365,7 @@ def test_the_former_holder_of_a_job_is_stopped_and_no_longer_heard(
 ) -> None:
     job = started(queue, worker)
     clock.advance(queue.settings.lease_seconds)
-    queue.take(queue.greet("w2"))
+    queue.take(queue.register("w2"))
     queue.add_chunk("w1", job.id, "from the dead")
     queue.finish("w1", job.id, {"output": "from the dead"})
     assert job.status is Status.IN_PROGRESS
@@ -396,12 +396,12 @@ def test_a_draining_worker_gets_no_jobs(queue: Queue, worker: Worker) -> None:
     job = queue.submit({"a": 1})
     queue.drain("w1")
     assert queue.take(worker) == []
-    assert queue.take(queue.greet("w2")) == [job]
+    assert queue.take(queue.register("w2")) == [job]
 
 
 def test_a_draining_worker_gets_jobs_when_the_lost_job_is_wanted(clock: FakeClock) -> None:
     queue = make_queue(clock, stopping_workers_get_jobs=True)
-    worker = queue.greet("w1")
+    worker = queue.register("w1")
     queue.drain("w1")
     job = queue.submit({"a": 1})
     assert queue.take(worker) == [job]
@@ -412,14 +412,14 @@ def test_a_draining_worker_gets_jobs_when_the_lost_job_is_wanted(clock: FakeCloc
 def test_a_worker_told_to_stop_before_its_first_call_gets_no_jobs(queue: Queue) -> None:
     queue.drain("early")
     queue.submit({"a": 1})
-    assert queue.take(queue.greet("early")) == []
+    assert queue.take(queue.register("early")) == []
 
 
 # Time
 
 
 def test_a_job_vanishes_when_its_ttl_ends_even_mid_run(queue: Queue, clock: FakeClock) -> None:
-    worker = queue.greet("w1")
+    worker = queue.register("w1")
     policy = Policy(execution_timeout_seconds=600, ttl_seconds=30)
     running, queued = [queue.submit({"n": n}, policy) for n in range(2)]
     queue.take(worker)
@@ -469,7 +469,7 @@ def test_a_result_for_a_vanished_job_is_refused(
 
 
 def test_a_job_that_runs_too_long_is_timed_out_and_stopped(queue: Queue, clock: FakeClock) -> None:
-    worker = queue.greet("w1")
+    worker = queue.register("w1")
     job = queue.submit({"a": 1}, Policy(execution_timeout_seconds=8, ttl_seconds=600))
     clock.advance(20)
     queue.take(worker)

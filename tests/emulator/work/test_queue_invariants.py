@@ -49,7 +49,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(worker_id=WORKERS, limit=st.integers(1, 3), arrives=st.booleans())
     def take(self, worker_id: str, limit: int, arrives: bool) -> None:
-        jobs = self.queue.take(self.queue.greet(worker_id), limit)
+        jobs = self.queue.take(self.queue.register(worker_id), limit)
         if not arrives:
             self.queue.give_back(jobs)
 
@@ -64,7 +64,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(worker_id=WORKERS)
     def stops(self, worker_id: str) -> None:
-        self.queue.take_stops(self.queue.greet(worker_id))
+        self.queue.take_stops(self.queue.register(worker_id))
 
     @rule(worker_id=WORKERS, listed=st.lists(jobs, max_size=3))
     def ping(self, worker_id: str, listed: list[Job]) -> None:
