@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+_FILE = re.compile(r"\.(?:py|md|toml|json|sh|txt|yml|lock)$")
 TESTS = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
 
 
@@ -15,6 +16,31 @@ def test_every_test_named_in_the_reliability_table_exists() -> None:
     defined = set(re.findall(r"def (test_\w+)", "\n".join(TESTS.values())))
     assert len(named) > 20
     assert named - defined == set()
+
+
+@pytest.mark.parametrize("document", ["architecture", "contributing", "reliability"])
+def test_files_are_named_by_their_whole_paths(document: str) -> None:
+    words = re.findall(r"`([\w./-]+)`", (ROOT / f"docs/{document}.md").read_text())
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    named = {word for word in words if word.partition("/")[0] in folders or _FILE.search(word)}
+    assert len(named) > 5
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_the_tree_of_the_proxy_is_what_there_is() -> None:
+    tree = re.search(
+        r"```\nproxy/\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL
+    )
+    assert tree is not None
+    folders, shown = ["proxy/"], set()
+    for indent, name in re.findall(r"^( +)(\S+)", tree[1], re.MULTILINE):
+        del folders[len(indent) // 2 :]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            shown.add("".join([*folders, name]))
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "proxy").rglob("*.py")}
+    assert shown == {path for path in there if not path.endswith("__init__.py")}
 
 
 @pytest.mark.parametrize(
@@ -31,8 +57,6 @@ def test_every_file_a_document_names_exists(document: str) -> None:
     paths = re.findall(r"`((?:proxy|worker|emulator|tests|docs|scripts)/[\w./-]*)`", text)
     names = [Path(document).parent / link for link in links] + [Path(path) for path in paths]
     assert [str(name) for name in names if not (ROOT / name).exists()] == []
-    files = re.findall(r"`(test_\w+\.py)`", text)
-    assert [name for name in files if name not in {path.name for path in TESTS}] == []
 
 
 def test_the_guides_name_the_versions_they_are_tried_with() -> None:

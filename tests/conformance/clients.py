@@ -25,7 +25,7 @@ class Client:
 
     @property
     def is_for_node(self) -> bool:
-        """Does it run on Node?"""
+        """Whether it runs on Node."""
         return self.checks.suffix == ".mjs"
 
     def versions(self) -> dict[str, str]:
