@@ -17,11 +17,14 @@ Differences from uvicorn, on purpose:
 - A connection is read on while it has requests that wait for their turn, so that a client that
   leaves is noticed; what it may send ahead is bounded.
 - What follows a request and is not HTTP does not cost that request its answer.
-- HTTP/1.0 knows no chunks: a body without a length ends with the connection.
+- HTTP/1.0 knows no chunks: a body without a length ends with the connection. One that breaks off
+  would look whole, so its connection is reset.
 """
 
 import asyncio
 import logging
+import socket
+import struct
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -189,6 +192,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
+        if cycle.scope["http_version"] < "1.1":
+            app = _resetting_what_breaks(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -339,3 +344,22 @@ def _send_without_chunks(cycle: RequestResponseCycle) -> None:
 
     cycle.chunked_encoding = False
     cycle.send = send_without_chunks  # type: ignore[method-assign]
+
+
+def _resetting_what_breaks(app: Any, cycle: RequestResponseCycle) -> Any:
+    """The application, after which an answer that has begun and has no end is reset.
+
+    uvicorn would close the connection in order, which in HTTP/1.0 is how a whole answer ends.
+    """
+
+    async def resetting(*asgi: Any) -> None:
+        try:
+            await app(*asgi)
+        finally:
+            if cycle.response_started and not (cycle.response_complete or cycle.disconnected):
+                no_lingering = struct.pack("ii", 1, 0)
+                connection = cycle.transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_lingering)
+                cycle.transport.abort()
+
+    return resetting

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from proxy.http.plain import MAX_WHOLE_BYTES
 from tests.proxy.conftest import chat
 from tests.proxy.http.test_streaming import BODY, FRAMES, without_comments
 from tests.proxy.process import Proxy
@@ -186,3 +187,15 @@ def test_a_plain_answer_to_a_client_of_http_1_0_has_a_length(
     top, _, body = all_of(wire).partition(b"\r\n\r\n")
     assert b"\r\ncontent-length: %d" % len(body) in top or method == b"HEAD"
     assert (body != b"") == (method == b"GET")
+
+
+def test_a_large_answer_that_breaks_off_is_reset_for_a_client_of_http_1_0(
+    wire: socket.socket, runpod: ScriptedRunPod
+) -> None:
+    begun = {"seq": 0, "status": 200, "content_type": "application/json"}
+    begun |= {"text": "x" * (MAX_WHOLE_BYTES + 1), "end": False}
+    runpod.script = [Page("IN_PROGRESS", [begun]), Page("FAILED")]
+    wire.sendall(POST.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+    assert wire.recv(100).startswith(b"HTTP/1.1 200 ")
+    with pytest.raises(ConnectionResetError):
+        list(iter(lambda: wire.recv(65536), b""))
