@@ -92,4 +92,4 @@ def services_of(connection: HTTPConnection) -> Services:
 def _outcome(status: int) -> str:
     if status == 0:
         return "client_left"
-    return "completed" if status < 400 else "failed"
+    return "completed" if status < 300 else "failed"

@@ -274,6 +274,8 @@ def test_a_redirect_is_handed_on_and_never_followed_with_the_key(
     server.replies = [Reply(status, [b"moved"], headers=WORKER | {"location": location})]
     with start() as client:
         response = client.post(CHAT, json=chat())
+        counted = f'model="m",outcome="failed",status="{status}"}} 1.0'
+        wait_until(lambda: counted in client.get("/metrics").text)
     assert (response.status_code, response.headers["location"]) == (status, wanted.format(url=url))
     assert len(server.requests) == 1
 
