@@ -2,11 +2,11 @@
 
 import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import SecretStr
 
-from proxy.api.keep_alive import Mode
 from proxy.config.tables import KeyConfig, digest
 from proxy.errors import InvalidAPIKey
 
@@ -20,14 +20,8 @@ class Key:
     models: frozenset[str] | None = None
     """The models it may use; None for all."""
     may_warm: bool = True
-    first_byte_hold_seconds: float | None = None
-    keep_alive_mode: Mode | None = None
-    keep_alive_seconds: float | None = None
-
-    def hold_seconds(self, usual: float) -> float:
-        """How long the first byte of a stream is held back, where it usually is so long."""
-        wanted = self.first_byte_hold_seconds
-        return usual if wanted is None else wanted
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that are others for its calls; see `config.tables.Overrides`."""
 
     def may_use(self, model: str) -> bool:
         """Whether it may use this model."""
@@ -77,14 +71,8 @@ class Keys:
 
 
 def _key(name: str, config: KeyConfig) -> Key:
-    return Key(
-        name,
-        None if config.models is None else frozenset(config.models),
-        config.may_warm,
-        config.first_byte_hold_seconds,
-        config.keep_alive_mode,
-        config.keep_alive_seconds,
-    )
+    models = None if config.models is None else frozenset(config.models)
+    return Key(name, models, config.may_warm, config.overrides)
 
 
 def _bearer(header: str) -> str:

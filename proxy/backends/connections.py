@@ -15,6 +15,14 @@ from proxy.backends.outbound import OutboundProxies, OutboundProxyError
 MAX_CONNECTIONS = 1000
 POOLS = 25
 IDLE_SECONDS = 30
+CANNOT_BE_SENT = (
+    httpx.InvalidURL,
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+    ValueError,  # a header that is not ASCII is a UnicodeEncodeError
+    ExceptionGroup,  # of anyio, for a port beyond 65535
+)
+"""What httpx 0.28 raises for a URL or a header that cannot be sent."""
 
 
 def pooled_client(timeout: httpx.Timeout) -> httpx.AsyncClient:

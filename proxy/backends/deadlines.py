@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeVar
 
+from proxy.api.keep_alive import Mode
 from proxy.errors import (
     ColdStartTimeout,
     FirstTokenTimeout,
@@ -32,19 +33,22 @@ MAX_PAUSE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How long each part of a call may take, in seconds."""
+    """What holds for one call, by the names of the settings."""
 
-    connect: float
-    queue: float
-    first_token: float
-    idle: float
-    total: float
-    keep_alive: float
+    connect_timeout_seconds: float
+    queue_timeout_seconds: float
+    first_token_timeout_seconds: float
+    idle_timeout_seconds: float
+    total_timeout_seconds: float
+    keep_alive_seconds: float
     """How often the caller is back at work at least, so that it can send a keep-alive."""
+    first_byte_hold_seconds: float
+    """How long the first byte of a stream waits for the answer, so that an error has its status."""
+    keep_alive_mode: Mode
     low_priority: bool = False
     """The job is not to start another worker."""
     queue_setting: str = "queue_timeout_seconds"
-    """Where `queue` comes from, for the error's text."""
+    """Where that limit comes from, for the error's text."""
 
 
 class Shutdown:
@@ -115,8 +119,8 @@ class Deadlines:
         now = time.monotonic()
         if (stop_left := self._shutdown.at - now) <= 0:
             raise Stopping("The proxy is shutting down. Please send the request again.")
-        if (total_left := self._began + self.terms.total - now) <= 0:
-            raise failure or TotalTimeout(self.terms.total)
+        if (total_left := self._began + self.terms.total_timeout_seconds - now) <= 0:
+            raise failure or TotalTimeout(self.terms.total_timeout_seconds)
         if (phase_left := self._phase_began + self._limit - now) <= 0:
             raise failure or self._phase_error()
         return min(stop_left, total_left, phase_left)
@@ -134,7 +138,7 @@ class Deadlines:
 
     async def result(self, work: asyncio.Future[T]) -> T:
         """Wait for work to its end; raises what `seconds_left` raises, and leaves it as it is."""
-        while not await self.wait(work, self.terms.keep_alive):
+        while not await self.wait(work, self.terms.keep_alive_seconds):
             pass
         return work.result()
 
@@ -146,11 +150,11 @@ class Deadlines:
     def _limit(self) -> float:
         match self._phase:
             case _Phase.QUEUE:
-                return self.terms.queue
+                return self.terms.queue_timeout_seconds
             case _Phase.FIRST_TOKEN:
-                return self.terms.first_token
+                return self.terms.first_token_timeout_seconds
             case _Phase.IDLE:
-                return self.terms.idle
+                return self.terms.idle_timeout_seconds
         return math.inf
 
     def _phase_error(self) -> ProxyError:

@@ -24,11 +24,11 @@ from proxy.api.sse_framing import DONE, Completion, WholeEvents
 from proxy.backends.admission import Admission
 from proxy.backends.backend import InFlight
 from proxy.backends.cold_start import ColdStartAnswer
+from proxy.backends.connections import CANNOT_BE_SENT
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Trust
 from proxy.backends.response_bodies import pieces_of
-from proxy.backends.runpod.endpoint import CANNOT_BE_SENT
 from proxy.backends.standing import Standing
 from proxy.errors import (
     ConnectTimeout,
@@ -99,7 +99,7 @@ class Relay:
                 address(self._url, call.target, is_base=self.monitor is None),
                 content=body,
                 headers=headers,
-                timeout=httpx.Timeout(None, connect=terms.connect),
+                timeout=httpx.Timeout(None, connect=terms.connect_timeout_seconds),
             )
         except CANNOT_BE_SENT:
             raise _cannot_be_sent() from None
@@ -268,9 +268,10 @@ class RelayedAnswer:
             except httpx.ConnectError:
                 failure = UpstreamUnavailable("The model's server could not be reached.")
             except (httpx.ConnectTimeout, httpx.PoolTimeout):
+                seconds = self._deadlines.terms.connect_timeout_seconds
                 failure = ConnectTimeout(
-                    "No connection to the model's server for "
-                    f"{self._deadlines.terms.connect:g} s (connect_timeout_seconds)."
+                    f"No connection to the model's server for {seconds:g} s "
+                    "(connect_timeout_seconds)."
                 )
             except CANNOT_BE_SENT:
                 raise _cannot_be_sent() from None
@@ -332,7 +333,7 @@ class RelayedAnswer:
         """The next bytes, or none if nothing came for a while; None at the end."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
-        if not await self._deadlines.wait(self._reading, self._deadlines.terms.keep_alive):
+        if not await self._deadlines.wait(self._reading, self._deadlines.terms.keep_alive_seconds):
             return b""
         reading, self._reading = self._reading, None
         try:

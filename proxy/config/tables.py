@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from cronsim import CronSim, CronSimError
 from pydantic import (
@@ -153,7 +153,20 @@ Fallback = Annotated[
 ]
 
 
-class ModelConfig(Table):
+class Overrides(Table):
+    """Settings that the table of a model, and that of a key, may have for themselves."""
+
+    first_byte_hold_seconds: Hold | None = None
+    keep_alive_mode: Mode | None = None
+    keep_alive_seconds: KeepAlive | None = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Those that are given, by the names of the settings."""
+        return self.model_dump(include=set(Overrides.model_fields), exclude_none=True)
+
+
+class ModelConfig(Overrides):
     """A model that clients may name."""
 
     endpoint: str
@@ -172,9 +185,6 @@ class ModelConfig(Table):
     first_token_timeout_seconds: Seconds | None = None
     idle_timeout_seconds: Seconds | None = None
     total_timeout_seconds: Seconds | None = None
-    first_byte_hold_seconds: Hold | None = None
-    keep_alive_mode: Mode | None = None
-    keep_alive_seconds: KeepAlive | None = None
     low_priority: bool = False
     """RunPod starts no further worker for jobs of low priority."""
     fallback: Fallback | None = None
@@ -187,7 +197,7 @@ class ModelConfig(Table):
     """Its tokenizer.json, to count tokens behind the wake-up shield while no worker is up."""
 
 
-class KeyConfig(Table):
+class KeyConfig(Overrides):
     """A key that clients may use."""
 
     env: Variable = ""
@@ -198,9 +208,6 @@ class KeyConfig(Table):
     """The models it may use; all if left out."""
     may_warm: bool = False
     """Whether it may wake a worker without a request (POST /v1/models/{id}/warm)."""
-    first_byte_hold_seconds: Hold | None = None
-    keep_alive_mode: Mode | None = None
-    keep_alive_seconds: KeepAlive | None = None
 
     @property
     def digest(self) -> bytes:

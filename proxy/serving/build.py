@@ -39,14 +39,11 @@ def build_models(
 def _model(
     name: str, config: ModelConfig, backend: Backend, settings: Settings, metrics: Metrics
 ) -> Model:
-    hold = config.first_byte_hold_seconds
     return Model(
         name=name,
         served_as=config.served_as or name,
         backend=backend,
         terms=model_terms(config, settings),
-        first_byte_hold_seconds=settings.first_byte_hold_seconds if hold is None else hold,
-        keep_alive_mode=config.keep_alive_mode or settings.keep_alive_mode,
         metrics=metrics,
         max_model_len=config.max_model_len,
         owned_by=config.owned_by or "vllm",

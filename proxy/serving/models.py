@@ -8,7 +8,6 @@ from typing import Any
 
 from proxy.api.answer import Answer
 from proxy.api.call import Call
-from proxy.api.keep_alive import Mode
 from proxy.backends.backend import Backend
 from proxy.backends.deadlines import Terms
 from proxy.backends.health_monitor import State
@@ -34,8 +33,6 @@ class Model:
     """The name its backend knows; None to name none, so that the backend takes its own."""
     backend: Backend
     terms: Terms
-    first_byte_hold_seconds: float
-    keep_alive_mode: Mode
     metrics: Metrics = field(repr=False)
     max_model_len: int | None = None
     owned_by: str = "vllm"

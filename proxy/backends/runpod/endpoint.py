@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from proxy.backends.connections import pooled_client
+from proxy.backends.connections import CANNOT_BE_SENT, pooled_client
 from proxy.backends.response_bodies import whole_body
 from proxy.backends.runpod.pacing import CANCEL_BURST, CallLimiter
 from proxy.backends.standing import Standing
@@ -42,15 +42,6 @@ MAX_WORKER_ID_CHARS = 200
 MAX_ANSWER_SECONDS = 60
 """How long an answer may take to come, from its first byte or the end of the hold to its last."""
 MAX_RETRY_AFTER_SECONDS = 300
-CANNOT_BE_SENT = (
-    httpx.InvalidURL,
-    httpx.UnsupportedProtocol,
-    httpx.LocalProtocolError,
-    ValueError,  # a header that is not ASCII is a UnicodeEncodeError
-    ExceptionGroup,  # of anyio, for a port beyond 65535
-)
-"""What httpx 0.28 raises for a URL or a header that cannot be sent."""
-
 MAX_ANSWER_BYTES = 64 * 2**20
 """The largest answer of /stream and /status; RunPod keeps results of 20 MB at most."""
 MAX_SHORT_BYTES = 2**20

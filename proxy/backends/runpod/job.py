@@ -67,7 +67,7 @@ class Job:
     @property
     def keep_alive_seconds(self) -> float:
         """How long one turn of `follow` may take."""
-        return self.deadlines.terms.keep_alive
+        return self.deadlines.terms.keep_alive_seconds
 
     @property
     def worker_seconds(self) -> float:
@@ -78,7 +78,7 @@ class Job:
         """Yield the outputs of each poll until the job has ended and all of them have come.
 
         A turn in which nothing came yields an empty list, so the caller is back at work at least
-        every `Terms.keep_alive` seconds or so. A poll that fails is repeated until a deadline, one
+        every `keep_alive_seconds` or so. A poll that fails is repeated until a deadline, one
         that is refused until that is to be believed.
 
         Raises:

@@ -151,7 +151,9 @@ class Jobs:
         for attempt in itertools.count():
             try:
                 job_id = await self.endpoint.run(
-                    job, connect_seconds=deadlines.terms.connect, on_turn=state.begin
+                    job,
+                    connect_seconds=deadlines.terms.connect_timeout_seconds,
+                    on_turn=state.begin,
                 )
             except (NotSent, UpstreamBusy, UpstreamMisconfigured) as exc:
                 # None of them can have started a job.
@@ -198,7 +200,9 @@ def _close_late(submission: asyncio.Task[Job]) -> None:
 
 def _policy(terms: Terms) -> dict[str, int | bool]:
     """RunPod's own limits for the job, in ms, so that one we lose sight of ends by itself."""
-    execution_ms = max(MIN_EXECUTION_MS, round(terms.total * 1000))
-    ttl_ms = round((terms.queue + terms.total + TTL_MARGIN_SECONDS) * 1000)
+    execution_ms = max(MIN_EXECUTION_MS, round(terms.total_timeout_seconds * 1000))
+    ttl_ms = round(
+        (terms.queue_timeout_seconds + terms.total_timeout_seconds + TTL_MARGIN_SECONDS) * 1000
+    )
     limits: dict[str, int | bool] = {"executionTimeout": execution_ms, "ttl": ttl_ms}
     return limits | ({"lowPriority": True} if terms.low_priority else {})

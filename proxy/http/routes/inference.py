@@ -115,10 +115,9 @@ async def _respond(
     rewriter: Rewriter | None,
 ) -> Response:
     """A stream begins after a short hold, so that an early failure keeps its HTTP status."""
-    key = key_of(request)
     opening = asyncio.create_task(_open(request, call, model, answer))
     try:
-        hold = key.hold_seconds(model.first_byte_hold_seconds) if call.wants_stream else None
+        hold = terms.first_byte_hold_seconds if call.wants_stream else None
         await unless_client_leaves(request, asyncio.wait({opening}, timeout=hold))
         headers = {"x-runpod-job-id": answer.job_id} if answer.job_id else {}
         is_plain = opening.done() and not (answer.head and answer.head.is_event_stream)
@@ -136,8 +135,8 @@ async def _respond(
         dialect=call.route.dialect,
         context=context,
         rewriter=rewriter,
-        keep_alive=_keep_alive(settings, key, model, call, context),
-        keep_alive_seconds=terms.keep_alive,
+        keep_alive=_keep_alive(settings, terms, model, call, context),
+        keep_alive_seconds=terms.keep_alive_seconds,
         longest_drain_seconds=settings.longest_drain_seconds,
         memory=services_of(request).memory,
         headers=headers | dict(answer.head.headers if answer.head else {}),
@@ -145,7 +144,7 @@ async def _respond(
 
 
 def _keep_alive(
-    settings: Settings, key: Key, model: Model, call: Call, context: StreamContext
+    settings: Settings, terms: Terms, model: Model, call: Call, context: StreamContext
 ) -> KeepAlive:
     """How the stream is kept alive, and in which of a chat's fields a cold start is told."""
     fields: tuple[str, ...] = ("reasoning_content",)
@@ -155,7 +154,7 @@ def _keep_alive(
         fields = ("reasoning_content", "reasoning")
     monitor = model.backend.monitor
     return keep_alive(
-        key.keep_alive_mode or model.keep_alive_mode,
+        terms.keep_alive_mode,
         call.route.dialect,
         context,
         waited=monitor.clock.waited if monitor else lambda _: "",

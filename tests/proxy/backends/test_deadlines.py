@@ -17,19 +17,21 @@ from proxy.errors import (
     UpstreamUnavailable,
 )
 
-LONG: dict[str, Any] = {
-    "connect": 600,
-    "queue": 600,
-    "first_token": 600,
-    "idle": 600,
-    "total": 600,
-    "poll": 600,
-}
+PHASES = ("connect", "queue", "first_token", "idle", "total")
 
 
-def deadlines(**terms: Any) -> Deadlines:
+def deadlines(*, shutdown: Any = None, **timeouts: Any) -> Deadlines:
     """Deadlines of a call that has just begun; those not named are far away."""
-    return Deadlines(Terms(**(LONG | terms)), Shutdown(), lambda: "no GPU is free")
+    seconds: dict[str, Any] = {
+        f"{name}_timeout_seconds": timeouts.get(name, 600.0) for name in PHASES
+    }
+    terms = Terms(
+        **seconds,
+        keep_alive_seconds=600,
+        first_byte_hold_seconds=600,
+        keep_alive_mode="off",
+    )
+    return Deadlines(terms, shutdown or Shutdown(), lambda: "no GPU is free")
 
 
 def nothing(call: Deadlines) -> None:
@@ -106,7 +108,7 @@ def test_what_kept_us_from_seeing_the_call_is_the_error_when_a_deadline_passes()
 
 def test_the_end_of_the_grace_time_is_a_deadline_of_every_call() -> None:
     shutdown = Shutdown()
-    call = Deadlines(Terms(**LONG), shutdown, lambda: "no GPU is free")
+    call = deadlines(shutdown=shutdown)
     shutdown.begin(100)
     assert 0 < call.seconds_left() <= 100
     shutdown.begin(0)
