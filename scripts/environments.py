@@ -32,7 +32,7 @@ class Environment:
 
     @property
     def is_ready(self) -> bool:
-        """Is it whole, up to date, at the place it was made for, with its Python still there?"""
+        """Whether it is whole, up to date, where it was made for, with its Python still there."""
         stamp = self._stamp_file
         return self.python.exists() and stamp.exists() and stamp.read_text() == self._stamp_text
 

@@ -81,5 +81,5 @@ def uv() -> Environment:
 
 
 def has_its_own_index(environment: Environment) -> bool:
-    """Is pip, as it is configured, told to use another index than PyPI?"""
+    """Whether pip, as it is configured, is told to use another index than PyPI."""
     return ".index-url=" in run([environment.python, "-m", "pip", "config", "list"])

@@ -144,7 +144,7 @@ def last_lines(file: Path, count: int = 30) -> list[str]:
 
 
 def is_free(port: int) -> bool:
-    """Can a server listen on that port of loopback?"""
+    """Whether a server can listen on that port of loopback."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

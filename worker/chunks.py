@@ -10,8 +10,8 @@ from typing import Final
 PIECE_BYTES: Final = 360_000
 """The most bytes in one piece.
 
-RunPod splits a stream output above 1 MB in a way nobody knows. JSON escapes can double a text,
-and base64 adds a third, so 360,000 bytes stay below 720,000 on the wire in either form.
+RunPod splits a stream output above 1 MB in a way that is not documented. JSON escapes can double a
+text, and base64 adds a third, so 360,000 bytes stay below 720,000 on the wire in either form.
 """
 
 _EVENT_ENDS: Final = (b"\n\n", b"\n\r\n", b"\r\r")

@@ -1,6 +1,6 @@
 """The list of vLLM's flags, asked from the vLLM that will run: `python -m worker.flags`.
 
-vLLM renames, adds and drops flags with every release, so nobody keeps the list by hand. An image
+vLLM renames, adds and drops flags with every release, so the list is not kept by hand. An image
 makes it once, when it is built, and names the file in `WORKER_VLLM_FLAGS`; asking vLLM at each
 start would add the seconds that importing it takes to every cold start.
 """

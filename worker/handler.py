@@ -75,7 +75,7 @@ def _close_with_job(answer: Answer) -> None:
 
     A cancelled job's task is most often waiting for a post, while the handler stands at a `yield`.
     Nothing is raised in the handler then; it would only be closed by the garbage collector, and
-    vLLM would generate for nobody until that happens.
+    vLLM would generate in vain until that happens.
     """
     task = asyncio.current_task()
     assert task is not None

@@ -1,4 +1,4 @@
-"""Runs vLLM and outlives nobody: when the worker or vLLM ends, everything below is ended too.
+"""Runs vLLM: when the worker or vLLM ends, everything below this process is ended too.
 
 vLLM is a tree of processes (API server, engine core, one process per GPU) that does not notice when
 the worker is killed with SIGKILL, and whose branches do not always notice when its root is. A

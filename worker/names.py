@@ -86,7 +86,7 @@ TRANSLATED: Final = {"TASK": "RUNNER and CONVERT"}
 
 
 def complaints(environment: Environment, flags: VLLMFlags) -> Iterator[str]:
-    """One line for each variable that somebody meant as a setting and that does nothing.
+    """One line for each variable that is meant as a setting and does nothing.
 
     A container is full of variables that are none of our business, so only retired names, near
     misses of a setting, and unknown names with our own prefix are worth a line. So is an older name

@@ -168,7 +168,7 @@ class VLLMServer:
         with self._process.stdout as pipe:
             for line in pipe:
                 # Not through sys.stdout: the SDK forks while this thread runs, and a fork that
-                # happens inside a print would leave the child with a lock nobody will release.
+                # happens inside a print would leave the child with a lock that is never released.
                 with suppress(OSError):
                     os.write(STDOUT, line if line.endswith(b"\n") else line + b"\n")
                 self._lines.append(line.decode(errors="replace").rstrip())

@@ -191,7 +191,7 @@ class SharedAnswer:
     def leave(self, reader: "SharedReader") -> None:
         """This reader wants no more. After the last one the answer is held, or closed."""
         self.readers.discard(reader)
-        self.trim()
+        self.trim()  # without this reader, which may have been the slowest
         if self.readers or self._timer is not None:
             return
         holds = self._is_kept or (reader.sender.may_come_back and not reader.is_done)
@@ -200,7 +200,7 @@ class SharedAnswer:
             self._close_after(HOLD_SECONDS if self._is_kept else seconds)
         else:
             self.close()
-        self._times_left += 1
+        self._times_left += 1  # after its use: it counts the times before this one
 
     def piece(self, position: int) -> bytes | None:
         """The piece at this position, if it has come."""

@@ -115,7 +115,8 @@ class Job:
             elif self.has_ended:
                 return
             elif time.monotonic() - asked < wait_seconds / 2:
-                # A platform that does not hold the call must not make us spin.
+                # A platform that does not hold the call must not make us spin. The first pause is
+                # 0.1 s at most, since one quick return may be a change of the job's state.
                 quick_returns += 1
                 await asyncio.sleep(min(pause(quick_returns - 2), 1.0))
 

@@ -114,7 +114,7 @@ class FrameReader:
             if self.ended:
                 break
             seq = _seq(frame)
-            self._check_run(frame)
+            self._check_run(frame)  # before its number is: another run counts from 0 again
             if seq == self._next:
                 parts.append(self._take(frame))
                 parts += self._take_held()
