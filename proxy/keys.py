@@ -21,7 +21,7 @@ class Key:
     """The models it may use; None for all."""
     may_warm: bool = True
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that are others for its calls; see `config.tables.Overrides`."""
+    """Settings that are others for its calls, of those that `Overrides` names."""
 
     def may_use(self, model: str) -> bool:
         """Whether it may use this model."""
