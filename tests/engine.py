@@ -6,7 +6,7 @@ ignores those it does not know.
 
 Answers have vLLM 0.32's ids, field order and error shape. The text follows from the prompt and
 holds characters of one to four bytes. A `"script"` object in the body of a generating request
-steers that one request; see `Script`. What happened can be read at `/_engine/requests`.
+steers that one request, by `Script`. What happened can be read at `/_engine/requests`.
 """
 
 import argparse
@@ -569,7 +569,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Serve until a signal comes; see the module's docstring."""
+    """Serve until a signal comes."""
     arguments = _arguments()
     app = create_engine(*(arguments.served_model_name or [arguments.model]))
     engine: Engine = app.state.engine

@@ -311,7 +311,7 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
             if isinstance(exc, openai.APIConnectionError):
                 report.wrong.append(f"{seed}: the connection broke: {exc!r}")
         report.ends[end] += 1
-        if START_FAILED in end:  # or all requests would be spent on it; see Retry-After
+        if START_FAILED in end:  # as Retry-After asks, or all requests would be spent on it
             await asyncio.sleep(dice.uniform(1, 3))
         if not text.startswith("".join(got)) or (end == "whole" and "".join(got) != text):
             report.wrong.append(f"{seed}: {end}: wanted {text!r}, got {''.join(got)!r}")

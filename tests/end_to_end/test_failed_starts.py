@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 WORKER = f"{sys.executable} {Path(__file__).with_name('failing_worker.py')}"
 STYLES = ["exits", "startup-error", "ours", "prestart"]
 PAUSE: dict[str, Any] = {"min_backoff_seconds": 15, "max_backoff_seconds": 15}
-"""After a crash RunPod starts no other worker before all must have been told; see below."""
+"""After a crash RunPod starts no other worker before all must have been told."""
 REQUESTS = 20
 
 

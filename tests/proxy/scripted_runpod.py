@@ -221,7 +221,7 @@ async def wait_for(event: threading.Event, seconds: float) -> None:
     """Until the event is set, at most this long."""
     # The event is set from the test's thread, so it is looked at rather than awaited.
     deadline = time.monotonic() + seconds
-    while not event.is_set() and time.monotonic() < deadline:  # noqa: ASYNC110 - see above
+    while not event.is_set() and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 
