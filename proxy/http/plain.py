@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
-from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -67,7 +66,7 @@ async def plain_response(
     if head.status >= 400:
         context_of(request).outcome = VLLMError.code
         return _error_response(call, model, head, body, headers)
-    return Response(body, head.status, headers, background=BackgroundTask(held.release))
+    return _WholeResponse(body, head.status, headers, held)
 
 
 def _error_response(
@@ -137,6 +136,21 @@ async def _beginning(
         held.grow(len(piece))
         pieces.append(piece)
     return _Beginning(b"".join(pieces), is_whole=False)
+
+
+class _WholeResponse(Response):
+    """Sends an answer in one, and gives its memory back."""
+
+    def __init__(
+        self, body: bytes, status: int, headers: Mapping[str, str], held: Reservation
+    ) -> None:
+        super().__init__(body, status, headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await super().__call__(scope, receive, send)
+        self._held.release()
 
 
 class _PiecewiseResponse(Response):
