@@ -33,7 +33,7 @@ _ANTHROPIC_TYPES = {
 
 vLLM 0.32 has names of its own here (`BadRequestError`), vLLM 0.33 goes by the status as well.
 """
-_OWN_ERROR = re.compile(rb'\s*\{\s*"type"\s*:\s*"error"')
+_FAILED = b"response.failed"
 _SEQUENCE_NUMBER = re.compile(rb"\s*(\d{1,18})")
 
 
@@ -51,6 +51,8 @@ class StreamContext:
     """The last ones."""
     chunk_id: str = ""
     """The id that an empty chunk has; if none is set, it follows from the request's."""
+    error: VLLMError | None = None
+    """An `error` of the Responses API that is still to be followed by `response.failed`."""
     outcome: str = ""
     """How it ended, once it has: `completed`, or an error's code."""
 
@@ -71,6 +73,8 @@ class Dialect:
     """What vLLM puts before a request's id to make its chunks' (vLLM 0.32, `_base_request_id`)."""
     passing: Callable[[bytes, StreamContext], bytes] | None = None
     """Whole events of vLLM's, as they are to be passed on; None if as they are."""
+    ending: Callable[[StreamContext], bytes] | None = None
+    """What a stream lacks that has come to its end; None if that is never anything."""
     request_id_headers: tuple[str, ...] = ("x-request-id",)
     """Where the route's clients look for the request's id."""
 
@@ -92,20 +96,43 @@ def _responses_error(error: ProxyError, context: StreamContext) -> bytes:
     facts = _facts(error)
     number = _next_number(context)
     first = facts | {"type": "error", "sequence_number": number, "error": facts}
+    return _named_event("error", first) + _failed_response(facts, number + 1, context)
+
+
+def _failed_response(facts: dict[str, Any], number: int, context: StreamContext) -> bytes:
     reason = {name: facts[name] for name in ("code", "message")}
     response = _response(context) | {"status": "failed", "error": reason}
-    second = {"type": "response.failed", "sequence_number": number + 1, "response": response}
-    return _named_event("error", first) + _named_event("response.failed", second)
+    failed = {"type": "response.failed", "sequence_number": number, "response": response}
+    return _named_event("response.failed", failed)
 
 
 def _responses_passing(whole: bytes, context: StreamContext) -> bytes:
     """A worker that is not ours ends any stream with an error in the form of a chat's."""
+    if context.error and _FAILED in whole:
+        context.error = None
     before, last = split_end(whole, ())
-    body = fields_of(next(events_of(last)))[1] if last else b""
-    if not last or _OWN_ERROR.match(body):
+    if not last:
+        return whole
+    body = fields_of(next(events_of(last)))[1]
+    if _is_responses_error(body):
+        context.error = None if _FAILED in last else VLLMError(502, body)
         return whole
     so_far = replace(context, first=context.first or before, last=before or context.last)
     return before + _responses_error(VLLMError(502, body), so_far)
+
+
+def _is_responses_error(body: bytes) -> bool:
+    try:
+        return bool(msgspec.json.decode(body)["type"] == "error")
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return False
+
+
+def _responses_ending(context: StreamContext) -> bytes:
+    """For an `error` alone: some servers leave `response.failed` out, some send it later."""
+    if context.error is None:
+        return b""
+    return _failed_response(_facts(context.error), _next_number(context), context)
 
 
 def _facts(error: ProxyError) -> dict[str, Any]:
@@ -221,11 +248,12 @@ OPENAI = Dialect((DONE,), _openai_error, None, _openai_body)
 CHAT = Dialect((DONE,), _openai_error, _empty_chat_chunk, _openai_body, "chatcmpl-")
 COMPLETIONS = Dialect((DONE,), _openai_error, _empty_completion_chunk, _openai_body, "cmpl-")
 RESPONSES = Dialect(
-    (b"response.completed", b"response.incomplete", b"response.failed"),
+    (b"response.completed", b"response.incomplete", _FAILED),
     _responses_error,
     _responses_keep_alive,
     _openai_body,
     passing=_responses_passing,
+    ending=_responses_ending,
 )
 MESSAGES = Dialect(
     (b"message_stop",),

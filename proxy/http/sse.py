@@ -108,6 +108,8 @@ class EventStream(EventSourceResponse):
                 sent = time.monotonic()
         if self._rewriter is not None:
             yield self._rewriter.rest()
+        if self._dialect.ending is not None:
+            yield self._dialect.ending(self._context)
 
     def _passed_on(self, piece: bytes) -> bytes:
         """Whole events, as they are to be sent."""

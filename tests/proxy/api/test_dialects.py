@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.proxy.conftest import KEY, chat
-from tests.proxy.http.test_streaming import CHAT, HEAD, last_error, parts_of
+from tests.proxy.http.test_streaming import CHAT, HEAD, last_error, parts_of, without_comments
 from tests.proxy.node_clients import needs_node, node_clients, run_in_node
 from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
 from tests.waiting import wait_until
@@ -141,6 +141,46 @@ def test_an_error_that_a_worker_says_in_the_form_of_a_chats_is_said_in_both_form
     assert (error["message"], failed["response"]["error"]["message"]) == ("engine died",) * 2
     assert (error["sequence_number"], failed["sequence_number"]) == (2, 3)
     assert failed["response"]["id"] == "resp_0123"
+
+
+ERROR_ALONE = event("error", sequence_number=2, code="x", message="engine died", param=None)
+FAILED = event("response.failed", sequence_number=3, response=RESPONSE | {"status": "failed"})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ERROR_ALONE,
+        event("error", sequence_number=2, error={"code": "x", "message": "engine died"}),
+        f"event: error\ndata: {json.dumps({'sequence_number': 2, 'code': 'x'})[:-1]}, "
+        '"message": "engine died", "type": "error"}\n\n',
+    ],
+)
+def test_an_error_of_the_responses_api_is_followed_by_the_response_that_failed(
+    client: httpx.Client, runpod: ScriptedRunPod, said: str
+) -> None:
+    runpod.script = [Page("COMPLETED", [HEAD | {"text": BEGINNING + said, "end": True}])]
+    text = client.post(RESPONSES, json=asks()).text
+    assert said in text
+    error, failed = events_of(text)[-2:]
+    assert (error["type"], failed["type"], failed["sequence_number"]) == (
+        "error",
+        "response.failed",
+        3,
+    )
+    reason = {"code": "x", "message": "engine died"}
+    assert failed["response"] == RESPONSE | {"status": "failed", "error": reason}
+
+
+def test_a_response_that_failed_in_the_servers_own_words_stays_as_it_is(
+    client: httpx.Client, runpod: ScriptedRunPod
+) -> None:
+    for texts in ([BEGINNING, ERROR_ALONE, FAILED], [BEGINNING, ERROR_ALONE + FAILED]):
+        frames = [{"seq": number, "text": text} for number, text in enumerate(texts)]
+        frames[0] |= HEAD
+        frames[-1]["end"] = True
+        runpod.script = [Page("IN_PROGRESS", [frame]) for frame in frames] + [Page("COMPLETED")]
+        assert without_comments(client.post(RESPONSES, json=asks()).text) == "".join(texts)
 
 
 def test_an_error_behind_half_an_event_is_an_event_of_its_own(
