@@ -60,8 +60,8 @@ class BackendRegistry:
     def endpoint(self, name: str, config: EndpointConfig) -> Backend:
         """The backend of an endpoint of RunPod's."""
         if (name, config) not in self._endpoints:
-            make = self._queue if config.kind == "queue" else self._load_balancer
-            self._endpoints[name, config] = make(name, config)
+            makers = {"queue": self._queue, "load-balancing": self._load_balancer}
+            self._endpoints[name, config] = makers[config.kind](name, config)
         return self._endpoints[name, config]
 
     def server(self, config: FallbackURL) -> Backend:

@@ -58,6 +58,7 @@ async def plain_response(
         headers["content-type"] = head.content_type
     if not beginning.is_whole:
         return _PiecewiseResponse(request, answer, beginning.body, rest, held, head.status, headers)
+    answer.close()
     body = beginning.body
     if rewriter is not None:
         body = rewriter.body(body)

@@ -9,7 +9,6 @@ refused at once (`proxy.serving.counting`).
 
 from proxy.api.answer import Answer
 from proxy.api.call import Call
-from proxy.backends.deadlines import Terms
 from proxy.serving.counting import LocalCount
 from proxy.serving.models import Model
 from proxy.serving.ui_tasks import task_answer
@@ -21,13 +20,15 @@ class Shield:
     def __init__(self, *, is_up: bool) -> None:
         self._is_up = is_up
 
-    async def answer(self, call: Call, model: Model, terms: Terms) -> Answer:
-        """The model's answer, or one that wakes no GPU."""
-        if self._is_up and call.route.counts_tokens and not await model.is_awake():
+    async def answer(self, call: Call, model: Model) -> Answer | None:
+        """An answer that wakes no GPU, for a call that is not worth it; else None."""
+        if not self._is_up:
+            return None
+        if call.route.counts_tokens and not await model.is_awake():
             return LocalCount(call, model.tokenizer, model.known_max_model_len)
-        own = task_answer(call, model.name) if self._is_up else None
+        own = task_answer(call, model.name)
         if own is None or await model.is_awake():
-            return model.ask(call, terms)
+            return None
         if (fallback := model.fallback) is not None and await fallback.is_awake():
             model.metrics.note_fallback(model.name)
             return fallback.ask(call, fallback.terms)

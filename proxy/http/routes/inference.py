@@ -98,10 +98,10 @@ async def _answer(
 ) -> Answer:
     """The chain of answers, from the inside out; nothing is asked before it is opened.
 
-    The model's backend, with its fallback behind it; what wakes no GPU, in their place; and around
-    them what lets a request that comes again join the one that is under way.
+    What wakes no GPU, where that will do, or the model's backend with its fallback behind it; and
+    around it what lets a request that comes again join the one that is under way.
     """
-    answer = await services.shield.answer(call, model, terms)
+    answer = await services.shield.answer(call, model) or model.ask(call, terms)
     began = context_of(request).began
     return services.sharing.share(request.headers, began, key_of(request), call, answer)
 

@@ -26,6 +26,7 @@ OURS = {
     "end": True,
 }
 STARTUP_ERROR = {"message": CAUSE, "type": "startup_error", "code": None}
+PLAIN = {"seq": 0, "status": 200, "content_type": "application/json", "text": "{}", "end": True}
 PRESTART = {"event": "prestart_failed", "error_type": "ValueError", "error_message": CAUSE}
 FORMS: dict[str, tuple[list[Page], dict[str, Any] | None]] = {
     "our worker": ([Page("COMPLETED", [OURS])], None),
@@ -67,6 +68,20 @@ def test_a_failed_start_is_an_event_of_a_stream_that_has_begun(
     error = msgspec.json.decode(last.removeprefix("data: "))["error"]
     assert (answer.status_code, error["code"]) == (200, "model_start_failed")
     assert CAUSE in error["message"]
+
+
+def test_an_answer_that_has_ended_speaks_for_no_worker(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.backends.starts.GOOD_SECONDS", 0.0)
+    runpod.script = [Page("COMPLETED", [PLAIN])]
+    assert fresh_client.post("/v1/chat/completions", json=chat()).status_code == 200
+    runpod.reset()
+    runpod.script, runpod.final = FORMS["our worker"]
+    for _ in range(2):
+        answer = fresh_client.post("/v1/chat/completions", json=chat())
+        assert error_of(answer)["code"] == "model_start_failed"
+    assert len(runpod.jobs) == 1
 
 
 def test_a_failed_start_is_tried_again_when_the_configuration_is_read_again(
