@@ -11,12 +11,15 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from proxy.api.sse_framing import DONE, events_of, fields_of, split_end
 from proxy.errors import ProxyError, VLLMError
+
+MAX_KEPT_BYTES: Final = 2**18
+"""How much is kept of a stream's beginning and of its last piece."""
 
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -55,6 +58,11 @@ class StreamContext:
     """An `error` of the Responses API that is still to be followed by `response.failed`."""
     outcome: str = ""
     """How it ended, once it has: `completed`, or an error's code."""
+
+    def note_sent(self, piece: bytes) -> None:
+        """Keep of what is passed on as much as the stream's end may need."""
+        self.first = self.first or piece[:MAX_KEPT_BYTES]
+        self.last = piece[-MAX_KEPT_BYTES:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -16,6 +16,9 @@ from proxy.api.sse_framing import fields_of
 
 ReasoningFields = Literal["as_is", "both"]
 OnTokens = Callable[[int, int], None]
+
+MAX_HELD_BYTES: Final = 2**20
+"""How much waits for the fingerprint; what comes then goes out without it."""
 
 _OLD, _NEW = "reasoning_content", "reasoning"
 _LAST_OF_A_CHOICE = (b'"finish_reason":"', b'"finish_reason": "')
@@ -33,6 +36,7 @@ class Rewriter:
         self._tokens_in = self._tokens_out = 0
         self._held: list[bytes] = []
         """Events that wait for the fingerprint."""
+        self._held_bytes = 0
         self._marks = [b'"reasoning'] * both_names + [b'"usage"'] * (on_tokens is not None)
         self._marks += _LAST_OF_A_CHOICE * hides_usage
 
@@ -78,12 +82,13 @@ class Rewriter:
             event = head + b"data: " + msgspec.json.encode(changed) + b"\n\n"
         if self._hides_usage and _ends_a_choice(chunk):
             self._held.append(event)
-            return b""
+            self._held_bytes += len(event)
+            return self.rest() if self._held_bytes > MAX_HELD_BYTES else b""
         return event if chunk.get("choices") else self.rest() + event
 
     def _released(self, fingerprint: Any) -> bytes:
         """The events that were held back, with the fingerprint as their last field."""
-        held, self._held = b"".join(self._held), []
+        held, self._held, self._held_bytes = b"".join(self._held), [], 0
         if not isinstance(fingerprint, str):
             return held
         field = b',"system_fingerprint":' + msgspec.json.encode(fingerprint)

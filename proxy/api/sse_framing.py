@@ -16,6 +16,8 @@ DONE: Final = b"[DONE]"
 """The data of the last event, where OpenAI's API has one of its own."""
 MAX_EVENT_BYTES: Final = 16 * 2**20
 """An answer may be without end, an event not: it has to be held until it is whole."""
+MAX_CHOICES: Final = 16_384
+"""How many choices are told apart (vLLM 0.32: `VLLM_MAX_N_SEQUENCES`); all beyond count as one."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 
@@ -131,11 +133,12 @@ class Completion:
             except (ValueError, RecursionError):
                 continue
             for choice in choices:
+                index = choice.index if choice.index in range(MAX_CHOICES) else None
                 if choice.finish_reason:  # some servers have an empty one in each chunk
-                    self._finished.add(choice.index)
-                    self._open.discard(choice.index)
-                elif choice.index not in self._finished:
-                    self._open.add(choice.index)
+                    self._finished.add(index)
+                    self._open.discard(index)
+                elif index not in self._finished:
+                    self._open.add(index)
 
 
 def split_end(whole: bytes, ends: tuple[bytes, ...]) -> tuple[bytes, bytes]:

@@ -120,8 +120,7 @@ class EventStream(EventSourceResponse):
             piece = self._dialect.passing(piece, context)
         if piece:
             piece = self._keep_alive.passing(piece)
-            context.first = context.first or piece
-            context.last = piece
+            context.note_sent(piece)
             is_suspect = b"error" in piece or b"response.failed" in piece
             if is_suspect and split_end(piece + b"\n\n", _FAILED)[1]:
                 context.outcome = VLLMError.code

@@ -11,6 +11,9 @@ import httpx
 import openai
 import pytest
 
+from proxy.api.dialects import MAX_KEPT_BYTES, StreamContext
+from proxy.api.dialects import RESPONSES as DIALECT
+from proxy.errors import WorkerFailed
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.http.test_streaming import CHAT, HEAD, last_error, parts_of, without_comments
 from tests.proxy.node_clients import needs_node, node_clients, run_in_node
@@ -181,6 +184,16 @@ def test_a_response_that_failed_in_the_servers_own_words_stays_as_it_is(
         frames[-1]["end"] = True
         runpod.script = [Page("IN_PROGRESS", [frame]) for frame in frames] + [Page("COMPLETED")]
         assert without_comments(client.post(RESPONSES, json=asks()).text) == "".join(texts)
+
+
+def test_of_a_large_piece_is_kept_what_an_error_behind_it_needs() -> None:
+    added = event("response.output_text.delta", sequence_number=7, delta="x" * 2**20)
+    added += event("response.output_text.delta", sequence_number=8, delta="")
+    context = StreamContext("req_1", "m")
+    context.note_sent((BEGINNING + added).encode())
+    assert len(context.first) + len(context.last) <= 2 * MAX_KEPT_BYTES
+    *_, error, failed = events_of(DIALECT.error(WorkerFailed("gone"), context).decode())
+    assert (error["sequence_number"], failed["response"]["id"]) == (9, "resp_0123")
 
 
 def test_an_error_behind_half_an_event_is_an_event_of_its_own(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.api.rewriting import Rewriter
+from proxy.api.rewriting import MAX_HELD_BYTES, Rewriter
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_metrics import value
@@ -309,3 +309,14 @@ def test_nothing_is_lost_whatever_the_events_hold(deltas: list[dict[str, str]], 
         assert told.keys() - fields.keys() <= {"reasoning_content"}
     if not any("reasoning" in fields for fields in deltas):
         assert sent == piece
+
+
+def test_chunks_that_wait_for_a_fingerprint_that_never_comes_are_held_within_bounds() -> None:
+    ends = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "x": "x" * 100_000}
+    chunk = json.dumps(ends, separators=(",", ":")).encode().join([b"data: ", b"\n\n"])
+    rewriter = Rewriter(both_names=False, hides_usage=True, on_tokens=lambda *_: None)
+    sent = b""
+    for number in range(1, 30):
+        sent += rewriter.events(chunk)
+        assert number * len(chunk) - len(sent) <= MAX_HELD_BYTES
+    assert sent + rewriter.rest() == 29 * chunk

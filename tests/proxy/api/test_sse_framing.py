@@ -1,6 +1,7 @@
 """Server-sent events as the standard has them, cut anywhere, and when a stream of them is over."""
 
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -192,3 +193,20 @@ def test_the_time_for_an_event_in_many_pieces_grows_with_its_size_alone() -> Non
         return time.process_time() - began
 
     assert seconds(400_000) < 10 * max(seconds(100_000) for _ in range(2))
+
+
+def test_choices_without_end_cost_no_memory_and_one_of_them_can_still_be_open() -> None:
+    completion = Completion(CHAT.ends)
+    many = b",".join(b'{"index":%d}' % index for index in range(10_000, 110_000))
+    event = b'data: {"choices":[%b]}\n\n' % many
+    tracemalloc.start()
+    try:
+        completion.note(event)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * 2**20
+    completion.note(b"".join(chunk(index, "stop") for index in range(10_000, 16_384)))
+    assert not completion.is_finished
+    completion.note(chunk(109_999, "stop"))
+    assert completion.is_finished
