@@ -51,15 +51,9 @@ def create_app(settings: Settings, first: Config | None = None) -> FastAPI:
         version=__version__,
         lifespan=_lifespan(settings, first or load(settings)),
     )
-    for router in (
-        models.router,
-        models.warm_router,
-        health.router,
-        metrics.router,
-        welcome.router,
-    ):
+    own = (*models.routers, metrics.router, health.router, welcome.router)
+    for router in (*own, inference.create_router(settings.routes)):
         app.include_router(router)
-    app.include_router(inference.create_router(settings.routes))
     document = openapi.page(app.title, app.version, settings.routes)
     app.openapi = lambda: document  # type: ignore[method-assign]
     app.add_middleware(WithoutWebSockets)  # the last one added is the outermost

@@ -39,8 +39,8 @@ async def warm_model(request: Request) -> Response:
     return JSONResponse(body, status_code=202)
 
 
-router = KeyedRouter(starts_jobs=False)
-router.add("/v1/models", list_models, ["GET"])
-router.add("/v1/models/{id:path}", get_model, ["GET"])
-warm_router = KeyedRouter(starts_jobs=True)
-warm_router.add("/v1/models/{id:path}/warm", warm_model, ["POST"])
+_reading, _waking = KeyedRouter(starts_jobs=False), KeyedRouter(starts_jobs=True)
+_reading.add("/v1/models", list_models, ["GET"])
+_reading.add("/v1/models/{id:path}", get_model, ["GET"])
+_waking.add("/v1/models/{id:path}/warm", warm_model, ["POST"])
+routers = (_reading, _waking)
