@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from proxy.errors import WorkerFailed
 from proxy.memory import Reservation
 
@@ -172,6 +174,32 @@ async def whole(answer: Answer, first: bytes, reservation: Reservation) -> bytes
         reservation.grow(len(piece))
         pieces.append(piece)
     return b"".join(pieces)
+
+
+class _Result(msgspec.Struct):
+    error: Any = None
+    object: Any = None
+    code: Any = None
+
+
+_result = msgspec.json.Decoder(_Result)
+
+
+def meant_status(head: Head, body: bytes) -> int:
+    """The status of an answer; for one of 200 that holds an error alone, the error's own or 502.
+
+    RunPod's own OpenAI route answers vLLM's errors with 200. A response that failed is a result.
+    """
+    if not 200 <= head.status < 300 or b'"error"' not in body:
+        return head.status
+    try:
+        result = _result.decode(body)
+    except (ValueError, RecursionError):
+        return head.status
+    if result.object != "error" and (result.object is not None or not result.error):
+        return head.status
+    code = result.error.get("code") if isinstance(result.error, dict) else result.code
+    return code if type(code) is int and 400 <= code <= 599 else 502
 
 
 def _models(told: Any) -> tuple[dict[str, Any], ...]:

@@ -9,14 +9,13 @@ without the end mark of HTTP's chunks, which every client reads as an incomplete
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from proxy.api.answer import JSON, Answer, Head
+from proxy.api.answer import JSON, Answer, Head, meant_status
 from proxy.api.call import Call
 from proxy.api.rewriting import Rewriter
 from proxy.errors import ProxyError, RouteNotServed, VLLMError
@@ -84,32 +83,6 @@ def _error_response(
     if _ABOUT_RETRIES.isdisjoint(headers):
         headers |= error.headers
     return Response(told, head.status, headers)
-
-
-class _Result(msgspec.Struct):
-    error: Any = None
-    object: Any = None
-    code: Any = None
-
-
-_result = msgspec.json.Decoder(_Result)
-
-
-def meant_status(head: Head, body: bytes) -> int:
-    """The status of an answer; for one of 200 that holds an error alone, the error's own or 502.
-
-    RunPod's own OpenAI route answers vLLM's errors with 200. A response that failed is a result.
-    """
-    if not 200 <= head.status < 300 or b'"error"' not in body:
-        return head.status
-    try:
-        result = _result.decode(body)
-    except (ValueError, RecursionError):
-        return head.status
-    if result.object != "error" and (result.object is not None or not result.error):
-        return head.status
-    code = result.error.get("code") if isinstance(result.error, dict) else result.code
-    return code if type(code) is int and 400 <= code <= 599 else 502
 
 
 def answered_error(status: int, body: bytes, route: str, model: str) -> VLLMError | RouteNotServed:

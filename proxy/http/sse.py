@@ -13,13 +13,13 @@ from typing import Final
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from proxy.api.answer import Answer, whole
+from proxy.api.answer import Answer, meant_status, whole
 from proxy.api.dialects import Dialect, StreamContext
 from proxy.api.keep_alive import KeepAlive
 from proxy.api.rewriting import Rewriter
 from proxy.api.sse_framing import DONE, split_end
 from proxy.errors import InternalError, ProxyError, VLLMError, WorkerFailed
-from proxy.http.plain import answered_error, meant_status
+from proxy.http.plain import answered_error
 from proxy.memory import Memory
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from proxy.app import create_app
 from proxy.backends.relay import address
+from proxy.serving.fallback import MAX_ERROR_BYTES
 from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.http.test_streaming import BODY, FRAMES, event, last_error, stream
@@ -206,6 +207,53 @@ def test_a_server_that_answers_with_an_error_is_hung_up_on(
     assert client.post(CHAT, json=chat(model="p")).text == "1"
     assert len(cloud.requests) == 1
     wait_until(lambda: cloud.open == 0)
+
+
+BUSY = '{"error": {"message": "engine died", "code": %d}}'
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_error_with_a_good_status_is_answered_by_the_fallback(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer, is_stream: bool
+) -> None:
+    cloud.replies = [Reply(200, [(BUSY % 503).encode()])]
+    runpod.scripts = {"spare": [Page("COMPLETED", [PLAIN])]}
+    assert client.post(CHAT, json=chat(model="p", stream=is_stream)).text == "1"
+    cloud.replies.append(CLOUD)
+    runpod.script = [Page("COMPLETED", [PLAIN | {"text": BUSY % 503}])]
+    answer = client.post(CHAT, json=chat(model="m", stream=is_stream))
+    assert answer.json() == {"from": "the cloud"}
+
+
+def test_a_small_answer_that_breaks_off_is_answered_by_the_fallback(
+    client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
+) -> None:
+    cloud.replies = [Reply(200, [b'{"x": '], breaks=True)]
+    runpod.scripts = {"spare": [Page("COMPLETED", [PLAIN])]}
+    assert client.post(CHAT, json=chat(model="p")).text == "1"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (BUSY % 400, 400),
+        ('{"object": "response", "error": {"code": 503}}', 200),
+        ('{"x": "' + "y" * 3 * MAX_ERROR_BYTES + '"}', 200),
+        ('{"x": "' + "y" * 2 * 2**20 + '"}', 200),
+        ("", 200),
+    ],
+)
+def test_any_other_answer_with_a_good_status_is_passed_on_whole(
+    client: httpx.Client, cloud: ScriptedServer, body: str, status: int
+) -> None:
+    third = len(body) // 3
+    pieces = [body[:third].encode(), body[third:].encode()]
+    sent = threading.Event()
+    sent.set()
+    cloud.replies = [Reply(200, pieces, WORKER, hold=sent)]
+    answer = client.post(CHAT, json=chat(model="p"))
+    assert (answer.status_code, answer.text) == (status, body)
+    assert len(cloud.requests) == 1
 
 
 def test_a_caller_who_will_not_wait_gets_the_fallback(
