@@ -5,7 +5,8 @@ the worker is killed with SIGKILL, and whose branches do not always notice when 
 process left behind would hold the GPU's memory. So this small parent stands between the worker and
 vLLM. It asks twice a second whether the worker is still its parent, which works however the worker
 ended, and it adopts vLLM's orphans (`PR_SET_CHILD_SUBREAPER`), so that it finds them wherever they
-are. `PR_SET_PDEATHSIG` would reach vLLM's root only.
+are. `PR_SET_PDEATHSIG` would reach vLLM's root only, and a pipe that closes with the worker would
+be held open by the process that RunPod's SDK forks for its pings (runpod 1.12, `rp_ping.py`).
 
 Run as a script: `launcher.py WORKER_PID FOLDER COMMAND...`. The folder is vLLM's own for temporary
 files, removed in the end, since vLLM leaves its sockets behind. SIGTERM goes on to vLLM; SIGUSR1
