@@ -1,9 +1,10 @@
 """Real servers for tests: an ASGI application behind a real uvicorn, on a port the kernel chose."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -15,6 +16,28 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+class Server(uvicorn.Server):
+    """Stops as soon as it is asked to: uvicorn's own looks whether it should ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Keep the date in the headers right until `stop()` is called."""
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), 1)
+
+    def stop(self) -> None:
+        """End it, from another thread."""
+        self.should_exit = True
+        if self._loop is not None:  # or it sees for itself when it has come up
+            self._loop.call_soon_threadsafe(self._stop.set)
 
 
 @contextmanager
@@ -31,13 +54,13 @@ def serve(app: Any, *, port: int = 0) -> Iterator[str]:
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=75
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.stop()
         thread.join(timeout=60)
         listener.close()
         assert not thread.is_alive(), "the server did not stop"

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from proxy.app import create_app
+from proxy.backends import refusals
 from proxy.config.settings import Settings
 from tests.leaving import call_to_leave
 from tests.proxy.scripted_runpod import ScriptedRunPod
@@ -101,6 +102,13 @@ def fresh_client(
         httpx.Client(base_url=url, headers=headers, timeout=30) as client,
     ):
         yield client
+
+
+@pytest.fixture
+def believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals that last for any time at all are believed."""
+    monkeypatch.setattr(refusals, "GUST_SECONDS", 0.5)
+    monkeypatch.setattr(refusals, "TRUST_SECONDS", 0)
 
 
 def chat(**changes: Any) -> dict[str, Any]:

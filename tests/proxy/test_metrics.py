@@ -83,6 +83,7 @@ BROKEN_STREAMS: dict[str, tuple[list[Page | Fault], str]] = {
 }
 
 
+@pytest.mark.usefixtures("believed_at_once")
 @pytest.mark.parametrize(("script", "outcome"), BROKEN_STREAMS.values(), ids=BROKEN_STREAMS.keys())
 def test_a_stream_that_fails_is_counted_and_logged_by_what_failed(
     fresh_client: httpx.Client,

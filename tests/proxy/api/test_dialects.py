@@ -84,6 +84,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
     return events
 
 
+@pytest.mark.usefixtures("believed_at_once")
 def test_a_responses_stream_that_breaks_off_ends_with_both_forms_of_an_error(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
@@ -209,6 +210,7 @@ def asks(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "input": "hi", "stream": True} | fields
 
 
+@pytest.mark.usefixtures("believed_at_once")
 def test_openais_client_raises_the_reason_in_a_responses_stream(
     sdk: openai.OpenAI, runpod: ScriptedRunPod
 ) -> None:
@@ -219,6 +221,7 @@ def test_openais_client_raises_the_reason_in_a_responses_stream(
     assert caught.value.code == "worker_failed"
 
 
+@pytest.mark.usefixtures("believed_at_once")
 def test_openais_helper_for_responses_raises_the_reason(
     sdk: openai.OpenAI, runpod: ScriptedRunPod
 ) -> None:
@@ -235,6 +238,7 @@ class TestInNode:
 
     pytestmark = needs_node
 
+    @pytest.mark.usefixtures("believed_at_once")
     def test_openai_node_raises_the_reason_in_a_responses_stream(
         self, proxy_url: str, runpod: ScriptedRunPod, node_clients: None
     ) -> None:
@@ -243,6 +247,7 @@ class TestInNode:
         assert (outcome["code"], outcome["kind"]) == ("worker_failed", "APIError")
         assert "RunPod" in outcome["message"]
 
+    @pytest.mark.usefixtures("believed_at_once")
     def test_the_ai_sdk_is_told_the_reason_in_a_responses_stream(
         self, proxy_url: str, runpod: ScriptedRunPod, node_clients: None
     ) -> None:
@@ -447,6 +452,7 @@ def test_vllms_error_in_a_stream_of_messages_has_a_type_that_is_known(
     assert error["request_id"] == answer.headers["request-id"]
 
 
+@pytest.mark.usefixtures("believed_at_once")
 def test_an_error_in_a_chats_stream_is_openais(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:

@@ -7,7 +7,6 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from proxy.backends import refusals
 from tests.proxy.backends.runpod.test_cancellation import leave_after
 from tests.proxy.conftest import asked, chat
 from tests.proxy.http.test_requests import error_of
@@ -17,13 +16,6 @@ from tests.waiting import wait_until
 
 GUSTS = pytest.mark.parametrize("status", [401, 403, 404])
 OK = [Page("COMPLETED", [{"ok": True}])]
-
-
-@pytest.fixture
-def believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refusals that last for any time at all are believed."""
-    monkeypatch.setattr(refusals, "GUST_SECONDS", 0.5)
-    monkeypatch.setattr(refusals, "TRUST_SECONDS", 0)
 
 
 @GUSTS

@@ -167,6 +167,7 @@ PACKED = gzip.compress(json.dumps(chat()).encode())
         (b"{}", "br", 415, "unsupported_media_type"),
         (PACKED, "gzip, gzip", 415, "unsupported_media_type"),
     ],
+    ids=["cut", "longer", "plain", "damaged", "too large", "deflate", "brotli", "twice"],
 )
 def test_a_body_that_cannot_be_unpacked_is_a_clear_error(
     client: httpx.Client,

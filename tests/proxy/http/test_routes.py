@@ -237,6 +237,7 @@ START = event(
 HEAD = {"seq": 0, "status": 200, "content_type": "text/event-stream"}
 
 
+@pytest.mark.usefixtures("believed_at_once")
 def test_anthropics_client_raises_for_a_stream_that_breaks_off(
     claude: anthropic.Anthropic, runpod: ScriptedRunPod
 ) -> None:
