@@ -1,20 +1,34 @@
 """A worker is woken on request or by the clock, by a job that generates nothing."""
 
+import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
 
 import httpx
 import pytest
 
+from proxy.api.answer import Answer, LocalAnswer
+from proxy.api.call import Call
 from proxy.app import create_app
+from proxy.backends.backend import InFlight
+from proxy.backends.deadlines import Terms
+from proxy.config.tables import ModelConfig
+from proxy.metrics import Metrics
+from proxy.serving.models import Model
+from proxy.serving.terms import model_terms
+from proxy.serving.warmup import Warmer
 from tests.proxy.conftest import KEY, settings_for
 from tests.proxy.http.test_requests import error_of
-from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.servers import serve
+from tests.virtual_time import run_virtually
 from tests.waiting import wait_until
 
 TOLD = [{"id": "m", "max_model_len": 4321}]
@@ -40,12 +54,6 @@ env = "UI_KEY"
 env = "OPS_KEY"
 may_warm = true
 models = ["m"]
-"""
-CONFIG_OF_ONE = """
-[endpoints.one]
-[models.m]
-endpoint = "one"
-warm_schedule = "{schedule}"
 """
 
 
@@ -133,43 +141,81 @@ def test_a_schedule_wakes_its_own_model_by_the_clock(
     assert set(runpod.endpoints) == {"two"}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_a_schedule_follows_the_clock_when_it_is_changed_to_summer_time(
-    scripted_runpod: tuple[ScriptedRunPod, str],
-    runpod: ScriptedRunPod,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+class EmptyAnswer(LocalAnswer):
+    """The answer of a worker that serves no model."""
+
+    async def open(self) -> bytes:
+        """All of it."""
+        return b"{}"
+
+
+@dataclass(eq=False)
+class RecordingBackend:
+    """A backend that notes when it is woken, by the clock that it is given."""
+
+    now: Callable[[], float]
+    moments: list[datetime] = field(default_factory=list)
+    served: dict[str, int | None] = field(default_factory=dict)
+    monitor: None = None
+
+    def ask(self, call: Call, served_as: str | None, terms: Terms) -> Answer:
+        """At once."""
+        self.moments.append(datetime.fromtimestamp(self.now(), UTC))
+        return EmptyAnswer()
+
+    def in_flight(self) -> InFlight:
+        """None ever is."""
+        return InFlight(0, 0)
+
+    async def close(self, seconds: float) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def summer_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Local time is UTC in winter and an hour later from March's last Sunday on, 01:00 UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "STD0DST-1,M3.5.0/1,M10.5.0/2")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("summer_time")
+@pytest.mark.parametrize(
+    ("start", "moments"),
+    [
+        (datetime(2027, 3, 27, tzinfo=UTC), ["27 03:30", "28 02:30", "29 02:30"]),
+        (datetime(2027, 10, 30, tzinfo=UTC), ["30 02:30", "31 03:30", "01 03:30"]),
+    ],
+)
+def test_a_schedule_follows_the_clock_when_it_is_changed_to_summer_time_and_back(
+    monkeypatch: pytest.MonkeyPatch, start: datetime, moments: list[str]
 ) -> None:
-    runpod.script = [Page("COMPLETED", [FRAME])]
-    for seconds in (20, 40):  # that the proxy has to come up in
-        # Local time is UTC until `change`, when an hour is left out, and back again half a year
-        # later.
-        change = datetime.now(UTC) + timedelta(seconds=seconds)
-        back = change + timedelta(days=180)
-        monkeypatch.setenv("TZ", f"STD0DST-1,{_day_and_time(change)},{_day_and_time(back)}")
-        moment = change + timedelta(hours=1, seconds=3)
-        config = tmp_path / "proxy.toml"
-        schedule = f"{moment.second} {moment.minute} {moment.hour} * * *"
-        config.write_text(CONFIG_OF_ONE.format(schedule=schedule))
-        proxy = Proxy(scripted_runpod[1], state_dir=tmp_path, config=config)
-        if datetime.now(UTC) < change:
-            break
-        proxy.close()
-        runpod.jobs.clear()
-    else:
-        pytest.fail("the machine is too slow for this test")
-    try:
-        assert runpod.jobs == []
-        wait_until(lambda: len(runpod.jobs) == 1, seconds=60)
-        assert datetime.now(UTC) >= change
-    finally:
-        proxy.close()
+    async def three_days() -> list[datetime]:
+        clock = asyncio.get_running_loop()
 
+        def now() -> float:
+            return start.timestamp() + clock.time()
 
-def _day_and_time(when: datetime) -> str:
-    """As TZ has it (POSIX): the day of the year counted from 0, and the time of day."""
-    return f"{when.timetuple().tm_yday - 1}/{when:%H:%M:%S}"
+        class Datetime(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> Self:
+                return cls.fromtimestamp(now(), tz)
+
+        monkeypatch.setattr("proxy.serving.warmup.time", SimpleNamespace(time=now))
+        monkeypatch.setattr("proxy.serving.warmup.datetime", Datetime)
+        backend = RecordingBackend(now)
+        terms = model_terms(ModelConfig(endpoint="one"), settings_for("http://x"))
+        warmer = Warmer()
+        model = Model("m", "m", backend, terms, Metrics(), warm_schedule="30 3 * * *")
+        warmer.schedule([model])
+        await asyncio.sleep(timedelta(days=3).total_seconds())
+        await warmer.close()
+        return backend.moments
+
+    woken = run_virtually(three_days())
+    assert [f"{moment:%d %H:%M}" for moment in woken] == moments
 
 
 def test_a_proxy_that_stops_cancels_what_it_was_waking(
