@@ -108,6 +108,7 @@ def test_a_held_stop_poll_ends_with_the_cancelled_job() -> None:
         assert answer.json() == {"jobsToStop": [job_id]}
 
 
+@pytest.mark.slow
 def test_a_stop_comes_again_until_a_ping_no_longer_lists_the_job() -> None:
     with one_endpoint(stop_repeat_seconds=0.05, stop_hold_seconds=0.3) as client:
         job_id = client.run({"a": 1})

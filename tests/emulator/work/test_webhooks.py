@@ -158,6 +158,7 @@ def test_webhooks_do_not_outlive_the_emulator() -> None:
         assert len(server.calls) == 1, "and the emulator has stopped at once"
 
 
+@pytest.mark.slow
 def test_a_reset_sends_no_more_webhooks() -> None:
     many = 1000
     pauses = [0.2] * many

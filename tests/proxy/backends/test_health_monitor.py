@@ -185,6 +185,7 @@ def test_a_model_that_has_just_answered_is_listed_as_ready(
     wait_until(is_ready_after_an_answer)  # at once, unless it looked again in between
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"queue_timeout_seconds": 1}], indirect=True)
 @pytest.mark.parametrize(
     ("workers", "said"), [({"throttled": 1}, "no free GPU"), ({"unhealthy": 1}, "crash")]

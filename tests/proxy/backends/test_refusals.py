@@ -18,6 +18,7 @@ GUSTS = pytest.mark.parametrize("status", [401, 403, 404])
 OK = [Page("COMPLETED", [{"ok": True}])]
 
 
+@pytest.mark.slow
 @GUSTS
 def test_streams_go_on_after_a_gust_of_refusals(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, status: int
@@ -99,6 +100,7 @@ def test_refusals_that_last_are_believed_and_the_job_is_cancelled(
     wait_until(lambda: runpod.job_id in runpod.cancelled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_cancel_outlasts_refusals_and_its_job_stays_in_the_journal(
     fresh_client: httpx.Client,
@@ -130,6 +132,7 @@ def test_a_cancel_of_a_job_that_runpod_has_long_forgotten_ends(
     assert len(runpod.cancel_answers) > 90
 
 
+@pytest.mark.slow
 def test_a_deadline_that_passes_during_refusals_says_what_kept_the_request(
     fresh_client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_stream_arrives_byte_for_byte_however_it_was_cut(
     assert response.headers["content-type"].startswith(SSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wants_stream", [True, False])
 def test_a_cold_start_is_waited_out(
     client: httpx.Client, server: ScriptedServer, wants_stream: bool
@@ -137,6 +138,7 @@ def test_an_answer_that_is_no_workers_does_not_make_the_endpoint_ready(
     assert client.get("/v1/models/m").json()["state"] != "ready"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reply", NOBODY)
 def test_a_worker_that_does_not_come_in_time_is_a_cold_start_timeout(
     start: Start, server: ScriptedServer, reply: Reply
@@ -180,6 +182,7 @@ def test_a_key_that_runpod_refuses_is_our_mistake_and_not_the_clients(
     assert (response.status_code, error_of(response)["code"]) == (502, "upstream_misconfigured")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 403])
 def test_refusals_of_a_key_that_has_just_worked_are_waited_out(
     client: httpx.Client, server: ScriptedServer, status: int
@@ -200,6 +203,7 @@ def test_a_call_that_a_worker_may_have_begun_on_is_not_repeated(
     assert len(server.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_yet_is_asked_again(
     start: Start, runpod: ScriptedRunPod
 ) -> None:
@@ -290,6 +294,7 @@ def test_a_stream_that_only_closes_in_order_is_not_whole(
     assert '"error"' in response.text.removeprefix(text)
 
 
+@pytest.mark.slow
 def test_a_worker_that_falls_silent_is_hung_up_on(start: Start, server: ScriptedServer) -> None:
     pieces = [event("a").encode(), event("b").encode()]
     server.replies = [Reply(200, pieces, content_type=SSE, hold=threading.Event())]
@@ -311,6 +316,7 @@ def test_a_client_that_leaves_closes_the_connection_to_the_worker(
     wait_until(lambda: server.open == 0)
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_long_in_coming_is_not_asked_for_again(
     client: httpx.Client, server: ScriptedServer
 ) -> None:

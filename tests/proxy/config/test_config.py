@@ -126,6 +126,7 @@ def test_only_the_models_name_is_changed_in_a_body(
     assert b'"t":1.50' in runpod.raw_jobs[0]
 
 
+@pytest.mark.slow
 def test_a_model_has_its_own_deadlines_and_priority(
     configured: Configured, runpod: ScriptedRunPod
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_model_has_its_own_deadlines_and_priority(
     assert runpod.jobs[0]["policy"]["lowPriority"] is True
 
 
+@pytest.mark.slow
 def test_a_client_may_wait_less_for_a_worker_than_the_model_would(
     configured: Configured, runpod: ScriptedRunPod
 ) -> None:
@@ -286,6 +288,7 @@ def test_a_key_may_be_known_by_its_hash_alone(configured: Configured) -> None:
         assert len(client.get("/v1/models").json()["data"]) == 3
 
 
+@pytest.mark.slow
 def test_a_keys_keep_alives_go_before_the_models(
     configured: Configured, runpod: ScriptedRunPod
 ) -> None:
@@ -299,6 +302,7 @@ def test_a_keys_keep_alives_go_before_the_models(
                 assert next(response.iter_bytes()).startswith(beginning)
 
 
+@pytest.mark.slow
 def test_a_keys_hold_goes_before_the_models(configured: Configured, runpod: ScriptedRunPod) -> None:
     statuses = []
     with configured(KEYS) as client:

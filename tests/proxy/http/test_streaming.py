@@ -216,6 +216,7 @@ def test_the_sdk_reads_a_stream_that_began_with_comments(
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Grüße 🌍, \u2028ok"
 
 
+@pytest.mark.slow
 def test_comments_come_while_nothing_else_does(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
@@ -231,6 +232,7 @@ def test_comments_come_while_nothing_else_does(
     assert rest.endswith(BODY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"keep_alive_mode": "chunk"}], indirect=True)
 @pytest.mark.parametrize("route", ["chat", "completions"])
 def test_empty_chunks_come_in_place_of_comments(
@@ -248,6 +250,7 @@ def test_empty_chunks_come_in_place_of_comments(
         assert [next(stream).choices[0].text for _ in range(2)] == ["", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"keep_alive_mode": "off"}], indirect=True)
 def test_nothing_comes_but_the_answer_when_keep_alives_are_off(
     client: httpx.Client, runpod: ScriptedRunPod
@@ -260,6 +263,7 @@ def test_nothing_comes_but_the_answer_when_keep_alives_are_off(
         assert response.read().decode() == BODY
 
 
+@pytest.mark.slow
 @PATIENT
 def test_comments_come_between_the_events_of_a_slow_stream(
     client: httpx.Client, runpod: ScriptedRunPod
@@ -362,6 +366,7 @@ def test_a_poll_that_fails_is_repeated(
     assert stream(client) == (200, BODY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "script", "status", "code"),
     [
@@ -396,6 +401,7 @@ def test_comments_come_while_runpod_wants_no_calls(
     assert text.replace(": running\n\n", "") == BODY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"first_token_timeout_seconds": 2}], indirect=True)
 def test_a_deadline_does_not_wait_for_a_poll_whose_answer_comes_byte_by_byte(
     client: httpx.Client, runpod: ScriptedRunPod
@@ -407,6 +413,7 @@ def test_a_deadline_does_not_wait_for_a_poll_whose_answer_comes_byte_by_byte(
     wait_until(lambda: runpod.job_id in runpod.cancelled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"total_timeout_seconds": 3}], indirect=True)
 def test_a_deadline_does_not_wait_for_an_aggregate_whose_answer_comes_byte_by_byte(
     client: httpx.Client, runpod: ScriptedRunPod
@@ -432,6 +439,7 @@ def test_a_deadline_does_not_wait_until_runpod_wants_calls_again(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"idle_timeout_seconds": 1}], indirect=True)
 def test_a_worker_that_falls_silent_ends_the_stream_and_its_job(
     client: httpx.Client, runpod: ScriptedRunPod
@@ -496,6 +504,7 @@ def test_a_piece_that_its_worker_failed_to_post_is_an_error_and_no_end(
     assert last_error(text)["code"] == "worker_failed"
 
 
+@pytest.mark.slow
 def test_the_end_of_a_stream_without_numbers_does_not_wait_for_long(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
@@ -536,6 +545,7 @@ def test_the_failure_of_worker_vllm_tells_vllms_status(
     assert (response.status_code, response.text) == (404, body)
 
 
+@pytest.mark.slow
 def test_a_platform_that_does_not_hold_its_polls_is_not_hammered(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:

@@ -167,6 +167,7 @@ def test_a_fallback_is_asked_below_its_base_url(
     assert cloud.requests[0]["path"] == "/v1beta/openai/chat/completions"
 
 
+@pytest.mark.slow
 def test_a_stream_is_taken_over_before_its_first_byte_only(
     client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
 ) -> None:
@@ -256,6 +257,7 @@ def test_any_other_answer_with_a_good_status_is_passed_on_whole(
     assert len(cloud.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_caller_who_will_not_wait_gets_the_fallback(
     client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
@@ -300,6 +302,7 @@ def test_an_endpoint_whose_start_failed_is_answered_for_and_not_asked_again(
     assert "Lower it." in entry["state_reason"]
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_well_again_is_asked_again_though_nobody_lists_it(
     client: httpx.Client,
     runpod: ScriptedRunPod,
@@ -332,6 +335,7 @@ def test_a_uis_own_request_goes_to_the_fallback_while_the_gpu_sleeps(
     assert runpod.jobs == []
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_the_fallback_closes_that_too(
     client: httpx.Client, runpod: ScriptedRunPod, cloud: ScriptedServer
 ) -> None:

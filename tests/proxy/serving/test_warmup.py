@@ -218,6 +218,7 @@ def test_a_schedule_follows_the_clock_when_it_is_changed_to_summer_time_and_back
     assert [f"{moment:%d %H:%M}" for moment in woken] == moments
 
 
+@pytest.mark.slow
 def test_a_proxy_that_stops_cancels_what_it_was_waking(
     scripted_runpod: tuple[ScriptedRunPod, str], runpod: ScriptedRunPod
 ) -> None:

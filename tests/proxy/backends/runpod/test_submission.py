@@ -104,6 +104,7 @@ def test_a_submission_that_gets_no_job_id_is_an_error(
     assert (response.status_code, error_of(response)["code"]) == (502, "worker_failed")
 
 
+@pytest.mark.slow
 def test_a_submission_that_met_the_rate_limit_is_repeated_in_its_own_time(
     fresh_client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_submission_that_never_reached_runpod_is_repeated(
             assert answer.result().status_code == 200
 
 
+@pytest.mark.slow
 def test_a_dead_endpoint_is_refused_at_once_and_tried_again_by_itself(
     unreachable: tuple[httpx.Client, int], runpod: ScriptedRunPod
 ) -> None:
@@ -231,6 +233,7 @@ def test_a_deadline_holds_while_runpod_wants_no_submissions(
     assert runpod.jobs == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", ["run_hold", "run_drips"])
 def test_a_submission_that_is_answered_after_a_deadline_is_cancelled(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, late: str
