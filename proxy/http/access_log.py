@@ -26,21 +26,29 @@ class AccessLog:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        context = _begun(scope)
+        context = record_of(scope)
         names = context.dialect.request_id_headers
         id_headers = [(name.encode(), context.id.encode()) for name in names]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in _STARTS:
-                context.status = message["status"]
+                context.status = context.status or message["status"]
                 message["headers"] = [*message["headers"], *id_headers]
             await send(message)
 
-        scope.setdefault("state", {})["context"] = context
         try:
             await self._app(scope, receive, send_with_id)
         finally:
             context.finish(scope["app"].state.services.metrics)
+
+
+def record_of(scope: Scope) -> RequestContext:
+    """The record of a request, made by whoever asks for it first."""
+    state = scope.setdefault("state", {})
+    if "context" not in state:
+        state["context"] = _begun(scope)
+    context: RequestContext = state["context"]
+    return context
 
 
 def _begun(scope: Scope) -> RequestContext:

@@ -47,6 +47,7 @@ from proxy.errors import (
     RequestTimeout,
     TooManyConnections,
 )
+from proxy.http.access_log import record_of
 from proxy.http.cors import cors_headers
 from proxy.http.websockets import WEBSOCKET_OFFER
 
@@ -271,14 +272,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Close the connection, with this answer if the request at fault can still have one."""
         if self._is_done_reading:
             return
-        request_id, is_new = self._request_id()
-        log.info("%s %s: %d %s", request_id, self.client, error.status, error.message)
         if not self._can_answer:
+            log.info("%s: %d %s", self.client, error.status, error.message)
             self._close_once_answered()
             return
-        if is_new:  # else the application counts it
-            metrics = self._application.state.services.metrics
-            metrics.note_request("", error.status, error.code or error.type)
+        request_id = self._note_refusal(error)
         self._is_done_reading = True
         self._clear_deadline()
         self._abandon(self.cycle)
@@ -327,10 +325,18 @@ class BoundedProtocol(HttpToolsProtocol):
         lines = [b"%s: %s\r\n" % line for line in self.server_state.default_headers + named]
         return b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body])
 
-    def _request_id(self) -> tuple[str, bool]:
-        """The id that the application has given the request, or a new one, and which it is."""
-        known = self.scope["state"].get("context") if self._in_body else None
-        return (known.id, False) if known else (f"req_{uuid.uuid4().hex}", True)
+    def _note_refusal(self, error: ProxyError) -> str:
+        """Log it and count it, or leave both to the application if that has the request; its id."""
+        if self._in_body:
+            context = record_of(self.scope)  # type: ignore[arg-type]  # uvicorn has a type of its own
+            context.note_error(error)
+            context.status = error.status
+            return context.id
+        request_id = f"req_{uuid.uuid4().hex}"
+        log.info("%s %s: %d %s", request_id, self.client, error.status, error.message)
+        metrics = self._application.state.services.metrics
+        metrics.note_request("", error.status, error.code or error.type)
+        return request_id
 
 
 def _send_without_chunks(cycle: RequestResponseCycle) -> None:

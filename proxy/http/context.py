@@ -46,7 +46,7 @@ class RequestContext:
     tokens: tuple[int, int] = (0, 0)
     """How many went in and came out, where they are counted."""
     status: int = 0
-    """Of the answer's head, once it has been sent."""
+    """Of the answer's head, once it has been sent, be it by the server that refuses the rest."""
     outcome: str = ""
     """How the answer ended where its status does not say so: an error's code, or `client_left`."""
 

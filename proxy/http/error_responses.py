@@ -88,5 +88,6 @@ async def _http_error(request: Request, exc: Exception) -> Response:
 
 
 async def _client_left(request: Request, exc: Exception) -> Response:
-    context_of(request).outcome = "client_left"
+    context = context_of(request)
+    context.outcome = context.outcome or "client_left"  # or was refused in the middle of its body
     return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ import httpx
 import msgspec
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.http.test_streaming import CHAT, FRAMES
@@ -41,6 +43,7 @@ pytestmark = pytest.mark.slow
 
 DEADLINE_SECONDS = 1.0
 MAX_HEADER_BYTES = 10_000
+GET_HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,7 @@ def hasty(
     proxy = Proxy(
         scripted_runpod[1],
         state_dir=tmp_path_factory.mktemp("state"),
+        max_header_bytes=MAX_HEADER_BYTES,
         header_timeout_seconds=DEADLINE_SECONDS,
         body_timeout_seconds=DEADLINE_SECONDS,
     )
@@ -216,17 +220,42 @@ def test_headers_over_the_limit_are_refused_on_an_old_connection(
     assert refusal(all_of(wire))[0] == 431
 
 
-def test_what_the_server_refuses_is_counted(connect: Connect, proxy: Proxy) -> None:
-    def refused() -> float:
-        page = proxy.client.get("/metrics").text.splitlines()
-        found = [line for line in page if '"headers_too_large"' in line and "_total{" in line]
-        return sum(float(line.split()[1]) for line in found)
+CHUNKED = head(length=0).replace(b"content-length: 0", b"transfer-encoding: chunked")
 
+
+@pytest.mark.parametrize(
+    ("sent", "later", "counted"),
+    [
+        (GET_HEALTH + b"x-a: b\r\n" * 2000, b"", ("headers_too_large", "431")),
+        (CHUNKED + b"0\r\nx-a: " + b"a" * 20_000, b"", ("headers_too_large", "431")),
+        (CHUNKED, b"0\r\nx-a: " + b"a" * 20_000, ("headers_too_large", "431")),
+        (CHUNKED + b"no number\r\n", b"", ("invalid_request_error", "400")),
+        (head(length=9) + b"{", b"", ("request_timeout", "408")),
+        (b"garbage\r\n\r\n", b"", ("invalid_request_error", "400")),
+    ],
+)
+def test_what_the_server_refuses_is_counted_once(
+    use: Connect, hasty: Proxy, sent: bytes, later: bytes, counted: tuple[str, str]
+) -> None:
+    def refused() -> Counter[tuple[str, str]]:
+        families = text_string_to_metric_families(hasty.client.get("/metrics").text)
+        found = [one for family in families for one in family.samples]
+        requests = [one for one in found if one.name == "proxy_requests_total"]
+        counts: Counter[tuple[str, str]] = Counter()
+        for one in requests:
+            counts[one.labels["outcome"], one.labels["status"]] += int(one.value)
+        del counts["completed", "200"]
+        return counts
+
+    wire = use(hasty)
     before = refused()
-    wire = connect(proxy)
-    send(wire, b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-a: b\r\n" * 2000)
-    assert refusal(all_of(wire))[0] == 431
-    assert refused() == before + 1
+    send(wire, sent)
+    if later:
+        time.sleep(0.1)
+        send(wire, later)
+    assert refusal(all_of(wire))[0] == int(counted[1])
+    wait_until(lambda: refused() != before)
+    assert refused() - before == Counter([counted])
 
 
 def test_headers_below_the_limit_are_served_and_the_body_does_not_count(
