@@ -19,9 +19,9 @@ run: ## start emulator, worker with vLLM on the CPU, and proxy; MODEL= serves an
 test: setup ## run every test, real vLLM included; ARGS= goes to pytest
 	@$(PROJECT_PYTHON) -m pytest -m "not ui" $(ARGS)
 
-test-fast: ## run the quick tests that need no vLLM, spread over the cores; ARGS= goes to pytest
+test-fast: ## run the quick tests that need no vLLM, in four processes; ARGS= goes to pytest
 	@$(SET_UP) project worker-next
-	@$(PROJECT_PYTHON) -m pytest -n logical --dist loadfile --ignore=tests/ui -m "not slow and not vllm" $(ARGS)
+	@$(PROJECT_PYTHON) -m pytest -n 4 --dist loadfile --ignore=tests/ui -m "not slow and not vllm" $(ARGS)
 
 ui-check: setup ## chat in Open WebUI and a page with a real browser, try the guides for Node.js; SCREENSHOT= keeps a picture
 	@$(PROJECT_PYTHON) -m scripts.ui_tools
