@@ -70,6 +70,12 @@ def runpod(scripted_runpod: tuple[ScriptedRunPod, str]) -> ScriptedRunPod:
 
 
 @pytest.fixture
+def awake(runpod: ScriptedRunPod) -> None:
+    """A worker is up before a fresh proxy first looks: its next look comes only seconds later."""
+    runpod.workers = {"idle": 1, "ready": 1}
+
+
+@pytest.fixture
 def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Settings of this test that differ: `@pytest.mark.parametrize("settings", [...])`."""
     changes: dict[str, Any] = getattr(request, "param", {})

@@ -62,10 +62,11 @@ def test_anthropics_client_does_not_repeat_a_count_that_was_refused(
 
 @UP
 @EVERY_CALL
+@pytest.mark.usefixtures("awake")
 def test_a_worker_that_is_up_counts(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, path: str, body: Any
 ) -> None:
-    runpod.workers, runpod.script = {"ready": 1}, [Page("COMPLETED", [FRAME])]
+    runpod.script = [Page("COMPLETED", [FRAME])]
     wait_until(lambda: fresh_client.get("/v1/models/m").json()["state"] == "ready")
     assert fresh_client.post(path, json=body).text == "{}"
     assert len(runpod.jobs) == 1

@@ -83,10 +83,11 @@ def test_it_is_answered_as_a_stream_too(fresh_client: httpx.Client, runpod: Scri
 
 
 @UP
+@pytest.mark.usefixtures("awake")
 def test_it_is_answered_by_a_worker_that_is_awake(
     fresh_client: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
-    runpod.workers, runpod.script = {"idle": 1, "ready": 1}, [Page("COMPLETED", [FRAME])]
+    runpod.script = [Page("COMPLETED", [FRAME])]
     wait_until(lambda: fresh_client.get("/v1/models/m").json()["state"] == "ready")
     assert fresh_client.post(CHAT, json=asked(TITLE)).text == "{}"
     assert len(runpod.jobs) == 1
