@@ -12,7 +12,15 @@ import pytest
 from tests.chaos.storm import Stack, storm, stormy_stack
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    # A client that leaves leaves a generator of openai's and httpx's behind, which may be collected
+    # in the emulator's thread.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 SEED = int(os.environ.get("CHAOS_SEED") or random.randrange(2**32))
 
 
