@@ -350,6 +350,24 @@ def test_too_many_requests_are_refused_and_places_become_free_again(
         assert client.post(CHAT, json=chat(stream=True)).text.endswith("data: [DONE]\n\n")
 
 
+def test_calls_under_way_are_counted(start: Start, server: ScriptedServer) -> None:
+    hold = threading.Event()
+    pieces = [event("a").encode(), b"data: [DONE]\n\n"]
+    server.replies = [Reply(200, pieces, content_type=SSE, hold=hold)]
+
+    def running(client: httpx.Client) -> float:
+        page = client.get("/metrics").text.splitlines()
+        found = [line for line in page if "proxy_jobs{" in line and '"running"' in line]
+        return sum(float(line.split()[1]) for line in found)
+
+    with start() as client, ThreadPoolExecutor() as pool:
+        stream = pool.submit(client.post, CHAT, json=chat(stream=True))
+        wait_until(lambda: running(client) == 1)
+        hold.set()
+        assert stream.result().status_code == 200
+        assert running(client) == 0
+
+
 def test_the_openai_sdk_sees_nothing_odd(client: httpx.Client, server: ScriptedServer) -> None:
     server.replies = [NOBODY[0], Reply(200, [BODY.encode()], content_type=SSE)]
     with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key=KEY, max_retries=0) as sdk:
