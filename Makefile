@@ -1,7 +1,7 @@
 # Every target sets up what it needs and is missing. PYTHON= names the Python to set up with.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast ui-check chaos soak conformance check lock images-check clean clean-all
+.PHONY: help setup run test test-fast ui-check chaos soak hostile conformance check lock images-check clean clean-all
 
 SET_UP = python="$$(scripts/find_python.sh)" && "$$python" -m scripts.set_up
 PROJECT_PYTHON = .venv/bin/python
@@ -34,6 +34,10 @@ chaos: ## break everything at random, for long; SEED= and REQUESTS= say how
 soak: ## hold many streams for long and look for leaks; MINUTES= and STREAMS= say how
 	@$(SET_UP) project
 	@$(PROJECT_PYTHON) -m tests.chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STREAMS),--streams $(STREAMS))
+
+hostile: ## send bodies that cost as much as they can, and print how long others wait meanwhile
+	@$(SET_UP) project
+	@$(PROJECT_PYTHON) -m tests.chaos.hostile
 
 conformance: ## run real clients through the proxy and against vLLM; CLIENTS= runs only some
 	@$(SET_UP) project vllm flags models
