@@ -5,27 +5,34 @@ proxy that holds streams meanwhile. What is measured is how long others had to w
 the proxy (so that a busy machine does not count) and by the clock, and what the proxy held.
 """
 
+import asyncio
 import gzip
 import multiprocessing
 import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import httpx
 import psutil
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.http.test_hostile_bodies import CHAT, JSON, LARGEST, PARTS
 from tests.proxy.process import Proxy
-from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.servers import serve
 from tests.waiting import wait_until
 
 AT_ONCE = 5
+TAKEN = "cold_start_timeout"
+"""What a body that is taken is answered in the end: there are no workers."""
 STREAMS = 10
 KEEP_ALIVE_SECONDS = 1
 AUTHORIZED = {"authorization": f"Bearer {KEY}"}
@@ -42,7 +49,7 @@ class Figures:
     name: str
     sent_bytes: int
     unpacked_bytes: int
-    status: int
+    answered: str
     cpu_seconds: float
     pause_cpu_seconds: float
     pause_seconds: float
@@ -51,12 +58,11 @@ class Figures:
 
     def __str__(self) -> str:
         """One row of the table."""
-        answered = "taken" if self.status == 503 else self.status
         cells = (
             self.name,
             f"{self.sent_bytes / 1000:,.0f} kB",
             f"{self.unpacked_bytes / 1e6:.1f} MB",
-            answered,
+            self.answered,
             f"{self.cpu_seconds:.2f} s",
             f"{self.pause_cpu_seconds * 1000:.0f} ms",
             f"{self.pause_seconds * 1000:.0f} ms",
@@ -71,7 +77,7 @@ class Streams:
 
     def __init__(self, url: str, count: int) -> None:
         self.silence_seconds = 0.0
-        self.begun = 0
+        self.begun = self.ended = 0
         self._is_over = False
         self._url = url
         self._threads = [threading.Thread(target=self._listen) for _ in range(count)]
@@ -97,11 +103,12 @@ class Streams:
                 is_first = False
                 if self._is_over:
                     return
+        self.ended += 1
 
 
 def measure(proxy: Proxy, name: str, path: str, content_type: str, body: bytes) -> Figures:
     """Send this body several times at once, and look how the proxy does meanwhile."""
-    process, packed, statuses = psutil.Process(proxy.process.pid), gzip.compress(body), list[int]()
+    process, packed, answers = psutil.Process(proxy.process.pid), gzip.compress(body), set[str]()
     headers = AUTHORIZED | {
         "content-encoding": "gzip",
         "content-type": content_type,
@@ -114,7 +121,7 @@ def measure(proxy: Proxy, name: str, path: str, content_type: str, body: bytes) 
 
     def send() -> None:
         answer = httpx.post(proxy.url + path, content=packed, headers=headers, timeout=100)
-        statuses.append(answer.status_code)
+        answers.add(answer.json()["error"]["code"] or answer.json()["error"]["type"])
 
     streams = Streams(proxy.url, STREAMS)
     wait_until(lambda: streams.begun == STREAMS)
@@ -132,14 +139,15 @@ def measure(proxy: Proxy, name: str, path: str, content_type: str, body: bytes) 
         pause_cpu = max(pause_cpu, cpu() - used)
         peak = max(peak, process.memory_info().rss)
     used = cpu() - before
-    time.sleep(1.2 * KEEP_ALIVE_SECONDS)  # each stream has heard of the proxy again
+    time.sleep(1.2 * KEEP_ALIVE_SECONDS)  # each stream hears of the proxy again
     streams.close()
-    assert len(set(statuses)) == 1, statuses
+    assert len(answers) == 1, answers
+    assert streams.ended == 0
     return Figures(
         name,
         len(packed),
         len(body),
-        statuses[0],
+        answers.pop().replace(TAKEN, "taken"),
         used,
         pause_cpu,
         pause,
@@ -155,11 +163,35 @@ def kinds() -> list[tuple[str, str, str, Callable[[int], bytes]]]:
     return found + [(f"form: {name}", form, kind, make) for name, (kind, make) in PARTS.items()]
 
 
-def _runpod(parent: Connection) -> None:
-    """A RunPod that has no workers, in a process of its own: it decodes what it is sent."""
-    runpod = ScriptedRunPod()
-    runpod.script = [Page("IN_QUEUE", [])]
-    with serve(runpod.app) as url:
+async def _taken(request: Request) -> Response:
+    async for _ in request.stream():
+        pass
+    return JSONResponse({"id": f"job-{uuid.uuid4()}", "status": "IN_QUEUE"})
+
+
+async def _in_queue(request: Request) -> Response:
+    await asyncio.sleep(int(request.query_params.get("wait", 0)) / 1000)
+    return JSONResponse({"status": "IN_QUEUE", "stream": []})
+
+
+async def _health(request: Request) -> Response:
+    return JSONResponse({"jobs": {"inQueue": 1}, "workers": {"throttled": 1}})
+
+
+QUEUE = Starlette(
+    routes=[
+        Route("/v2/ep/run", _taken, methods=["POST"]),
+        Route("/v2/ep/stream/{job}", _in_queue),
+        Route("/v2/ep/status/{job}", _in_queue),
+        Route("/v2/ep/cancel/{job}", _in_queue, methods=["POST"]),
+        Route("/v2/ep/health", _health),
+    ]
+)
+"""A RunPod that takes every job, looks at none, and has no GPU."""
+
+
+def _serve(parent: Connection) -> None:
+    with serve(QUEUE) as url:
         parent.send(url)
         parent.recv()
 
@@ -167,7 +199,7 @@ def _runpod(parent: Connection) -> None:
 def main() -> int:
     """Print the table."""
     ours, its = multiprocessing.Pipe()
-    runpod = multiprocessing.get_context("spawn").Process(target=_runpod, args=(its,), daemon=True)
+    runpod = multiprocessing.get_context("spawn").Process(target=_serve, args=(its,), daemon=True)
     runpod.start()
     with tempfile.TemporaryDirectory() as folder:
         proxy = Proxy(
