@@ -13,6 +13,7 @@ from emulator.settings import (
     Fault,
     LatencySettings,
     Limit,
+    RoadSettings,
 )
 
 _TABLES: dict[str, type[BaseModel]] = {
@@ -21,6 +22,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "latency": LatencySettings,
     "balancing": BalancingSettings,
     "limits": Limit,
+    "road": RoadSettings,
 }
 
 

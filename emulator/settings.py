@@ -3,6 +3,7 @@
 Times are in seconds here. RunPod's own API counts in milliseconds; that stays in `emulator/faces/`.
 """
 
+import re
 import shlex
 import tomllib
 from pathlib import Path
@@ -103,6 +104,17 @@ class LatencySettings(BaseModel):
         return self.worker_seconds / 2, self.worker_jitter_seconds / 2
 
 
+class RoadSettings(BaseModel):
+    """What bytes meet on their way to the TCP ports of workers and back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latency_seconds: float = Field(default=0, ge=0)
+    """In each direction."""
+    jitter_seconds: float = Field(default=0, ge=0)
+    """Each piece is later by up to so much; pieces keep their order."""
+
+
 class BalancingSettings(BaseModel):
     """What only a load-balancing endpoint has: how its workers are looked at, and its limits."""
 
@@ -186,6 +198,10 @@ class EndpointSettings(BaseModel):
     late_progress_reopens: bool = False
     """True reproduces RunPod's bug of a late progress update that reopens a finished job."""
 
+    ports: tuple[str, ...] = ()
+    """What workers expose, as RunPod's REST API words it: `8899/tcp`."""
+    road: RoadSettings = RoadSettings()
+
     latency: LatencySettings = LatencySettings()
     balancing: BalancingSettings = BalancingSettings()
 
@@ -199,6 +215,20 @@ class EndpointSettings(BaseModel):
     def command(self) -> list[str]:
         """The worker's command, split like a shell does."""
         return shlex.split(self.worker)
+
+    @property
+    def tcp_ports(self) -> list[int]:
+        """The ports that workers expose."""
+        return [int(port.removesuffix("/tcp")) for port in self.ports]
+
+    @field_validator("ports")
+    @classmethod
+    def _ports_are_of_tcp(cls, ports: tuple[str, ...]) -> tuple[str, ...]:
+        for port in ports:
+            number = port.removesuffix("/tcp")
+            if number == port or not re.fullmatch("[1-9][0-9]{,4}", number) or int(number) > 65535:
+                raise ValueError(f'{port} is no port like "8899/tcp": others are not imitated')
+        return ports
 
     @field_validator("worker")
     @classmethod

@@ -115,4 +115,10 @@ def _calls(request: Request, endpoint_id: str) -> dict[str, dict[str, int]]:
 
 def _inside(endpoint: Endpoint, calls: dict[str, dict[str, int]]) -> dict[str, Any]:
     starts = [asdict(start) for start in endpoint.scaler.starts]
-    return {"health": endpoint.health(), "calls": calls, "starts": starts, **endpoint.inside()}
+    return {
+        "health": endpoint.health(),
+        "calls": calls,
+        "starts": starts,
+        "road": endpoint.scaler.road.view(),
+        **endpoint.inside(),
+    }

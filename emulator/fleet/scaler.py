@@ -14,6 +14,7 @@ from typing import Final
 
 from emulator.fleet.slot import Backoff, Slot, Start, State, WorkerContext
 from emulator.fleet.work_source import WorkSource
+from emulator.road.road import Road
 from emulator.settings import EndpointSettings
 
 log = logging.getLogger("emulator")
@@ -30,6 +31,7 @@ class Scaler:
     ) -> None:
         self._settings = settings
         self._work = work
+        self.road = Road(settings)
         self._base_url = base_url
         self._api_key = api_key
         self._slots: dict[Slot, asyncio.Task[None]] = {}
@@ -42,7 +44,7 @@ class Scaler:
         """Begin to scale; needs a running event loop."""
         if self._settings.worker:
             context = WorkerContext(
-                *(self._settings, self._work, self._base_url, self._api_key),
+                *(self._settings, self._work, self.road, self._base_url, self._api_key),
                 *(directory, log_directory),
             )
             self._task = asyncio.create_task(self._run(context))
@@ -57,6 +59,7 @@ class Scaler:
         for slot in self._slots:
             slot.retire("the emulator stops")
         await asyncio.gather(*self._slots.values())
+        self.road.cut()
 
     def crash(self) -> list[str]:
         """Kill every worker that runs, as if its machine had failed; their ids."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from emulator.fleet.work_source import WorkSource
 from emulator.fleet.worker_log import WorkerLog
 from emulator.fleet.worker_process import WorkerProcess, worker_command, worker_environment
+from emulator.road.road import Road
 from emulator.settings import EndpointSettings
 
 log = logging.getLogger("emulator")
@@ -33,6 +34,7 @@ class WorkerContext:
 
     settings: EndpointSettings
     work: WorkSource
+    road: Road
     base_url: str
     api_key: str
     directory: Path
@@ -98,6 +100,7 @@ class Slot:
             self._leave()
             trouble = f"could not be started: {error}"
         finally:
+            self._context.road.close(self.worker_id)
             self.start.ended_at = time.time()
             self.has_ended = True
         if trouble is not None:
@@ -146,7 +149,7 @@ class Slot:
     async def _start_process(self) -> WorkerProcess:
         context = self._context
         name = f"{context.settings.id}-{self.worker_id}"
-        own = context.work.prepare(self.worker_id)
+        own = context.work.prepare(self.worker_id) | context.road.open(self.worker_id)
         environment = worker_environment(
             context.settings, self.worker_id, context.base_url, context.api_key, own
         )

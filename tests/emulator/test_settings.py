@@ -16,6 +16,7 @@ from emulator.settings import (
     EndpointSettings,
     Fault,
     LatencySettings,
+    RoadSettings,
 )
 
 BALANCING = {"id": "a", "kind": "load-balancing"}
@@ -67,6 +68,10 @@ def config(tmp_path: Path) -> str:
         (
             "[[endpoints]]\nid = 'a'\n[endpoints.latency]\nclient_second = 1\n",
             "endpoints.0.latency.client_second: there is no such field; did you mean client_secon",
+        ),
+        (
+            "[[endpoints]]\nid = 'a'\nports = ['8000/http']\n",
+            'endpoints.0.ports: 8000/http is no port like "8899/tcp": others are not imitated',
         ),
         ("[[faults]]\noperation = 'run'\ntime = 1\n", "faults.0.time: there is no such field; did"),
     ],
@@ -166,6 +171,9 @@ def test_the_key_does_not_show_when_settings_are_printed() -> None:
         {"endpoints": [{**BALANCING, "env": {"PORT_HEALTH": "1"}, "max_workers": 2}]},
         {"endpoints": [{**BALANCING, "env": {"PORT": "http"}}]},
         {"endpoints": [{**BALANCING, "env": {"PORT": "70000"}}]},
+        {"endpoints": [{"id": "a", "ports": ["8000/http"]}]},
+        {"endpoints": [{"id": "a", "ports": ["70000/tcp"]}]},
+        {"endpoints": [{"id": "a", "ports": [8899]}]},
         {"endpoints": [{"id": "a"}], "prot": 1},
     ],
 )
@@ -192,6 +200,7 @@ def test_the_readme_names_every_setting_with_its_default() -> None:
     assert set(configuration) == set(EmulatorSettings.model_fields) - {"faults"}
     assert set().union(*scenario["faults"]) == set(Fault.model_fields)
     assert set(endpoint["latency"]) == set(LatencySettings.model_fields)
+    assert set(endpoint["road"]) == set(RoadSettings.model_fields)
     assert set(endpoint["balancing"]) == set(BalancingSettings.model_fields)
     shown = EndpointSettings.model_validate(endpoint)
     changed = {"worker", "env", "limits"}
