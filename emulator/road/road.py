@@ -36,7 +36,7 @@ class Road:
         for internal in self._internal_ports:
             ports[internal] = self._port(host, internal)
         numbers = {f"RUNPOD_TCP_PORT_{port}": str(one.number) for port, one in ports.items()}
-        return {"RUNPOD_PUBLIC_IP": PUBLIC_IP, "WORKER_DIRECT_HOST": host, **numbers}
+        return {"RUNPOD_PUBLIC_IP": PUBLIC_IP, "WORKER_DIRECT_LISTEN_HOST": host, **numbers}
 
     def close(self, worker_id: str) -> None:
         """Close the ports of a worker that has ended."""

@@ -14,6 +14,6 @@ class Echo(socketserver.BaseRequestHandler):
 
 
 if __name__ == "__main__":
-    address = (os.environ["WORKER_DIRECT_HOST"], 8899)
+    address = (os.environ["WORKER_DIRECT_LISTEN_HOST"], 8899)
     with socketserver.ThreadingTCPServer(address, Echo) as server:
         server.serve_forever()

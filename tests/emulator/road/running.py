@@ -54,7 +54,7 @@ async def one_port(serve: Serve, **road: Any) -> AsyncIterator[OnePort]:
     endpoint = EndpointSettings.model_validate({"id": "ep", "ports": ["8899/tcp"], "road": road})
     way = Road(endpoint)
     environment = way.open("w1")
-    worker = await asyncio.start_server(serve, environment["WORKER_DIRECT_HOST"], 8899)
+    worker = await asyncio.start_server(serve, environment["WORKER_DIRECT_LISTEN_HOST"], 8899)
     port = OnePort(way, worker)
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
