@@ -113,6 +113,14 @@ class RoadSettings(BaseModel):
     """In each direction."""
     jitter_seconds: float = Field(default=0, ge=0)
     """Each piece is later by up to so much; pieces keep their order."""
+    cut_after_bytes: int = Field(default=0, ge=0)
+    """Reset a connection before it carries more, both directions together; 0: never."""
+    cut_after_seconds: float = Field(default=0, ge=0)
+    """Reset connections at random, each after so long on average; 0: never."""
+    drop: Literal["nothing", "to_worker", "from_worker", "both"] = "nothing"
+    """Lose what is sent, and leave connections open. One that has lost bytes never heals."""
+    dials: Literal["accept", "refuse", "ignore"] = "accept"
+    """What new connections meet; `ignore` is a firewall, which gives no answer at all."""
 
 
 class BalancingSettings(BaseModel):

@@ -2,9 +2,9 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,7 +14,9 @@ from emulator.errors import BadRequest, EmulatorError
 from emulator.gateway.faults import Faults
 from emulator.gateway.http import Handler, Json, check_key, find_endpoint, parse_object, refusal
 from emulator.gateway.state import state_of
-from emulator.settings import Fault
+from emulator.settings import Fault, RoadSettings
+
+M = TypeVar("M", bound=BaseModel)
 
 
 async def show(request: Request) -> Response:
@@ -33,11 +35,7 @@ async def show(request: Request) -> Response:
 
 async def add_fault(request: Request) -> Response:
     """Put one more rule in force."""
-    try:
-        fault = Fault.model_validate(parse_object(await request.body()))
-    except ValidationError as error:
-        raise BadRequest(str(error)) from None
-    _faults(request).add(fault)
+    _faults(request).add(await _checked(request, Fault))
     return Json(_faults(request).view())
 
 
@@ -53,6 +51,7 @@ async def reset(request: Request) -> Response:
     for endpoint in state.endpoints.values():
         endpoint.reset()
         endpoint.scaler.throttle(False)
+        endpoint.scaler.road.reset()
         endpoint.scaler.starts.clear()
     state.faults.reset()
     state.meters.clear()
@@ -71,6 +70,28 @@ async def throttle(request: Request) -> Response:
     return Json({})
 
 
+async def set_road(request: Request) -> Response:
+    """Have the road to the workers' ports be like this: PUT says how, DELETE lets all go well."""
+    road = find_endpoint(request).scaler.road
+    if request.method == "DELETE":
+        road.follow(RoadSettings())
+    else:
+        road.follow(await _checked(request, RoadSettings))
+    return Json(road.view())
+
+
+async def cut_road(request: Request) -> Response:
+    """Reset every connection to the workers' ports."""
+    return Json({"cut": find_endpoint(request).scaler.road.cut()})
+
+
+async def move_road(request: Request) -> Response:
+    """Give the workers other public ports, of which they do not learn."""
+    road = find_endpoint(request).scaler.road
+    road.move()
+    return Json(road.view())
+
+
 def routes() -> list[Route]:
     """Every control route."""
     return [
@@ -80,6 +101,9 @@ def routes() -> list[Route]:
         _route("/reset", ["POST"], reset),
         _route("/{endpoint}/crash", ["POST"], crash),
         _route("/{endpoint}/throttle", ["POST", "DELETE"], throttle),
+        _route("/{endpoint}/road", ["PUT", "DELETE"], set_road),
+        _route("/{endpoint}/road/cut", ["POST"], cut_road),
+        _route("/{endpoint}/road/move", ["POST"], move_road),
     ]
 
 
@@ -98,6 +122,13 @@ def _with_key(control: Callable[[Request], Awaitable[Response]]) -> Handler:
             return refusal(request, error)
 
     return handler
+
+
+async def _checked(request: Request, model: type[M]) -> M:
+    try:
+        return model.model_validate(parse_object(await request.body()))
+    except ValidationError as error:
+        raise BadRequest(str(error)) from None
 
 
 def _faults(request: Request) -> Faults:

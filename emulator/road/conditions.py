@@ -1,12 +1,15 @@
 """Conditions: what the road of one endpoint is like now, which tests change as they please."""
 
 import random
+from typing import Literal
 
 from emulator.settings import RoadSettings
 
+Direction = Literal["to_worker", "from_worker"]
+
 
 class Conditions:
-    """How long bytes take."""
+    """What bytes and connections meet."""
 
     def __init__(self, initial: RoadSettings) -> None:
         self._initial = initial
@@ -20,3 +23,12 @@ class Conditions:
     def one_way_seconds(self) -> float:
         """How long the next piece is on its way."""
         return self.now.latency_seconds + self._dice.uniform(0, self.now.jitter_seconds)
+
+    def drops(self, direction: Direction) -> bool:
+        """Whether what is sent this way gets lost."""
+        return self.now.drop in (direction, "both")
+
+    def seconds_to_cut(self) -> float | None:
+        """For how long a connection holds; None if nothing cuts it."""
+        mean = self.now.cut_after_seconds
+        return self._dice.expovariate(1 / mean) if mean else None

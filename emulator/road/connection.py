@@ -12,7 +12,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, cast
 
-from emulator.road.conditions import Conditions
+from emulator.road.conditions import Conditions, Direction
 
 MAX_LATE_BYTES: Final = 1024 * 1024
 """While more than this is on its way in a lane, no more is read."""
@@ -122,8 +122,19 @@ class End(asyncio.Protocol):
 class Lane:
     """The way from one end to the other. Bytes keep their order, however late they are."""
 
-    def __init__(self, conditions: Conditions, source: End, sink: End) -> None:
+    def __init__(
+        self,
+        conditions: Conditions,
+        direction: Direction,
+        source: End,
+        sink: End,
+        note_bytes: Callable[[int], None],
+    ) -> None:
         self._conditions = conditions
+        self._direction = direction
+        self._note_bytes = note_bytes
+        self._is_dead = False
+        """True once anything was lost: TCP would not deliver what follows either."""
         self._source = source
         self._sink = sink
         self._loop = asyncio.get_running_loop()
@@ -135,7 +146,12 @@ class Lane:
         source.outward = sink.inward = self
 
     def carry(self, piece: bytes | Mark) -> None:
-        """Hand this over when its time has come."""
+        """Hand this over when its time has come, unless it gets lost."""
+        self._is_dead = self._is_dead or self._conditions.drops(self._direction)
+        if not self._is_dead:
+            self._note_bytes(_size(piece))
+        if self._is_dead:
+            return
         now = self._loop.time()
         self._last_due = max(self._last_due, now + self._conditions.one_way_seconds())
         if not self._late and self._last_due <= now and self._sink.is_open:
@@ -165,7 +181,8 @@ class Lane:
         self._source.hold(self._sink.is_full or self._late_bytes > MAX_LATE_BYTES)
 
     def clear(self) -> None:
-        """Lose what is on its way."""
+        """Lose what is on its way, and all that follows."""
+        self._is_dead = True
         if self._timer is not None:
             self._timer.cancel()
         self._late.clear()
@@ -179,21 +196,31 @@ class Connection:
         self._caller = End(self._look)
         self._worker = End(self._look)
         self._lanes = (
-            Lane(conditions, self._caller, self._worker),
-            Lane(conditions, self._worker, self._caller),
+            Lane(conditions, "to_worker", self._caller, self._worker, self._note_bytes),
+            Lane(conditions, "from_worker", self._worker, self._caller, self._note_bytes),
         )
+        self._conditions = conditions
+        self._bytes = 0
         self._opening: asyncio.Task[None] | None = None
+        self._is_opening = True
+        self._cut_timer: asyncio.TimerHandle | None = None
 
     def open(self, caller: socket.socket, host: str, port: int) -> None:
         """Reach the worker for the caller, who is reset if there is nothing to be reached."""
         self._opening = asyncio.create_task(self._open(caller, host, port))
+        self.heed()
+
+    def heed(self) -> None:
+        """Live for as long as the conditions say."""
+        self._stop_timer()
+        if (seconds := self._conditions.seconds_to_cut()) is not None:
+            self._cut_timer = asyncio.get_running_loop().call_later(seconds, self.cut)
 
     def cut(self) -> None:
         """Reset both sockets now."""
         if self._opening is not None:
             self._opening.cancel()
-        for lane in self._lanes:
-            lane.clear()
+        self._clear()
         self._caller.reset()
         self._worker.reset()
 
@@ -207,6 +234,9 @@ class Connection:
         except asyncio.CancelledError:
             self._give_up(caller)
             raise
+        finally:
+            self._is_opening = False
+            self._look()
 
     def _give_up(self, caller: socket.socket) -> None:
         if not self._caller.is_open:
@@ -214,14 +244,27 @@ class Connection:
                 caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             caller.close()
         self._worker.reset()
-        self._look()
 
     def _look(self) -> None:
         """Report the end once neither socket is left."""
-        if not self._caller.is_open and not self._worker.is_open:
-            for lane in self._lanes:
-                lane.clear()
+        if not (self._is_opening or self._caller.is_open or self._worker.is_open):
+            self._clear()
             self._when_over(self)
+
+    def _note_bytes(self, count: int) -> None:
+        self._bytes += count
+        if 0 < self._conditions.now.cut_after_bytes < self._bytes:
+            self.cut()
+
+    def _clear(self) -> None:
+        self._stop_timer()
+        for lane in self._lanes:
+            lane.clear()
+
+    def _stop_timer(self) -> None:
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
+            self._cut_timer = None
 
 
 def _size(piece: bytes | Mark) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from emulator.road.conditions import Conditions
 from emulator.road.connection import Connection
 from emulator.road.public_port import PUBLIC_IP, PublicPort
-from emulator.settings import EndpointSettings
+from emulator.settings import EndpointSettings, RoadSettings
 
 
 class Road:
@@ -43,6 +43,26 @@ class Road:
         for port in self._workers.pop(worker_id, {}).values():
             port.close()
 
+    def follow(self, settings: RoadSettings) -> None:
+        """Be like this from now on, for the connections that there are as well."""
+        self._conditions.now = settings
+        self._heed()
+
+    def reset(self) -> None:
+        """Be as at the start again."""
+        self._conditions.reset()
+        self._heed()
+
+    def move(self) -> None:
+        """Change the public ports of every worker; the workers are not told.
+
+        Raises:
+            OSError: there is no port left.
+        """
+        for port in self._ports():
+            port.move()
+        self.cut()
+
     def cut(self) -> int:
         """Reset every connection; how many there were."""
         connections = list(self.connections)
@@ -56,7 +76,16 @@ class Road:
             worker_id: {f"{internal}/tcp": port.view() for internal, port in ports.items()}
             for worker_id, ports in self._workers.items()
         }
-        return {"workers": workers}
+        return {"conditions": self._conditions.now.model_dump(), "workers": workers}
+
+    def _heed(self) -> None:
+        for port in self._ports():
+            port.heed()
+        for connection in self.connections:
+            connection.heed()
+
+    def _ports(self) -> list[PublicPort]:
+        return [port for ports in self._workers.values() for port in ports.values()]
 
     def _port(self, host: str, internal: int) -> PublicPort:
         return PublicPort(host, internal, self._conditions, self.connections)

@@ -1,5 +1,7 @@
 """The face RunPod does not have."""
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -80,3 +82,23 @@ def test_while_throttled_no_worker_starts() -> None:
         client.control("DELETE", "/ep/throttle")
         assert client.result(job_id)["output"] == {"a": 1}
         assert client.workers("throttled") == 0
+
+
+def test_the_road_to_workers_ports_is_as_it_is_told(by_hand: Client) -> None:
+    def conditions() -> Any:
+        return by_hand.control("GET", "")["endpoints"]["ep"]["road"]["conditions"]
+
+    calm = conditions()
+    by_hand.control("PUT", "/ep/road", {"drop": "both", "latency_seconds": 0.5})
+    assert conditions() == calm | {"drop": "both", "latency_seconds": 0.5}
+    by_hand.control("PUT", "/ep/road", {"dials": "refuse"})
+    assert conditions() == calm | {"dials": "refuse"}, "what is left out is as if nothing was said"
+    by_hand.control("DELETE", "/ep/road")
+    assert conditions() == calm
+    by_hand.control("PUT", "/ep/road", {"dials": "refuse"})
+    by_hand.control("POST", "/reset")
+    assert conditions() == calm
+    assert by_hand.control("POST", "/ep/road/cut") == {"cut": 0}
+    assert by_hand.control("POST", "/ep/road/move")["workers"] == {}
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        by_hand.control("PUT", "/ep/road", {"drop": "sometimes"})

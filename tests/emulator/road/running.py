@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from emulator.road.road import Road
-from emulator.settings import EndpointSettings
+from emulator.settings import EndpointSettings, RoadSettings
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -35,6 +35,10 @@ class OnePort:
     async def stop_worker(self) -> None:
         """Have the worker listen no more."""
         self._worker.close()
+
+    def change(self, **road: Any) -> None:
+        """Have the road be like this from now on."""
+        self.road.follow(RoadSettings.model_validate(road))
 
     def connections(self) -> int:
         """How many connections there are."""
