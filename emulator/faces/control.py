@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,7 +14,7 @@ from emulator.errors import BadRequest, EmulatorError
 from emulator.gateway.faults import Faults
 from emulator.gateway.http import Handler, Json, check_key, find_endpoint, parse_object, refusal
 from emulator.gateway.state import state_of
-from emulator.settings import Fault, RoadSettings
+from emulator.settings import Fault, RoadSettings, Seconds
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -51,6 +51,7 @@ async def reset(request: Request) -> Response:
     for endpoint in state.endpoints.values():
         endpoint.reset()
         endpoint.scaler.throttle(False)
+        endpoint.scaler.thaw()
         endpoint.scaler.road.reset()
         endpoint.scaler.starts.clear()
     state.faults.reset()
@@ -68,6 +69,26 @@ async def throttle(request: Request) -> Response:
     """Start no workers for the endpoint until told otherwise: POST throttles, DELETE ends it."""
     find_endpoint(request).scaler.throttle(request.method == "POST")
     return Json({})
+
+
+class Freeze(BaseModel):
+    """Which worker is to stop where it is, and for how long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: Seconds
+    worker: str = ""
+    """Its id; empty: all of the endpoint."""
+
+
+async def freeze(request: Request) -> Response:
+    """Stop workers' processes for a while: POST says which, DELETE lets all go on at once."""
+    scaler = find_endpoint(request).scaler
+    if request.method == "DELETE":
+        scaler.thaw()
+        return Json({})
+    asked = await _checked(request, Freeze)
+    return Json({"frozen": scaler.freeze(asked.seconds, asked.worker)})
 
 
 async def set_road(request: Request) -> Response:
@@ -101,6 +122,7 @@ def routes() -> list[Route]:
         _route("/reset", ["POST"], reset),
         _route("/{endpoint}/crash", ["POST"], crash),
         _route("/{endpoint}/throttle", ["POST", "DELETE"], throttle),
+        _route("/{endpoint}/freeze", ["POST", "DELETE"], freeze),
         _route("/{endpoint}/road", ["PUT", "DELETE"], set_road),
         _route("/{endpoint}/road/cut", ["POST"], cut_road),
         _route("/{endpoint}/road/move", ["POST"], move_road),

@@ -68,6 +68,16 @@ class Scaler:
             slot.cut_off()
         return [slot.worker_id for slot in running]
 
+    def freeze(self, seconds: float, worker_id: str = "") -> list[str]:
+        """Freeze the worker with this id, or all that run, for so long; the ids of those it hit."""
+        meant = [slot for slot in self._slots if worker_id in ("", slot.worker_id)]
+        return [slot.worker_id for slot in meant if slot.freeze(seconds)]
+
+    def thaw(self) -> None:
+        """Let all workers go on that are frozen."""
+        for slot in self._slots:
+            slot.thaw()
+
     def kill_stopping(self) -> None:
         """Kill the workers that are stopping: they get no more time."""
         for slot in self._slots:

@@ -84,6 +84,7 @@ class Slot:
         self._is_ready = False
         self._stop_asked = asyncio.Event()
         self._process: WorkerProcess | None = None
+        self._thaw_timer: asyncio.TimerHandle | None = None
         self.log = WorkerLog()
         self.process_started_at: float | None = None
         """A Unix time; None before the worker is placed."""
@@ -100,6 +101,7 @@ class Slot:
             self._leave()
             trouble = f"could not be started: {error}"
         finally:
+            self._forget_thaw()
             self._context.road.close(self.worker_id)
             self.start.ended_at = time.time()
             self.has_ended = True
@@ -119,12 +121,32 @@ class Slot:
         if self._process is not None:
             self._process.cut_off()
 
+    def freeze(self, seconds: float) -> bool:
+        """Stop the worker's processes for so long; False when it has none to stop."""
+        if self.state is not State.UP or self._process is None or not self._process.freeze():
+            return False
+        self._forget_thaw()
+        self._thaw_timer = asyncio.get_running_loop().call_later(seconds, self.thaw)
+        self._say(f"frozen for {seconds:g} s")
+        return True
+
+    def thaw(self) -> None:
+        """Let the worker's processes go on."""
+        self._forget_thaw()
+        if self._process is not None:
+            self._process.thaw()
+
     def note_ready(self) -> None:
         """The worker can work: say so, once."""
         if not self._is_ready:
             self._is_ready = True
             self.start.ready_at = time.time()
             self._say(f"ready after {self._context.work.clock.now() - self._wanted_at:.1f} s")
+
+    def _forget_thaw(self) -> None:
+        if self._thaw_timer is not None:
+            self._thaw_timer.cancel()
+            self._thaw_timer = None
 
     async def _run_process(self) -> str | None:
         """Run the worker to its end; what went wrong, if something did."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from emulator.fleet import launcher
+from emulator.fleet import freezing, launcher
 from emulator.settings import EndpointSettings
 
 LAUNCHER_SECONDS: Final = 5.0
@@ -24,6 +24,7 @@ class WorkerProcess:
         self._process = process
         self._directory = directory
         self.log_path = log_path
+        self._is_frozen = False
 
     @classmethod
     async def start(
@@ -58,6 +59,7 @@ class WorkerProcess:
 
     async def stop(self, grace_seconds: float) -> int:
         """SIGTERM, then after the grace time SIGKILL for everything; the exit code."""
+        self.thaw()  # or it would not hear of it
         self._send(signal.SIGTERM)
         try:
             async with asyncio.timeout(grace_seconds):
@@ -79,6 +81,17 @@ class WorkerProcess:
         """Have the launcher kill everything, and do not wait for it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+
+    def freeze(self) -> bool:
+        """Stop everything in the worker where it is; False if there is nothing to stop."""
+        self._is_frozen = freezing.freeze(self.pid)
+        return self._is_frozen
+
+    def thaw(self) -> None:
+        """Let everything in the worker go on."""
+        if self._is_frozen:
+            freezing.thaw(self.pid)
+            self._is_frozen = False
 
     def last_lines(self, count: int = 30) -> str:
         """The end of what the worker wrote."""
