@@ -1,7 +1,7 @@
 # Every target sets up what it needs and is missing. PYTHON= names the Python to set up with.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast ui-check chaos soak hostile conformance check lock images-check clean clean-all
+.PHONY: help setup run test test-fast ui-check chaos soak hostile bench conformance check lock images-check clean clean-all
 
 SET_UP = python="$$(scripts/find_python.sh)" && "$$python" -m scripts.set_up
 PROJECT_PYTHON = .venv/bin/python
@@ -38,6 +38,13 @@ soak: ## hold many streams for long and look for leaks; MINUTES= and STREAMS= sa
 hostile: ## send bodies that cost as much as they can, and print how long others wait meanwhile
 	@$(SET_UP) project
 	@$(PROJECT_PYTHON) -m tests.chaos.hostile
+
+BENCH = $(if $(FULL),--full) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(ONLY),--only $(ONLY)) \
+    $(if $(STREAMS),--streams $(STREAMS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS))
+
+bench: ## measure what the proxy costs, beside the engine itself; BASELINE= names a build to measure with it, FULL=1 takes half an hour
+	@$(SET_UP) project worker-next
+	@$(PROJECT_PYTHON) -m tests.bench $(BENCH)
 
 conformance: ## run real clients through the proxy and against vLLM; CLIENTS= runs only some
 	@$(SET_UP) project vllm flags models

@@ -1,0 +1,253 @@
+"""`docs/performance.md` from the figures: `python -m tests.bench.report` writes it anew.
+
+The words are in `template.md`, a section for each table; a section whose table is empty is left
+out.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Final
+
+from scripts.processes import ROOT
+from tests.bench import figures
+from tests.bench.figures import Figure, Figures
+from tests.bench.record import Machine, Named, Record
+from tests.bench.rounds import Result
+
+FIGURES: Final = ROOT / "docs" / "performance.json"
+DOCUMENT: Final = ROOT / "docs" / "performance.md"
+TEMPLATE: Final = Path(__file__).with_name("template.md")
+MILLISECONDS: Final = 1000.0
+MICROSECONDS: Final = 1_000_000.0
+KIBIBYTES: Final = 1 / 1024
+
+Row = tuple[str, ...]
+
+
+def document(record: Record) -> str:
+    """The whole document."""
+    found = Figures(record)
+    values = {
+        "streams": _streams(found),
+        "plain": _plain(found),
+        "cpu": _cpu(found),
+        "calls": _calls(found),
+        "before": _before(found),
+        "day": record.day,
+        "revision": record.revision,
+        "baseline": record.baseline,
+        "rounds": str(record.rounds),
+        "window": f"{record.window_seconds:g}",
+        "machine": _machine(record.machine),
+        "cores": _cores(record.machine),
+        "load": f"{record.load_average:.1f}",
+        "packages": ", ".join(f"{name} {number}" for name, number in record.packages.items()),
+    }
+    sections = re.split(r"\n(?=## )", TEMPLATE.read_text())
+    filled = [_filled(section, values) for section in sections]
+    return "\n".join(section for section in filled if section)
+
+
+def _filled(section: str, values: dict[str, str]) -> str:
+    template = Template(section)
+    if any(not values[name] for name in template.get_identifiers()):
+        return ""
+    return template.substitute(values)
+
+
+def _machine(machine: Machine) -> str:
+    memory = f"{machine.memory_bytes / 2**30:.0f} GiB"
+    return (
+        f"The machine: {machine.processor}, {machine.cores} cores, {memory}, {machine.system}, "
+        f"Python {machine.python}."
+    )
+
+
+def _cores(machine: Machine) -> str:
+    if machine.cores == 1:
+        return "There is one core, which everything shares, so figures are too high."
+    return (
+        "What is measured is bound to one core, and everything else (load, engine, queue,\n"
+        "  emulator, worker) to the others."
+    )
+
+
+def _table(head: Row, rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(figure: Figure | None, scale: float = 1.0, digits: int = 1) -> str:
+    return figure.text(scale, digits) if figure is not None else "-"
+
+
+def _streams(found: Figures) -> str:
+    """A table for each number of streams."""
+    return "\n\n".join(
+        f"**{_streams_text(streams)}**, in ms\n\n{table}"
+        for streams in found.streams()
+        if (table := _streams_table(found, streams))
+    )
+
+
+def _streams_table(found: Figures, streams: int) -> str:
+    head = (
+        *("", "added to the first token, p50", "p99", "added to the gap, p50", "p99"),
+        *("stalls", "lost, repeated, failed"),
+    )
+    measures = (
+        figures.first_token_p50,
+        figures.first_token_p99,
+        figures.gap_p50,
+        figures.gap_p99,
+    )
+    rows: list[Row] = []
+    for target in _but_direct(found):
+        if not found.results(target.name, "streams", streams):
+            continue
+        if error := found.error(target.name, "streams", streams):
+            rows.append((target.title, f"failed: {_one_line(error)}", *([""] * 5)))
+            continue
+        added = [_text(found.added(target.name, one, streams), MILLISECONDS) for one in measures]
+        counts = [
+            str(found.total(target.name, streams, one)) for one in (_lost, _repeated, _failed)
+        ]
+        stalls = str(found.total(target.name, streams, _stalls))
+        rows.append((target.title, *added, stalls, ", ".join(counts)))
+    return _table(head, rows)
+
+
+def _plain(found: Figures) -> str:
+    head = ("", "added, p50, ms", "p99, ms", "CPU, us")
+    rows: list[Row] = []
+    for target in _but_direct(found):
+        if not found.results(target.name, "plain", 1):
+            continue
+        if error := found.error(target.name, "plain", 1):
+            rows.append((target.title, f"failed: {_one_line(error)}", "", ""))
+            continue
+        added = [
+            _text(found.added(target.name, one, 1, "plain"), MILLISECONDS)
+            for one in (figures.plain_p50, figures.plain_p99)
+        ]
+        cpu = found.of(target.name, figures.cpu_per_request, 1, "plain")
+        rows.append((target.title, *added, _text(cpu, MICROSECONDS, 0)))
+    return _table(head, rows)
+
+
+def _cpu(found: Figures) -> str:
+    streams = found.streams()
+    most = max(streams, default=0)
+    memory_at = 100 if 100 in streams else most
+    columns = [_streams_text(count) for count in streams]
+    head = ("", *columns, f"KiB a stream, {_streams_text(memory_at)}")
+    rows: list[Row] = []
+    for target in _but_direct(found):
+        cells = [
+            _text(found.of(target.name, figures.cpu_per_chunk, count), MICROSECONDS, 0)
+            for count in streams
+        ]
+        memory = _text(found.memory_per_stream(target.name, memory_at), KIBIBYTES, 0)
+        if any(cell != "-" for cell in cells):
+            rows.append((target.title, *cells, memory))
+    return _table(head, rows)
+
+
+def _calls(found: Figures) -> str:
+    streams = found.streams()
+    head = ("", *map(_streams_text, streams), "refused")
+    rows: list[Row] = []
+    for target in _but_direct(found):
+        every = [one for count in streams for one in found.results(target.name, "streams", count)]
+        if not any(one.calls for one in every):
+            continue
+        cells = [_polls(found.results(target.name, "streams", count)) for count in streams]
+        refused = sum(call["refused"] for one in every for call in one.calls.values())
+        rows.append((target.title, *cells, str(refused)))
+    return _table(head, rows)
+
+
+def _polls(results: list[Result]) -> str:
+    """Polls for 1,000 tokens, all the tokens of a run counted: the ramp's and the window's."""
+    values = [
+        1000 * one.calls["stream"]["admitted"] / tokens
+        for one in results
+        if one.seen is not None and "stream" in one.calls and (tokens := one.seen.tokens)
+    ]
+    return _text(Figure.of(values), digits=0)
+
+
+BEFORE: Final[tuple[tuple[str, figures.Measure, figures.Kind], ...]] = (
+    ("CPU of a chunk", figures.cpu_per_chunk, "streams"),
+    ("gap, p99", figures.gap_p99, "streams"),
+    ("time to first token, p50", figures.first_token_p50, "streams"),
+    ("CPU of a plain request", figures.cpu_per_request, "plain"),
+    ("time of a plain request, p50", figures.plain_p50, "plain"),
+)
+
+
+def _before(found: Figures) -> str:
+    """Each target that has a twin of the build before."""
+    names = {target.name for target in found.record.targets}
+    rows: list[Row] = []
+    for target in _but_direct(found):
+        twin = f"before-{target.name}"
+        if twin not in names:
+            continue
+        for title, measure, kind in BEFORE:
+            for count in found.streams() if kind == "streams" else [1]:
+                if (figure := found.ratio(target.name, twin, measure, count, kind)) is not None:
+                    where = f", {_streams_text(count)}" if kind == "streams" else ""
+                    then = found.of(twin, measure, count, kind)
+                    now = found.of(target.name, measure, count, kind)
+                    scale, unit = (MICROSECONDS, "us") if "CPU" in title else (MILLISECONDS, "ms")
+                    cells = (f"{_median(then, scale)} {unit}", f"{_median(now, scale)} {unit}")
+                    rows.append((target.title, title + where, *cells, _text(figure, digits=2)))
+    return _table(("", "", "before", "now", "ratio"), rows)
+
+
+def _median(figure: Figure | None, scale: float) -> str:
+    return f"{figure.median * scale:,.1f}" if figure is not None else "-"
+
+
+def _but_direct(found: Figures) -> list[Named]:
+    return [target for target in found.record.targets if target.name != "direct"]
+
+
+def _stalls(one: Result) -> int:
+    return one.seen.stalls if one.seen else 0
+
+
+def _lost(one: Result) -> int:
+    return one.seen.lost if one.seen else 0
+
+
+def _repeated(one: Result) -> int:
+    return one.seen.repeated if one.seen else 0
+
+
+def _failed(one: Result) -> int:
+    return sum(one.seen.failed.values()) if one.seen else 0
+
+
+def _streams_text(count: int) -> str:
+    return "1 stream" if count == 1 else f"{count} streams"
+
+
+def _one_line(error: str) -> str:
+    return error.strip().splitlines()[-1][:120].replace("|", "/")
+
+
+def main() -> int:
+    """Write the document again, from the figures that are there."""
+    DOCUMENT.write_text(document(Record.load(FIGURES)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
