@@ -139,9 +139,8 @@ class Lane:
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         self._late: deque[tuple[float, bytes | Mark]] = deque()
-        """What is on its way, and when it arrives by the loop's clock."""
+        """What is on its way, and from when on it may arrive, by the loop's clock."""
         self._late_bytes = 0
-        self._last_due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         source.outward = sink.inward = self
 
@@ -153,11 +152,11 @@ class Lane:
         if self._is_dead:
             return
         now = self._loop.time()
-        self._last_due = max(self._last_due, now + self._conditions.one_way_seconds())
-        if not self._late and self._last_due <= now and self._sink.is_open:
+        due = now + self._conditions.one_way_seconds()
+        if not self._late and due <= now and self._sink.is_open:
             self._sink.send(piece)
             return
-        self._late.append((self._last_due, piece))
+        self._late.append((due, piece))
         self._late_bytes += _size(piece)
         self.regulate()
         if self._timer is None:

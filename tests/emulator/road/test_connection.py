@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from emulator.road.connection import RESET_ON_CLOSE
+from emulator.road.conditions import Conditions
+from emulator.road.connection import RESET_ON_CLOSE, End, Lane
+from emulator.settings import RoadSettings
 from tests.emulator.road.running import echo, one_port, until
 
 
@@ -30,6 +32,21 @@ async def test_a_worker_that_speaks_first_is_heard() -> None:
     async with one_port(greet) as port:
         reader, _ = await port.dial()
         assert await reader.read() == b"welcome"
+
+
+async def test_what_comes_before_the_other_end_is_there_waits_for_it() -> None:
+    worker, caller = End(lambda: None), End(lambda: None)
+    conditions = Conditions(RoadSettings())
+    lane = Lane(conditions, "from_worker", worker, caller, lambda _: None)
+    Lane(conditions, "to_worker", caller, worker, lambda _: None)
+    lane.carry(b"early")
+    await asyncio.sleep(0.01)
+    ours, theirs = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: caller, sock=ours)
+    with theirs:
+        theirs.settimeout(60)
+        assert await asyncio.to_thread(theirs.recv, 100) == b"early"
+    transport.close()
 
 
 @pytest.mark.slow
