@@ -35,6 +35,8 @@ class Target:
     url_from: str
     id_from: str
     is_runpod: bool
+    channel_port: int | None = None
+    """The workers' port for direct channels, where there are to be some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def targets(config: Config, settings: Settings) -> list[Target]:
                 url_from=f"{table}.url" if has_url else "RUNPOD_ENDPOINT_BASE_URL",
                 id_from=table or "RUNPOD_ENDPOINT_ID",
                 is_runpod=True,
+                channel_port=endpoint.port_for_channels(settings),
             )
         )
     for name, model in config.models.items():
@@ -131,7 +134,7 @@ def _judged(target: Target, response: httpx.Response) -> tuple[bool, str]:
     if not target.is_runpod:
         return True, "the server takes the key" if target.key else "the server answers"
     try:
-        return True, _counted(response.json())
+        return True, _counted(response.json()) + _planned(target)
     except (ValueError, RecursionError):
         return False, f"{target.url_from}: this is no answer of RunPod's ({_host(target.url)})"
 
@@ -143,6 +146,13 @@ def _counted(answer: object) -> str:
             if all(isinstance(number, int) for number in numbers):
                 return f"{numbers[0]} workers ready, {numbers[1]} jobs in the queue"
     raise ValueError("not RunPod's counters")
+
+
+def _planned(target: Target) -> str:
+    """What else the proxy will do with the endpoint, which cannot be tried without a job."""
+    if target.channel_port is None:
+        return ""
+    return f"; workers with port {target.channel_port}/tcp open will be dialled for their tokens"
 
 
 def _why(exc: httpx.HTTPError) -> str:

@@ -37,6 +37,18 @@ class Metrics:
         self._unrepairable = self._counter(
             "proxy_answers_unrepairable", "Answers that could not be made whole", "endpoint"
         )
+        self._channels = Gauge(
+            "proxy_channels", "Direct channels to workers", ("endpoint",), registry=self._registry
+        )
+        self._roads = self._counter(
+            "proxy_roads",
+            "Answers where a direct channel is allowed, by the road they came by, and what was in "
+            "the way of the channel",
+            *("endpoint", "road", "obstacle"),
+        )
+        self._frames = self._counter(
+            "proxy_frames", "Outputs of such answers, by the road they came by", "endpoint", "road"
+        )
         self._cancelled = self._counter(
             "proxy_jobs_cancelled", "Jobs given up before their end", "endpoint"
         )
@@ -84,6 +96,19 @@ class Metrics:
         self._repaired.labels(endpoint).inc(repaired)
         if repaired < lost:
             self._unrepairable.labels(endpoint).inc()
+
+    def note_channels(self, endpoint: str, number: int) -> None:
+        """So many channels to an endpoint's workers are open now."""
+        self._channels.labels(endpoint).set(number)
+
+    def note_road(self, endpoint: str, road: str, obstacle: str) -> None:
+        """An answer has come: by `direct`, or by `queue` for a reason in one word."""
+        self._roads.labels(endpoint, road, obstacle).inc()
+
+    def note_frames(self, endpoint: str, *, direct: int, polled: int) -> None:
+        """So many frames of an answer came by a channel, so many outputs by polls."""
+        self._frames.labels(endpoint, "direct").inc(direct)
+        self._frames.labels(endpoint, "queue").inc(polled)
 
     def note_cancelled(self, endpoint: str) -> None:
         """A job was given up."""

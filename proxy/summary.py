@@ -13,8 +13,10 @@ def summary(config: Config, settings: Settings) -> list[str]:
         models = [model for model, its in config.models.items() if its.endpoint == name]
         served = _names(models) if models or not config.open_endpoint else "any model"
         called = name if endpoint.id in ("", name) else f"{name} ({endpoint.id})"
+        port = endpoint.port_for_channels(settings)
+        channel = f", direct channels to the workers' port {port}" if port else ""
         lines.append(
-            f"{endpoint.kind} endpoint {called}, key from {endpoint.api_key_env}: {served}"
+            f"{endpoint.kind} endpoint {called}, key from {endpoint.api_key_env}{channel}: {served}"
         )
     if (left_out := len(config.endpoints) - MAX_NAMES) > 0:
         lines.append(f"and {left_out} more endpoints")

@@ -99,6 +99,11 @@ class Answer(Protocol):
         ...
 
     @property
+    def road(self) -> str:
+        """How the outputs of a job come, where there is more than one way, for the log."""
+        ...
+
+    @property
     def is_waiting(self) -> bool:
         """Whether the call still waits for a worker that is known to be up."""
         ...
@@ -135,6 +140,11 @@ class WrappedAnswer:
         return self.inner.job_id if self.inner else None
 
     @property
+    def road(self) -> str:
+        """The inner answer's road."""
+        return self.inner.road if self.inner else ""
+
+    @property
     def is_waiting(self) -> bool:
         """Whether the inner answer waits for a worker."""
         return self.inner.is_waiting if self.inner else True
@@ -155,6 +165,7 @@ class LocalAnswer:
 
     head: Head | None = None
     job_id: Final = None
+    road: Final = ""
     is_waiting: Final = False
 
     async def pieces(self) -> AsyncIterator[bytes]:

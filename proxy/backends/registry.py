@@ -3,6 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import httpx
 
@@ -12,6 +14,7 @@ from proxy.backends.deadlines import Shutdown
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.relay import Relay
 from proxy.backends.runpod.cancellation import Canceller
+from proxy.backends.runpod.direct.road import DirectRoad, Invitation
 from proxy.backends.runpod.endpoint import CallLimits, Endpoint
 from proxy.backends.runpod.jobs import Jobs
 from proxy.backends.runpod.journal import Journal
@@ -56,6 +59,8 @@ class BackendRegistry:
         self._servers: dict[FallbackURL, Backend] = {}
         self._queues: dict[str, Endpoint] = {}
         """RunPod's API of each queue endpoint, by its URL."""
+        self._direct: DirectRoad | None = None
+        """Made with the first endpoint that allows it, and kept over a reload."""
 
     def endpoint(self, name: str, config: EndpointConfig) -> Backend:
         """The backend of an endpoint of RunPod's."""
@@ -107,6 +112,8 @@ class BackendRegistry:
         """Look after no backend any more; what is still being submitted is awaited this long."""
         backends = [*self._endpoints.values(), *self._servers.values()]
         await asyncio.gather(*(backend.close(seconds) for backend in backends))
+        if self._direct is not None:
+            await self._direct.close()
 
     def _queue(self, name: str, config: EndpointConfig) -> Backend:
         endpoint = self._runpod_api(name, config)
@@ -120,8 +127,20 @@ class BackendRegistry:
             journal=self._journal,
             metrics=self._metrics,
             price_per_second=config.price_per_second,
+            invite=self._invite(name, config),
         )
         return QueueBackend(jobs, self._metrics, self._memory)
+
+    def _invite(self, name: str, config: EndpointConfig) -> Callable[[], Invitation] | None:
+        """What makes invitations to a channel, where the endpoint's workers may have one."""
+        settings = self._settings
+        if (port := config.port_for_channels(settings)) is None:
+            return None
+        if self._direct is None:
+            self._direct = DirectRoad(
+                self._memory, self._metrics, may_be_private=settings.direct_private_addresses
+            )
+        return partial(self._direct.invite, name, port)
 
     def _load_balancer(self, name: str, config: EndpointConfig) -> Backend:
         def note_worker_seconds(seconds: float) -> None:

@@ -151,6 +151,7 @@ class RelayedAnswer:
     """The Answer to one relayed call."""
 
     job_id = None
+    road = ""
 
     def __init__(
         self,

@@ -85,6 +85,7 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Hold = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
 KeepAlive = Annotated[float, Field(ge=1, le=MAX_POLL_SECONDS)]
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+Port = Annotated[int, Field(gt=0, le=65535)]
 
 
 class Settings(BaseSettings):
@@ -198,6 +199,12 @@ class Settings(BaseSettings):
     """The same for /status."""
     cancel_limit: RateLimit = CallLimit(100, 20)
     """The same for /cancel."""
+    direct: bool = False
+    """Let workers send tokens by a channel of their own, past the queue. Experimental."""
+    direct_port: Port = 8899
+    """The workers' port for it, which RunPod exposes."""
+    direct_private_addresses: bool = False
+    """Dial workers in private networks too, as the emulator's are."""
     shutdown_delay_seconds: Hold = 0
     """How long everything is still answered after SIGTERM, with /ready saying 503."""
     drain_seconds: Hold = 30

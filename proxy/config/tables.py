@@ -33,6 +33,7 @@ from proxy.config.settings import (
     Count,
     Hold,
     KeepAlive,
+    Port,
     RateLimit,
     Seconds,
     Settings,
@@ -110,13 +111,31 @@ class EndpointConfig(Table):
     cancel_limit: RateLimit | None = None
     failed_start_pause_seconds: Hold | None = None
     """How long no other start is tried after one has failed."""
+    direct: bool | None = None
+    """Whether workers may send tokens by a channel of their own, past the queue."""
+    direct_port: Port | None = None
+    """The workers' port for it, which RunPod exposes."""
     price_per_second: float = Field(default=0, ge=0, le=MAX_DOLLARS)
     """What a second of one worker costs, in dollars; for the metrics only."""
+
+    @model_validator(mode="after")
+    def _has_a_queue(self) -> Self:
+        if self.kind != "queue" and (self.direct is not None or self.direct_port is not None):
+            raise ValueError(
+                "direct and direct_port are for queues: load balancing has nothing to go past"
+            )
+        return self
 
     def runpod_url(self, name: str, base_url: str) -> str:
         """Where RunPod's own operations are, such as /run and /health."""
         own = self.url if self.kind == "queue" else ""
         return own or f"{base_url}/{self.id or name}"
+
+    def port_for_channels(self, settings: Settings) -> int | None:
+        """The workers' port for direct channels; None where there are to be none."""
+        is_direct = settings.direct if self.direct is None else self.direct
+        has_channels = is_direct and self.kind == "queue"
+        return (self.direct_port or settings.direct_port) if has_channels else None
 
     def worker_url(self, name: str) -> str:
         """Where a load-balancing endpoint's workers answer."""

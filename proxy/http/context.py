@@ -63,7 +63,7 @@ class RequestContext:
         if any(self.tokens):
             metrics.note_tokens(self.model, *self.tokens)
         log.info(
-            "%s %s %s %d %s %.3fs job=%s%s",
+            "%s %s %s %d %s %.3fs job=%s%s%s",
             self.id,
             self.method,
             quote(self.path),  # unpacked, it could hold a line of its own
@@ -71,6 +71,7 @@ class RequestContext:
             outcome,
             time.monotonic() - self.began,
             (self.answer and self.answer.job_id) or "-",
+            f" road={self.answer.road}" if self.answer and self.answer.road else "",
             self.remark,
         )
 

@@ -95,6 +95,8 @@ class ScriptedRunPod:
         """/run is answered byte by byte, and whole only after this is set."""
         self.cancel_answers: list[Response] = []
         self.job_id = ""
+        self.on_job: Callable[[dict[str, Any]], None] = lambda job: None
+        """Told of each job before /run is answered."""
         self.jobs: list[dict[str, Any]] = []
         self.raw_jobs: list[bytes] = []
         self.endpoints: list[str] = []
@@ -139,6 +141,7 @@ class ScriptedRunPod:
         self.jobs.append(body)
         self.endpoints.append(request.path_params["endpoint"])
         self.keys.append(request.headers["authorization"])
+        self.on_job(body)
         await self._hold_run()
         job_id = f"job-{next(self._serial)}"
         jobs_here.add(job_id)

@@ -55,6 +55,11 @@ class JobAnswer:
         return self._job.id if self._job else None
 
     @property
+    def road(self) -> str:
+        """The road by which the job's outputs come, and what is in the way of the other."""
+        return self._job.road if self._job else ""
+
+    @property
     def is_waiting(self) -> bool:
         """Whether the job is not taken yet, or in RunPod's queue."""
         return self._job is None or self._job.status is JobStatus.IN_QUEUE
@@ -115,6 +120,7 @@ class JobAnswer:
         piece = self._reader.feed(outputs)
         self._held.resize(self._reader.held_bytes)
         self.head = self._reader.head
+        job.note_read(self._reader)
         return piece
 
     async def _message(self, beginning: bytes) -> Any:
@@ -128,6 +134,7 @@ class JobAnswer:
     async def _recover(self, job: Job) -> bytes:
         """The job has ended, but the answer is not whole: ask for the rest, or the reason."""
         state = await job.result()
+        late = job.late_frames()
         job.close()
         match state.status:
             case JobStatus.FAILED:
@@ -138,7 +145,7 @@ class JobAnswer:
                 raise WorkerFailed("The job was cancelled on RunPod's side.")
         if state.error:
             raise error_from(state.error)
-        return self._complete(state.output)
+        return self._feed(job, late) + self._complete(state.output)
 
     def _complete(self, output: Any) -> bytes:
         if self._reader is None:

@@ -1,15 +1,18 @@
-"""One job in flight: followed to its end, poll by poll, under its deadlines."""
+"""One job in flight: followed to its end, by polls or by a channel, under its deadlines."""
 
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from proxy.backends.deadlines import Deadlines, pause
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Gust
+from proxy.backends.runpod.bell import Bell
+from proxy.backends.runpod.direct.road import Invitation
 from proxy.backends.runpod.endpoint import Endpoint, JobState, JobStatus, StreamPage
+from proxy.backends.runpod.wire import Reader
 from proxy.errors import (
     JobNotFound,
     NotSent,
@@ -22,6 +25,8 @@ from proxy.errors import (
 
 LATE_SECONDS = 0.5
 """How much longer than asked for a poll may take before its reader is told that nothing came."""
+LOOK_SECONDS = 10.0
+"""How often RunPod is asked how a job stands whose frames come by a channel."""
 RESULT_TRIES = 4
 FORGOTTEN = "RunPod does not know the job (any more), though it has taken it."
 
@@ -29,7 +34,8 @@ FORGOTTEN = "RunPod does not know the job (any more), though it has taken it."
 class Job:
     """One job in flight. Its holder calls `close` in the end, whatever happens.
 
-    `on_close` is told the job, and whether a worker is known to work on it.
+    `on_close` is told the job, and whether a worker is known to work on it. With an invitation the
+    worker may send its frames by a channel.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class Job:
         deadlines: Deadlines,
         *,
         on_close: Callable[["Job", bool], None],
+        invitation: Invitation | None = None,
     ) -> None:
         self.id = job_id
         self.status = JobStatus.IN_QUEUE
@@ -55,14 +62,31 @@ class Job:
         self._taken: float | None = None
         self._worker_id: str | None = None
         """Of a worker that has the job and may still be loading its model."""
-        self._has_output = False
+        self.has_output = False
         self._is_closed = False
         self._failures = 0
         """Of polls in a row."""
         self._failure: ProxyError | None = None
         """The last of them."""
         self._gust = Gust()
+        self.invitation = invitation
+        self._has_head = False
+        self._bell = invitation.inbox.bell if invitation else Bell()
+        """Rings when a poll is done, and when something comes by the channel."""
         self._polling: asyncio.Task[StreamPage] | None = None
+        self._asked = self._hold_seconds = 0.0
+        """When the poll under way began, and how long RunPod was asked to hold it."""
+        self._next_poll = 0.0
+        """Not before this is the next one made."""
+        self.polled_outputs = 0
+        self._quick_returns = 0
+        """Of polls in a row that were not held and brought nothing."""
+        self._page: StreamPage | None = None
+        """What is being yielded; it holds its reservation."""
+        self._is_over = False
+        """The job has ended, and its last poll was empty."""
+        self._looking: asyncio.Task[None] | None = None
+        self._next_look = time.monotonic() + LOOK_SECONDS
 
     @property
     def keep_alive_seconds(self) -> float:
@@ -70,16 +94,27 @@ class Job:
         return self.deadlines.terms.keep_alive_seconds
 
     @property
+    def road(self) -> str:
+        """The road that its outputs come by, and what is in the way of the channel.
+
+        Empty where there can be no channel, or nothing has come.
+        """
+        if self.invitation is None or not self.has_output:
+            return ""
+        return ":".join(filter(None, (self.invitation.road, self.invitation.obstacle)))
+
+    @property
     def worker_seconds(self) -> float:
         """How long a worker has had the job so far, as seen from here."""
         return 0.0 if self._taken is None else time.monotonic() - self._taken
 
     async def follow(self) -> AsyncGenerator[list[Any]]:
-        """Yield the outputs of each poll until the job has ended and all of them have come.
+        """Yield outputs as they come until the job has ended and all of them have come.
 
-        A turn in which nothing came yields an empty list, so the caller is back at work at least
-        every `keep_alive_seconds` or so. A poll that fails is repeated until a deadline, one
-        that is refused until that is to be believed.
+        They come by polls, and by the channel to the worker where there is one: then RunPod is
+        asked only now and then whether the job has ended. A turn in which nothing came yields an
+        empty list, so the caller is back at work at least every `keep_alive_seconds` or so. A poll
+        that fails is repeated until a deadline, one that is refused until that is to be believed.
 
         Raises:
             ColdStartTimeout, DeadlinePassed: a deadline passed.
@@ -88,37 +123,31 @@ class Job:
             UpstreamMisconfigured: RunPod refuses our key.
             WorkerFailed: RunPod does not know the job.
         """
-        quick_returns = 0
-        while True:
+        while not self._is_over:
             wait_seconds = min(self.keep_alive_seconds, self.deadlines.seconds_left(self._failure))
-            if self._polling is None:
-                asked = time.monotonic()
-            try:
-                page = await self._poll(wait_seconds)
-            except (UpstreamUnavailable, UpstreamMisconfigured, JobNotFound) as exc:
-                self._note_failure(exc)
-                yield []
-                # A longer pause that RunPod asks for is kept by the budget of all calls.
-                await asyncio.sleep(min(pause(self._failures), wait_seconds))
-                continue
-            if page is None:
-                yield []
-                continue
-            self._note(page.status, page.outputs)
-            if page.status is JobStatus.IN_PROGRESS and self.status is JobStatus.IN_QUEUE:
-                await self._ask_for_worker()
+            outputs = self._come()
+            if not outputs and not self._is_over:
+                await self._wait(wait_seconds)
+                outputs = self._come()
             handed_out = time.monotonic()
-            yield page.outputs
+            yield outputs
             self.deadlines.exclude(time.monotonic() - handed_out)
-            if page.outputs:
-                quick_returns = 0
-            elif self.has_ended:
-                return
-            elif time.monotonic() - asked < wait_seconds / 2:
-                # A platform that does not hold the call must not make us spin. The first pause is
-                # 0.1 s at most, since one quick return may be a change of the job's state.
-                quick_returns += 1
-                await asyncio.sleep(min(pause(quick_returns - 2), 1.0))
+            self._page = None
+            if self.invitation is not None:
+                self.invitation.inbox.note_consumed()
+
+    def note_read(self, reader: Reader) -> None:
+        """What was yielded has been read: the worker is told, and its door becomes known."""
+        if self.invitation is None:
+            return
+        self.invitation.inbox.note_read(reader.passed)
+        if reader.head is not None and not self._has_head:
+            self._has_head = True
+            self.invitation.note_head(reader.channel)
+
+    def late_frames(self) -> list[Any]:
+        """What has come by the channel since the last turn of `follow`."""
+        return [] if self.invitation is None else self.invitation.inbox.take()
 
     async def result(self) -> JobState:
         """What RunPod says of the ended job, with its aggregate output.
@@ -146,28 +175,108 @@ class Job:
         """Give the job up: it is cancelled unless it has ended. Closing twice does nothing."""
         if not self._is_closed:
             self._is_closed = True
-            if self._polling is not None:
-                self._polling.cancel()
-                self._polling.add_done_callback(lambda poll: poll.cancelled() or poll.exception())
-            self._on_close(self, self._has_output)
+            self._page = None
+            for call in (self._polling, self._looking):
+                if call is not None:
+                    call.cancel()
+                    call.add_done_callback(lambda call: call.cancelled() or call.exception())
+            if self.invitation is not None:  # the worker hears of it sooner than by RunPod
+                self.invitation.close(has_ended=self.has_ended)
+            self._on_close(self, self.has_output)
 
-    async def _poll(self, wait_seconds: float) -> StreamPage | None:
-        """What the poll under way hands out, or a new one; None if that takes too long.
+    @property
+    def _is_carried(self) -> bool:
+        """Whether outputs come by a channel, so that there is nothing to poll."""
+        is_carried = self.invitation is not None and self.invitation.inbox.is_carried
+        return is_carried and not self.has_ended
 
-        It may have to wait for its turn, or RunPod be slow. It goes on then: what it hands out
+    def _come(self) -> list[Any]:
+        """What has come by either road since the last time."""
+        outputs: list[Any] = []
+        if self._polling is not None and self._polling.done():
+            outputs = self._polled(self._polling)
+        if self.invitation is not None and (frames := self.invitation.inbox.take()):
+            self._note(JobStatus.IN_PROGRESS, frames)
+            outputs = outputs + frames
+        return outputs
+
+    async def _wait(self, wait_seconds: float) -> None:
+        """Wait for something to come, having asked for it where it does not come by itself.
+
+        A poll may have to wait for its turn, or RunPod be slow. It goes on then: what it hands out
         would not be given again.
         """
-        if self._polling is None:
-            self._polling = asyncio.create_task(
-                self._endpoint.stream(
-                    self.id, wait_seconds=wait_seconds, urgent=not self._has_output
-                )
-            )
-        await asyncio.wait({self._polling}, timeout=wait_seconds + LATE_SECONDS)
-        if not self._polling.done():
-            return None
-        poll, self._polling = self._polling, None
-        return poll.result()
+        pause_seconds = self._next_poll - time.monotonic()
+        if self._is_carried:
+            wait_seconds = min(wait_seconds, self._seconds_until_look())
+        elif self._polling is None and pause_seconds > 0:
+            wait_seconds = min(wait_seconds, pause_seconds)
+        else:
+            if self._polling is None:
+                self._begin_poll(wait_seconds)
+            wait_seconds += LATE_SECONDS
+        await self._bell.wait(wait_seconds)
+
+    def _begin_poll(self, wait_seconds: float) -> None:
+        if self.invitation is not None:
+            self.invitation.dial()
+        self._asked, self._hold_seconds = time.monotonic(), wait_seconds
+        self._polling = asyncio.create_task(
+            self._endpoint.stream(self.id, wait_seconds=wait_seconds, urgent=not self.has_output)
+        )
+        self._polling.add_done_callback(self._ring)
+
+    def _polled(self, poll: asyncio.Task[StreamPage]) -> list[Any]:
+        """The outputs of a poll that is done; when the next one is due."""
+        self._polling = None
+        now = time.monotonic()
+        try:
+            page = self._page = poll.result()
+        except (UpstreamUnavailable, UpstreamMisconfigured, JobNotFound) as exc:
+            self._note_failure(exc)
+            # A longer pause that RunPod asks for is kept by the budget of all calls.
+            self._next_poll = now + pause(self._failures)
+            return []
+        self._note(page.status, page.outputs)
+        self._next_look = now + LOOK_SECONDS
+        self.polled_outputs += len(page.outputs)
+        if page.status is JobStatus.IN_PROGRESS and self.status is JobStatus.IN_QUEUE:
+            self._look(self._ask_for_worker)
+        if page.outputs:
+            self._quick_returns = 0
+        elif self.has_ended:
+            self._is_over = True
+        elif now - self._asked < self._hold_seconds / 2:
+            # A platform that does not hold the call must not make us spin. The first pause is
+            # 0.1 s at most, since one quick return may be a change of the job's state.
+            self._quick_returns += 1
+            self._next_poll = now + min(pause(self._quick_returns - 2), 1.0)
+        return page.outputs
+
+    def _seconds_until_look(self) -> float:
+        """Until RunPod is asked again how a job stands whose outputs come by a channel."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            self._look(self._ask_for_end)
+        return self._next_look - now
+
+    def _look(self, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Ask RunPod how the job stands, while its outputs go on coming."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(ask())
+            self._looking.add_done_callback(self._ring)
+
+    def _ring(self, _: asyncio.Future[Any]) -> None:
+        self._bell.ring()
+
+    async def _ask_for_end(self) -> None:
+        """Learn whether the job has ended otherwise than by its last frame."""
+        try:
+            state = await self._endpoint.status(self.id)
+        except (ProxyError, JobNotFound):
+            return  # while frames come, RunPod may be out of reach
+        self.has_ended = self.has_ended or state.status.is_terminal
 
     def _note_failure(self, exc: UpstreamUnavailable | UpstreamMisconfigured | JobNotFound) -> None:
         """Keep what a poll failed with, for the deadline that may pass meanwhile."""
@@ -191,7 +300,7 @@ class Job:
         if self._taken is None and (outputs or status is JobStatus.IN_PROGRESS):
             self._taken = time.monotonic()
         if outputs:
-            self._has_output = True
+            self.has_output = True
             self.deadlines.note_output()
         elif status is JobStatus.IN_QUEUE:
             self._worker_id = None
@@ -207,7 +316,7 @@ class Job:
     @property
     def _is_started(self) -> bool:
         """Whether the worker that has the job is known to be up."""
-        if self._has_output or self.status is not JobStatus.IN_QUEUE:
+        if self.has_output or self.status is not JobStatus.IN_QUEUE:
             return True
         workers = self._monitor.starts.workers
         return self._worker_id is not None and workers.has_answered(self._worker_id)

@@ -1,6 +1,7 @@
 """What a job is given: the client's request, in the form that workers read."""
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -28,3 +29,8 @@ def job_input(call: Call, served_as: str | None) -> dict[str, Any]:
         "content_type": call.content.content_type,
         "body_base64": base64.b64encode(body).decode(),
     } | ours
+
+
+def inviting(job_input: Mapping[str, Any], channel: Mapping[str, Any]) -> dict[str, Any]:
+    """The input of a job whose frames may come by a channel, which is described so."""
+    return {**job_input, "proxy": {**job_input["proxy"], "channel": channel}}

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Trust
 from proxy.backends.runpod.breaker import Breaker
 from proxy.backends.runpod.cancellation import Canceller
+from proxy.backends.runpod.direct.road import Invitation
 from proxy.backends.runpod.endpoint import Endpoint, JobStatus
 from proxy.backends.runpod.job import Job
+from proxy.backends.runpod.job_input import inviting
 from proxy.backends.runpod.journal import Journal
 from proxy.errors import (
     NotSent,
@@ -42,6 +44,7 @@ NOT_ACCEPTED = "RunPod has not accepted the job"
 
 @dataclass(slots=True)
 class _Submission:
+    invitation: Invitation | None = None
     is_calling: bool = False
     """A call of /run is under way, so there may be a job already."""
     is_left: bool = False
@@ -68,6 +71,7 @@ class Jobs:
         journal: Journal,
         metrics: Metrics,
         price_per_second: float = 0.0,
+        invite: Callable[[], Invitation] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.monitor = monitor
@@ -77,6 +81,8 @@ class Jobs:
         self._journal = journal
         self._metrics = metrics
         self._price_per_second = price_per_second
+        self._invite = invite
+        """Makes an invitation for each job, where workers may send frames by a channel."""
         self._breaker = Breaker()
         self._trust = Trust()
         self._submissions: set[asyncio.Task[Job]] = set()
@@ -107,14 +113,13 @@ class Jobs:
         """
         self._admission.check(live=self.live, waiting=self.waiting)
         self._breaker.check()
-        job = msgspec.json.encode({"input": job_input, "policy": _policy(terms)})
-        if len(job) > MAX_JOB_BYTES:
-            raise RequestTooLarge("The request is larger than a job of RunPod may be.")
-        state = _Submission()
+        # A frame can come before RunPod has answered, so it is known by then whose it is.
+        state = _Submission(self._invite() if self._invite else None)
+        job = _encoded(job_input, terms, state)
         deadlines = Deadlines(terms, self.shutdown, lambda: state.reason)
         submission = asyncio.create_task(self._run(job, deadlines, state))
         self._submissions.add(submission)
-        submission.add_done_callback(self._submitted)
+        submission.add_done_callback(lambda done: self._submitted(done, state))
         try:
             return await deadlines.result(submission)
         except BaseException:
@@ -141,6 +146,10 @@ class Jobs:
         self._metrics.note_worker_seconds(
             self.endpoint.name, job.worker_seconds, self._price_per_second
         )
+        if (invitation := job.invitation) is not None and job.has_output:
+            self._metrics.note_road(self.endpoint.name, invitation.road, invitation.obstacle)
+            direct, polled = invitation.inbox.direct_frames, job.polled_outputs
+            self._metrics.note_frames(self.endpoint.name, direct=direct, polled=polled)
         if job.has_ended:
             self._journal.remove(job.id)
         else:
@@ -174,7 +183,14 @@ class Jobs:
                 self._trust.note_worked()
                 self._journal.add(self.endpoint.url, job_id)
                 deadlines.cold_start_reason = lambda: self.monitor.cold_start_reason
-                return Job(job_id, self.endpoint, self.monitor, deadlines, on_close=self._release)
+                return Job(
+                    job_id,
+                    self.endpoint,
+                    self.monitor,
+                    deadlines,
+                    on_close=self._release,
+                    invitation=state.invitation,
+                )
         raise AssertionError("unreachable")
 
     def _is_final(self, failure: ProxyError, attempt: int, *, is_late: bool) -> bool:
@@ -186,16 +202,29 @@ class Jobs:
                 return is_late or attempt >= REPEATS
         return is_late
 
-    def _submitted(self, submission: asyncio.Task[Job]) -> None:
+    def _submitted(self, submission: asyncio.Task[Job], state: _Submission) -> None:
         """Count it as live from the moment on that it is no longer being submitted."""
         self._submissions.discard(submission)
         if not submission.cancelled() and submission.exception() is None:
             self._live.add(submission.result())
+        elif state.invitation is not None:
+            state.invitation.close(has_ended=False)
 
 
 def _close_late(submission: asyncio.Task[Job]) -> None:
     if not submission.cancelled() and submission.exception() is None:
         submission.result().close()
+
+
+def _encoded(job_input: Mapping[str, Any], terms: Terms, state: _Submission) -> bytes:
+    if state.invitation is not None:
+        job_input = inviting(job_input, state.invitation.told)
+    job = msgspec.json.encode({"input": job_input, "policy": _policy(terms)})
+    if len(job) > MAX_JOB_BYTES:
+        if state.invitation is not None:
+            state.invitation.close(has_ended=True)
+        raise RequestTooLarge("The request is larger than a job of RunPod may be.")
+    return job
 
 
 def _policy(terms: Terms) -> dict[str, int | bool]:

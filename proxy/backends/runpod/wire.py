@@ -6,7 +6,8 @@ Three kinds of worker are understood, told apart by the first output:
   whose numbers have no holes. A frame may get lost on its way (the worker's SDK drops a post that
   fails; /stream hands each output out once), which shows as a hole; it is filled from the
   aggregate that /status gives when the job is done. Every frame names its `run`: RunPod gives the
-  job of a worker that died to another one, and what two runs say must not be mixed.
+  job of a worker that died to another one, and what two runs say must not be mixed. An output may
+  be a list of frames. One without a number is a summary, of a job whose frames came by a channel.
 - RunPod's worker-vllm: SSE text in pieces that are cut anywhere, or one parsed object. There is no
   status: an error is an object with an `error`, or the failure of the job.
 - The older worker-vllm without RAW_OPENAI_OUTPUT: one parsed object for each chunk.
@@ -48,6 +49,10 @@ class Reader(Protocol):
     """Whether everything has come."""
     lost: int
     """How many outputs had not come when the job was done."""
+    passed: int
+    """The number of the first frame that has not come; 0 where outputs have none."""
+    channel: Any
+    """What the worker tells of its channel, if it does, once the head is known."""
 
     @property
     def held_bytes(self) -> int:
@@ -76,7 +81,8 @@ def reader_for(output: Any, *, wants_stream: bool, ends: tuple[bytes, ...]) -> R
 
     `ends` names the last event of a stream, as `Completion` looks for it.
     """
-    if isinstance(output, dict) and "seq" in output:
+    first = output[0] if isinstance(output, list) and output else output
+    if isinstance(first, dict) and ("seq" in first or _is_summary(first)):
         return FrameReader()
     return PieceReader(ends) if wants_stream else ObjectReader()
 
@@ -95,8 +101,9 @@ class FrameReader:
         self.head: Head | None = None
         self.ended = False
         self.lost = 0
+        self.passed = 0
+        self.channel: Any = None
         self._run: str | None = None
-        self._next = 0
         self._held: dict[int, dict[str, Any]] = {}
         self._frame_bytes = 0
         """About what the frames behind a hole take in memory."""
@@ -110,15 +117,15 @@ class FrameReader:
     def feed(self, outputs: list[Any]) -> bytes:
         """The bytes of all frames up to the first that is missing."""
         parts = []
-        for frame in outputs:
+        for frame in _frames(outputs):
             if self.ended:
                 break
             seq = _seq(frame)
             self._check_run(frame)  # before its number is: another run counts from 0 again
-            if seq == self._next:
+            if seq == self.passed:
                 parts.append(self._take(frame))
                 parts += self._take_held()
-            elif seq > self._next:
+            elif seq > self.passed:
                 self._hold(seq, frame)
         return self._whole_events(b"".join(parts))
 
@@ -127,9 +134,9 @@ class FrameReader:
 
     def complete(self, aggregate: Any) -> bytes:
         """Fill the holes from the aggregate, the list of all frames."""
-        known = self._next + len(self._held)
+        known = self.passed + len(self._held)
         rest = self.feed(aggregate) if isinstance(aggregate, list) else b""
-        self.lost = self._next - known if self.ended else max(1, self._next - known)
+        self.lost = self.passed - known if self.ended else max(1, self.passed - known)
         if not self.ended:
             raise WorkerFailed("A part of the worker's answer was lost and could not be recovered.")
         return rest
@@ -140,7 +147,7 @@ class FrameReader:
             raise WorkerFailed("The worker put out a frame whose run is no name.")
         if run == self._run:
             return
-        if self._next:
+        if self.passed:
             raise WorkerFailed("The worker died in the middle of its answer.")
         self._run = run
         self._drop_held()
@@ -157,7 +164,7 @@ class FrameReader:
         self._frame_bytes = 0
 
     def _take_held(self) -> Iterator[bytes]:
-        while (frame := self._held.pop(self._next, None)) is not None:
+        while (frame := self._held.pop(self.passed, None)) is not None:
             self._frame_bytes -= _size(frame)
             yield self._take(frame)
 
@@ -168,7 +175,7 @@ class FrameReader:
         return whole + self._events.flush() if self.ended else whole
 
     def _take(self, frame: dict[str, Any]) -> bytes:
-        if self._next == 0:
+        if self.passed == 0:
             self.head = checked_head(
                 frame.get("status"),
                 frame.get("content_type"),
@@ -176,7 +183,8 @@ class FrameReader:
                 headers=frame.get("headers"),
                 start_failed=frame.get("start_failed"),
             )
-        self._next += 1
+            self.channel = frame.get("channel")
+        self.passed += 1
         self.ended = self.ended or bool(frame.get("end"))
         piece = _decoded(frame["base64"]) if "base64" in frame else _encoded(frame.get("text", ""))
         if piece and self.head is not None and not self.head.may_have_body:
@@ -192,6 +200,9 @@ class PieceReader:
     once in doubt everything is. A second run of the job shows by the `id` of its chunks, which is
     another one.
     """
+
+    passed = 0
+    channel = None
 
     def __init__(self, ends: tuple[bytes, ...]) -> None:
         self.head: Head | None = None
@@ -275,6 +286,8 @@ class ObjectReader:
     """A plain answer from a worker without numbers: one parsed object, or text."""
 
     held_bytes = 0
+    passed = 0
+    channel = None
 
     def __init__(self) -> None:
         self.head: Head | None = None
@@ -324,6 +337,18 @@ def raise_for_error(output: Any) -> None:
         raise VLLMError(status, _json({"error": error}))
     if "error" in output and isinstance(error, str) and error:  # a handler's own words
         raise WorkerFailed("The worker failed to run the job.")
+
+
+def _frames(outputs: list[Any]) -> Iterator[Any]:
+    """The frames of outputs, of which one may hold several, or a summary in place of any."""
+    for output in outputs:
+        for frame in output if isinstance(output, list) else (output,):
+            if not _is_summary(frame):
+                yield frame
+
+
+def _is_summary(output: Any) -> bool:
+    return isinstance(output, dict) and "summary" in output and "seq" not in output
 
 
 def _seq(frame: Any) -> int:

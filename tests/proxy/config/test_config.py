@@ -469,6 +469,12 @@ def test_what_is_wrong_is_told_with_its_line(
         ("[endpoints.'my chat']\n", "line 1: endpoints.my chat: without `id`, the"),
         ("[endpoints.a]\n[models.'m\u200b']\nendpoint = 'a'\n", "U+200B"),
         ("[endpoints.a]\n[models.'']\nendpoint = 'a'\n", "a name has 1 to 200 characters"),
+        (
+            "[endpoints.a]\nkind = 'load-balancing'\ndirect = true\n",
+            "line 1: endpoints.a: direct and direct_port are for queues",
+        ),
+        ("[endpoints.a]\ndirect_port = 0\n", "line 2: endpoints.a.direct_port: a number"),
+        ("[endpoints.a]\ndirect = 'maybe'\n", "line 2: endpoints.a.direct: true or false"),
         ("[endpoints.a]\nprice_per_second = 1e308\n", "a number of at most 1,000,000"),
         (
             "[endpoints.a]\n[models.m]\nendpoint = 'a'\nmax_model_len = 99999999999999999999\n",
