@@ -117,7 +117,10 @@ class Answer(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop what still works on the answer: its client wants no more of it."""
+        """Stop what still works on the answer: its client wants no more of it.
+
+        It may come while `open` is under way, which its caller cancels.
+        """
         ...
 
 

@@ -177,6 +177,7 @@ class RelayedAnswer:
         """Pieces of the body that were looked at before they are passed on."""
         self._reading: asyncio.Task[bytes | None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     @property
     def is_waiting(self) -> bool:
@@ -251,6 +252,7 @@ class RelayedAnswer:
 
     def close(self) -> None:
         """Close the connection, unless the answer has come to its end."""
+        self._is_closed = True
         self._relay.release(self)
         self._events.flush()
         self._held.release()
@@ -300,6 +302,8 @@ class RelayedAnswer:
 
     async def _try(self) -> tuple[httpx.Response, ProxyError | None]:
         response = self._response = await self._relay.send(self._request)
+        if self._is_closed:  # just before this
+            self.close()
         self._chunks, self._begun = pieces_of(response), []
         if WORKER_ID not in response.headers or response.is_success:
             self._relay.standing.note(response.status_code, names_job=True)

@@ -68,6 +68,8 @@ class JobAnswer:
         """Submit the job, and follow it to its first output."""
         assert self._submit is not None, "it is opened once"
         self._job = await self._submit()
+        if self._submit is None:  # it was closed just before this
+            self._job.close()
         self._submit = None
         self._pieces = self._read(self._job)
         async for piece in self._pieces:

@@ -1,5 +1,6 @@
 """One connection: requests sent ahead of their turn, clients that leave, and HTTP/1.0."""
 
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -79,6 +80,32 @@ def test_a_client_that_leaves_is_noticed_whatever_it_sent_ahead(
     wire.close()
     wait_until(lambda: set(runpod.cancelled) == {runpod.job_id})
     assert len(runpod.jobs) == 1
+
+
+@pytest.mark.usefixtures("hold")
+def test_a_client_that_leaves_while_runpod_takes_its_job_does_not_leave_the_job_behind(
+    proxy: Proxy, runpod: ScriptedRunPod
+) -> None:
+    for number in range(1, 21):  # each time at another moment, by chance
+        with connected(proxy.url) as wire:
+            wire.sendall(POST)
+            wait_until(lambda: len(runpod.jobs) == number)  # noqa: B023
+    wait_until(lambda: len(set(runpod.cancelled)) == 20)
+
+
+@pytest.mark.usefixtures("hold")
+def test_a_client_that_leaves_is_noticed_behind_a_large_body(
+    proxy: Proxy, runpod: ScriptedRunPod
+) -> None:
+    body = msgspec.json.encode(chat(user="x" * 100_000))
+    with connected(proxy.url) as wire:
+        wire.sendall(head(length=len(body)))
+        assert proxy.client.get("/health").status_code == 200  # by now the body is awaited
+        proxy.process.send_signal(signal.SIGSTOP)  # it comes at once
+        wire.sendall(body)
+        proxy.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: len(runpod.jobs) == 1)
+    wait_until(lambda: runpod.job_id in runpod.cancelled)
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one packet", "later"])
