@@ -49,6 +49,7 @@ from proxy.errors import (
 )
 from proxy.http.access_log import record_of
 from proxy.http.cors import cors_headers
+from proxy.http.disconnect import DEPARTURE
 from proxy.http.websockets import WEBSOCKET_OFFER
 
 LINGER_SECONDS = 2
@@ -166,6 +167,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._offers_websocket = False
             self.headers.append(WEBSOCKET_OFFER)
         super().on_headers_complete()
+        self.cycle.scope["state"][DEPARTURE] = self.loop.create_future()
         if self.scope["http_version"] < "1.1":
             _send_without_chunks(self.cycle)
         self._in_body = True
@@ -190,6 +192,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unclaimed_bytes = 0
         self._clear_deadline()
         super().on_message_complete()
+        self.flow.resume_reading()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
@@ -311,6 +314,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
+            departure = cycle.scope["state"][DEPARTURE]
+            if not departure.done():
+                departure.set_result(None)
 
     def _as_response(self, error: ProxyError, request_id: str) -> bytes:
         body = error.body

@@ -20,7 +20,7 @@ from proxy.api.call import Call
 from proxy.api.rewriting import Rewriter
 from proxy.errors import ProxyError, RouteNotServed, VLLMError
 from proxy.http.context import context_of, services_of
-from proxy.http.disconnect import ClientLeft, unless_client_leaves
+from proxy.http.disconnect import ClientLeft, while_client_stays
 from proxy.memory import Reservation
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ async def plain_response(
     """
     held, rest = services_of(request).memory.reserve_for_answer(), answer.pieces()
     max_bytes = MAX_REWRITTEN_BYTES if rewriter else MAX_WHOLE_BYTES
-    beginning = await unless_client_leaves(request, _beginning(first, rest, max_bytes, held))
+    with while_client_stays(request.scope, request.receive):
+        beginning = await _beginning(first, rest, max_bytes, held)
     head = answer.head
     assert head is not None
     headers = {**headers, **head.headers}
@@ -161,11 +162,12 @@ class _PiecewiseResponse(Response):
         piece: bytes | None = self._beginning
         self._beginning = b""
         try:
-            while piece is not None:
-                if piece:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    self._held.release()
-                piece = await unless_client_leaves(self._request, anext(self._rest, None))
+            with while_client_stays(scope, receive):
+                while piece is not None:
+                    if piece:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                        self._held.release()
+                    piece = await anext(self._rest, None)
         except ClientLeft:
             context.outcome = "client_left"
             return

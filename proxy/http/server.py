@@ -44,6 +44,7 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._delay_seconds = settings.shutdown_delay_seconds
+        self._longest_drain_seconds = settings.longest_drain_seconds
         self._closes_at: float | None = None
         """Until then a proxy that was told to stop takes new requests."""
 
@@ -79,6 +80,19 @@ class Server(uvicorn.Server):
         if self._closes_at is not None and CLOSE_HEADER not in headers:
             self.server_state.default_headers = [*headers, CLOSE_HEADER]
         return should_exit
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the requests that run end, and hang up on clients that do not take the end."""
+        loop = asyncio.get_running_loop()
+        hanging_up = loop.call_later(self._longest_drain_seconds, self._hang_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            hanging_up.cancel()
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def _stop(self) -> None:
         services = getattr(self._app.state, "services", None)

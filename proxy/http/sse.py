@@ -7,7 +7,8 @@ without data may be sent (openai-python's decoder fails on them); a plain commen
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Final
 
 from sse_starlette.sse import EventSourceResponse
@@ -19,6 +20,7 @@ from proxy.api.keep_alive import KeepAlive
 from proxy.api.rewriting import Rewriter
 from proxy.api.sse_framing import DONE, split_end
 from proxy.errors import InternalError, ProxyError, VLLMError, WorkerFailed
+from proxy.http.disconnect import ClientLeft, while_client_stays
 from proxy.http.plain import answered_error
 from proxy.memory import Memory
 
@@ -32,6 +34,11 @@ class EventStream(EventSourceResponse):
     """Sends an answer's events, and gives the answer up when the client leaves.
 
     `opening` is the call of `answer.open()` under way.
+
+    It has the headers of sse-starlette's response and sends for itself, in the request's own task:
+    what is sent is bytes already, and the tasks that sse-starlette starts for each stream (to send,
+    to ping, to listen for the client and for SIGTERM) have nothing to do here. Who closes the
+    connection of a client that takes nothing when the proxy stops is `Server`.
     """
 
     def __init__(
@@ -44,16 +51,11 @@ class EventStream(EventSourceResponse):
         rewriter: Rewriter | None,
         keep_alive: KeepAlive,
         keep_alive_seconds: float,
-        longest_drain_seconds: float,
         memory: Memory,
         headers: dict[str, str],
     ) -> None:
-        super().__init__(
-            self._events(),
-            headers=headers,
-            ping=0,  # our own comments know whether anything was sent
-            shutdown_grace_period=longest_drain_seconds,
-        )
+        self._body = self._events()
+        super().__init__(self._body, headers=headers)
         del self.headers["connection"]  # "keep-alive", also on one that the server will close
         self._answer = answer
         self._opening = opening
@@ -67,15 +69,30 @@ class EventStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream. However it ends, its job is not left running."""
         try:
-            await super().__call__(scope, receive, send)
+            with suppress(ClientLeft), while_client_stays(scope, receive):
+                await self._stream_response(send)
         finally:
             scope["state"]["context"].outcome = self._context.outcome or "client_left"
             if self._rewriter is not None:
                 self._rewriter.end()
             self._opening.cancel()
             self._answer.close()
+            await self._body.aclose()
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _stream_response(self, send: Send) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        async for events in self._body:
+            if events:
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _events(self) -> AsyncGenerator[bytes]:
         """Keep-alives, the answer's events, and in any case an end."""
         context = self._context
         try:
@@ -96,7 +113,7 @@ class EventStream(EventSourceResponse):
             error = InternalError("The proxy failed to relay the answer.")
             yield self._broken_off_by(error)
 
-    async def _relayed(self, first: bytes) -> AsyncIterator[bytes]:
+    async def _relayed(self, first: bytes) -> AsyncGenerator[bytes]:
         """The answer's events, and a keep-alive where nothing came for long."""
         if first:
             yield self._passed_on(first)

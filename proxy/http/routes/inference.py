@@ -21,7 +21,7 @@ from proxy.errors import UnknownRoute
 from proxy.http.authentication import KeyedRouter, key_of
 from proxy.http.body import read_call
 from proxy.http.context import RequestContext, context_of, services_of
-from proxy.http.disconnect import unless_client_leaves
+from proxy.http.disconnect import while_client_stays
 from proxy.http.plain import plain_response
 from proxy.http.sse import EventStream
 from proxy.keys import Key
@@ -118,7 +118,8 @@ async def _respond(
     opening = asyncio.create_task(_open(request, call, model, answer))
     try:
         hold = terms.first_byte_hold_seconds if call.wants_stream else None
-        await unless_client_leaves(request, asyncio.wait({opening}, timeout=hold))
+        with while_client_stays(request.scope, request.receive):
+            await asyncio.wait({opening}, timeout=hold)
         headers = {"x-runpod-job-id": answer.job_id} if answer.job_id else {}
         is_plain = opening.done() and not (answer.head and answer.head.is_event_stream)
         if not call.wants_stream or is_plain:
@@ -137,7 +138,6 @@ async def _respond(
         rewriter=rewriter,
         keep_alive=_keep_alive(settings, terms, model, call, context),
         keep_alive_seconds=terms.keep_alive_seconds,
-        longest_drain_seconds=settings.longest_drain_seconds,
         memory=services_of(request).memory,
         headers=headers | dict(answer.head.headers if answer.head else {}),
     )

@@ -2,6 +2,7 @@
 
 import http.client
 import itertools
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -174,6 +175,18 @@ def test_a_client_that_never_reads_counts_as_gone(tmp_path: Path) -> None:
     with slow_reader(tmp_path, frames=700, frame_bytes=300_000, send_timeout_seconds=1) as case:
         wait_until(lambda: case.runpod.cancelled[:1] == ["job-1"], seconds=PATIENCE_SECONDS)
         assert case.runpod.polls < 100
+
+
+def test_a_client_that_does_not_read_does_not_hold_up_a_proxy_that_stops(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with slow_reader(tmp_path, frames=700, frame_bytes=300_000, drain_seconds=0) as case:
+        case.wait_for_no_polls()
+        case.proxy.client.close()
+        case.proxy.process.send_signal(signal.SIGTERM)
+        assert case.proxy.process.wait(timeout=PATIENCE_SECONDS) == 0
+        assert case.runpod.cancelled == ["job-1"]
+    assert "Exception in ASGI application" not in capfd.readouterr().err
 
 
 def test_a_client_that_reads_slowly_does_not(tmp_path: Path) -> None:
