@@ -27,6 +27,7 @@ from worker.command import (
     vllm_environment,
 )
 from worker.diagnosis import Chosen, diagnose
+from worker.direct.road import DirectRoad
 from worker.errors import ModelNotStarted, ModelStartFailed, SettingsError, StartError, VLLMExited
 from worker.flags import load
 from worker.handler import Handler, create_handler, create_refusing_handler
@@ -118,17 +119,19 @@ def serve(settings: WorkerSettings, launch: Launch) -> None:
         StartError: vLLM did not start, or died.
     """
     started = time.monotonic()
+    road = direct_road(settings)
     with running_vllm(settings, launch) as server:
         check_model(launch.environment)  # vLLM's own imports take longer than the hub
         # The SDK takes seconds to import; vLLM is loading its model meanwhile.
         import runpod  # noqa: F401
 
+        road.prepare()
         try:
             server.wait_until_healthy(settings.start_timeout_seconds)
         except VLLMExited as exited:
             raise diagnose(exited.lines, launch.chosen) or exited from None
         log.info("vLLM was ready after %.1f seconds", time.monotonic() - started)
-        take_jobs(settings, server)
+        take_jobs(settings, server, road)
 
 
 @contextmanager
@@ -142,7 +145,17 @@ def running_vllm(settings: WorkerSettings, launch: Launch) -> Iterator[VLLMServe
         server.stop(settings.stop_seconds)
 
 
-def take_jobs(settings: WorkerSettings, server: VLLMServer) -> None:
+def direct_road(settings: WorkerSettings) -> DirectRoad:
+    """The road past RunPod's queue, for jobs that ask for it."""
+    host = settings.direct_listen_host
+    return DirectRoad(
+        os.environ,
+        listen_host=None if host is None else str(host),
+        dial_hosts=settings.dial_hosts,
+    )
+
+
+def take_jobs(settings: WorkerSettings, server: VLLMServer, road: DirectRoad) -> None:
     """Run the SDK's loop until it ends.
 
     Raises:
@@ -153,10 +166,11 @@ def take_jobs(settings: WorkerSettings, server: VLLMServer) -> None:
     shutdown = Shutdown(
         lambda: asyncio.wrap_future(server.failed),
         client,
+        road,
         concurrency=settings.concurrency,
         grace_seconds=settings.grace_seconds,
     )
-    run_sdk(create_handler(client, server.models()), shutdown)
+    run_sdk(create_handler(client, server.models(), road), shutdown)
     if shutdown.failure is not None:
         raise shutdown.failure
 

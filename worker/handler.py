@@ -4,11 +4,13 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from worker.answer import Answer, VLLMClient
+from worker.direct.road import DirectRoad
 from worker.errors import ModelStartFailed, UnexpectedError, WorkerError
-from worker.job_input import parse, wants_frames
+from worker.job_input import channel_of, parse, wants_frames
 from worker.outputs import BareOutputs, FramedOutputs, Output, Outputs
 from worker.server import ServedModel
 
@@ -18,9 +20,11 @@ Job = dict[str, Any]
 Handler = Callable[[Job], AsyncGenerator[Output, None]]
 
 
-def create_handler(client: VLLMClient, models: Sequence[ServedModel]) -> Handler:
+def create_handler(
+    client: VLLMClient, models: Sequence[ServedModel], road: DirectRoad | None = None
+) -> Handler:
     """A handler that asks this vLLM, which serves these models; the first is for input that names
-    none.
+    none. Jobs that ask for a direct channel take the road, if there is one.
 
     It is a plain asynchronous generator function, since the SDK looks for exactly that
     (`inspect.isasyncgenfunction`). The SDK posts each output before it asks for the next.
@@ -29,7 +33,19 @@ def create_handler(client: VLLMClient, models: Sequence[ServedModel]) -> Handler
     model = str(models[0]["id"]) if models else None
 
     async def handler(job: Job) -> AsyncGenerator[Output, None]:
-        outputs = _outputs_for(job, models)
+        channel = channel_of(job)
+        if road is None or channel is None:
+            said = ask(job, _outputs_for(job, models))
+        else:
+            run = _new_run()
+            relay, told = road.relay(channel, run)
+            said = ask(job, FramedOutputs(run, models, channel=told))
+            said = said if relay is None else relay.outputs(said)
+        async with aclosing(said):
+            async for output in said:
+                yield output
+
+    async def ask(job: Job, outputs: Outputs) -> AsyncGenerator[Output, None]:
         answer: Answer | None = None
         try:
             answer = client.ask(parse(job, model))
@@ -71,7 +87,8 @@ def _new_run() -> str:
 
 
 def _close_with_job(answer: Answer) -> None:
-    """Close the answer when the SDK's task for this job ends, however it ends.
+    """Close the answer when the task that reads it ends, however it ends: the SDK's for this job,
+    or the relay's.
 
     A cancelled job's task is most often waiting for a post, while the handler stands at a `yield`.
     Nothing is raised in the handler then; it would only be closed by the garbage collector, and

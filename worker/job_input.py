@@ -74,6 +74,11 @@ def wants_frames(job: Mapping[str, Any]) -> bool:
     return isinstance(job_input, dict) and isinstance(job_input.get("proxy"), dict)
 
 
+def channel_of(job: Mapping[str, Any]) -> Any:
+    """What our proxy says of its direct channel, unchecked; None if it has none."""
+    return job["input"]["proxy"].get("channel") if wants_frames(job) else None
+
+
 def parse(job: Mapping[str, Any], model: str | None) -> VLLMRequest:
     """The request a job asks for; `model` is filled in where the shorthand names none.
 

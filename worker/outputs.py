@@ -40,12 +40,19 @@ class FramedOutputs:
 
     `run` is the same on all frames of one run of the job and on no others: RunPod gives the job
     of a worker that died to another one, whose frames count from 0 again. The head tells which
-    models there are, so that the proxy can list them without asking.
+    models there are, so that the proxy can list them without asking, and where its direct channel
+    is, if the job asked for one.
     """
 
-    def __init__(self, run: str, models: Sequence[ServedModel] = ()) -> None:
+    def __init__(
+        self,
+        run: str,
+        models: Sequence[ServedModel] = (),
+        channel: dict[str, Any] | None = None,
+    ) -> None:
         self._run = run
         self._models = models
+        self._channel = channel
         self._seq = 0
         self._stream = _StreamEnd()
 
@@ -80,6 +87,8 @@ class FramedOutputs:
             frame |= {"status": status, "content_type": content_type}
             if self._models:
                 frame["models"] = self._models
+            if self._channel is not None:
+                frame["channel"] = self._channel
         self._seq += 1
         return frame
 

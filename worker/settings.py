@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, IPvAnyAddress, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
@@ -45,6 +45,8 @@ class WorkerSettings(BaseSettings):
     grace_seconds: float = Field(default=25, ge=0)
     stop_seconds: Seconds = 10
     start_failure_seconds: float = Field(default=START_FAILURE_SECONDS, ge=0)
+    direct_listen_host: IPvAnyAddress | None = None
+    direct_dial_hosts: str = ""
 
     start_timeout_seconds: Seconds = Field(default=1200, validation_alias="VLLM_STARTUP_TIMEOUT")
     request_timeout_seconds: Seconds = Field(default=3600, validation_alias="REQUEST_TIMEOUT")
@@ -92,6 +94,11 @@ class WorkerSettings(BaseSettings):
     def command(self) -> list[str]:
         """How to start vLLM, without its flags."""
         return shlex.split(self.vllm_command)
+
+    @property
+    def dial_hosts(self) -> frozenset[str]:
+        """The hosts of proxies that the worker may dial."""
+        return frozenset(self.direct_dial_hosts.replace(",", " ").lower().split())
 
     @property
     def concurrency(self) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from worker.answer import VLLMClient
+from worker.direct.road import DirectRoad
 from worker.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Shutdown:
         self,
         fails: Callable[[], Awaitable[StartError]],
         client: VLLMClient | None = None,
+        road: DirectRoad | None = None,
         *,
         concurrency: int,
         grace_seconds: float,
@@ -49,6 +51,7 @@ class Shutdown:
         self.failure: StartError | None = None
         self._fails = fails
         self._client = client
+        self._road = road
         self._concurrency = concurrency
         self._grace_seconds = grace_seconds
         self._signals = 0
@@ -76,11 +79,14 @@ class Shutdown:
         self.begun = True
         if failed.done():
             self.failure = failed.result()
+            self._hurry()
             await self._jobs_end(REPORT_SECONDS)
         else:
             await self._finish_jobs()
         if self._client is not None:
             await self._client.close()
+        if self._road is not None:
+            await self._road.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
 
@@ -98,7 +104,12 @@ class Shutdown:
             log.warning("stopping: %d jobs did not finish in time", self._jobs_in_progress())
             if self._client is not None:
                 self._client.give_up()
+            self._hurry()
             await self._jobs_end(REPORT_SECONDS)
+
+    def _hurry(self) -> None:
+        if self._road is not None:
+            self._road.hurry()
 
     async def _jobs_end(self, seconds: float) -> bool:
         """Whether all jobs have ended and been reported. A second signal ends the wait."""

@@ -44,6 +44,7 @@ class Outbox:
         self._next = 0
         self._next_to_post = 0
         self._next_to_send = 0
+        self._once_sent = 0
         self._under_way: deque[tuple[int, int]] = deque()
         self._bytes_under_way = 0
 
@@ -63,9 +64,14 @@ class Outbox:
     @property
     def has_room(self) -> bool:
         """Whether vLLM may go on, as far as the channel is concerned."""
-        return self._next_to_send == self._next and self._window_is_open
+        return self.all_sent and self._window_is_open
 
     # The channel's side
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether the channel has had every frame so far."""
+        return self._next_to_send == self._next
 
     def attach(self, first: int) -> None:
         """Send everything from this number on; what went before does not count in the window."""
@@ -87,6 +93,7 @@ class Outbox:
             self._bytes_under_way += len(text)
             self._next_to_send += 1
             sent.append(text)
+        self._once_sent = max(self._once_sent, self._next_to_send)
         return sent
 
     def acknowledge(self, received: int, consumed: int) -> None:
@@ -94,7 +101,7 @@ class Outbox:
 
         Frames that have left on neither road cannot have been received.
         """
-        received = min(received, max(self._next_to_send, self._next_to_post))
+        received = min(received, max(self._once_sent, self._next_to_post))
         while self._acknowledged < received:
             self._waiting.popleft()
             self._acknowledged += 1
