@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
+from worker.direct.address import public_address
 from worker.direct.connection import WebSocket
 from worker.direct.dialling import Dialler
 from worker.direct.door import Door
@@ -13,12 +14,8 @@ from worker.direct.identity import Identity
 from worker.direct.invitation import PROTOCOL, Invitation
 from worker.direct.peer import Peer
 from worker.direct.relay import Relay
-from worker.direct.road import PUBLIC_IP
 
 log = logging.getLogger(__name__)
-
-PUBLIC_PORT: Final = "RUNPOD_TCP_PORT_"
-"""Followed by a port of this container: the public one that RunPod maps to it."""
 
 Told = dict[str, Any]
 """What the head frame tells the proxy of the channel."""
@@ -94,9 +91,8 @@ class Channels:
         )
 
     def _open_door(self, invitation: Invitation, port: int) -> Told:
-        host = self._environment.get(PUBLIC_IP)
-        public_port = self._environment.get(f"{PUBLIC_PORT}{port}", "")
-        if not host or not public_port.isdecimal():
+        address = public_address(self._environment, port)
+        if address is None:
             return _told(closed="no_public_port")
         self._identity.trust(invitation.certificate)
         try:
@@ -104,7 +100,8 @@ class Channels:
         except OSError as error:
             log.warning("no direct channel: port %d cannot be listened on: %s", port, error)
             return _told(closed="failed")
-        return _told(host=host, port=int(public_port), certificate=self._identity.fingerprint)
+        host, public_port = address
+        return _told(host=host, port=public_port, certificate=self._identity.fingerprint)
 
     def _listen(self, port: int) -> None:
         if port not in self._doors:

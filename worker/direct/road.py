@@ -5,13 +5,13 @@ address imports it while vLLM is loading; others never do unless a job has a cha
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from worker.direct.address import PUBLIC_IP
 
 if TYPE_CHECKING:
     from worker.direct.channels import Channels
     from worker.direct.relay import Relay
-
-PUBLIC_IP: Final = "RUNPOD_PUBLIC_IP"
 
 
 class DirectRoad:
