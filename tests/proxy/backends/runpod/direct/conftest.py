@@ -1,5 +1,6 @@
 """A proxy whose endpoint allows the direct channel, and a worker that a test drives."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import httpx
 import pytest
 
 from tests.proxy.conftest import KEY, chat
-from tests.proxy.http.test_streaming import CHAT, HEAD
+from tests.proxy.http.test_streaming import CHAT, HEAD, without_comments
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_worker import ScriptedWorker
 from tests.waiting import wait_until
@@ -35,11 +36,6 @@ class Answer:
         self.text = ""
         self._pieces = response.iter_text()
 
-    @property
-    def events(self) -> str:
-        """What has been read, without comments."""
-        return "".join(part for part in self.text.split("\n\n") if not part.startswith(":"))
-
     def read_to(self, text: str) -> None:
         """Read on until this has come."""
         while text not in self.text:
@@ -48,8 +44,7 @@ class Answer:
     def read_all(self) -> str:
         """Read to the end, and return all of the answer but comments."""
         self.text += "".join(self._pieces)
-        parts = self.text.split("\n\n")
-        return "\n\n".join(part for part in parts if not part.startswith(":"))
+        return without_comments(self.text)
 
 
 class Direct:
@@ -68,29 +63,35 @@ class Direct:
         """Of the last job."""
         return self.worker.nonces[-1]
 
-    def offer_door(self, **changes: Any) -> None:
-        """Let the first poll bring a head that tells of the worker's door; later ones are held."""
-        head = frame(0, channel=self.worker.offer | changes)
-        self.runpod.script = [
-            Page("IN_PROGRESS", [head]),
-            Page("IN_PROGRESS", [], hold=self.polled),
-            Page("COMPLETED"),
-        ]
-
     @contextmanager
-    def asked(self, **changes: Any) -> Iterator[Answer]:
-        """Send a streamed chat."""
-        with self.client.stream("POST", CHAT, json=chat(stream=True, **changes)) as response:
+    def asked(self, *pages: Page, **channel: Any) -> Iterator[Answer]:
+        """Send a streamed chat whose first poll brings a head that tells of the worker's door.
+
+        The next poll is held until `polled` is set; then come the pages.
+        """
+        head = frame(0, channel=self.worker.offer | channel)
+        held = Page("IN_PROGRESS", [], hold=self.polled)
+        self.runpod.script = [Page("IN_PROGRESS", [head]), held, *pages]
+        self.runpod.stream_calls = 0
+        with self.client.stream("POST", CHAT, json=chat(stream=True)) as response:
             yield Answer(response)
 
     @contextmanager
-    def connected(self) -> Iterator[Answer]:
-        """A streamed chat whose head came by the queue, and whose worker has been dialled."""
-        self.offer_door()
-        with self.asked() as answer:
+    def connected(self, *pages: Page) -> Iterator[Answer]:
+        """The same, and the head has been read, and the worker dialled."""
+        with self.asked(*pages or (Page("FAILED"),)) as answer:
             answer.read_to(event(0))
             wait_until(lambda: self.worker.is_connected)
             yield answer
+
+    def metric(self, name: str, **labels: str) -> float:
+        """What the proxy has counted."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        found = 0.0
+        for line in self.client.get("/metrics").text.splitlines():
+            if line.startswith(name + "{") and wanted <= set(re.findall(r'\w+="[^"]*"', line)):
+                found += float(line.rpartition(" ")[2])
+        return found
 
     def send(self, *frames: dict[str, Any]) -> None:
         """Let the worker send frames of the last job, in one message."""
@@ -106,11 +107,15 @@ def worker() -> Iterator[ScriptedWorker]:
 
 @pytest.fixture
 def direct(
-    proxies: Callable[..., str], runpod: ScriptedRunPod, worker: ScriptedWorker, awake: None
+    proxies: Callable[..., str],
+    runpod: ScriptedRunPod,
+    worker: ScriptedWorker,
+    awake: None,
+    settings: dict[str, Any],
 ) -> Iterator[Direct]:
     """A proxy that may dial the worker."""
     headers = {"authorization": f"Bearer {KEY}"}
-    url = proxies(**DIRECT)
+    url = proxies(**DIRECT | settings)
     with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
         found = Direct(client, runpod, worker)
         yield found
