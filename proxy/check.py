@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from proxy.backends.connections import pooled_client
+from proxy.backends.connections import Client
 from proxy.config.settings import Settings
 from proxy.config.tables import Config, FallbackURL, secret
 
@@ -83,7 +83,7 @@ async def check(config: Config, settings: Settings) -> list[Finding]:
     """Ask each of them once."""
     turns = asyncio.Semaphore(MAX_AT_ONCE)
     timeout = httpx.Timeout(15, connect=settings.connect_timeout_seconds)
-    async with pooled_client(timeout) as client:
+    async with Client(timeout) as client:
 
         async def ask(target: Target) -> Finding:
             async with turns:

@@ -1,38 +1,48 @@
-"""The connections to RunPod that all calls share: httpx's, in several pools in place of one.
+"""The connections to other servers that all calls share, through the proxies that may lie between.
 
-At every call httpcore's pool looks at each of its connections, and for each idle one at all of them
-again. A pool that once held 300 connections cost ten milliseconds of CPU a call, so that the proxy
-could not make use of half of what RunPod's limits allow. In small pools this is not felt.
+Calls go through httpx's client. Those that are made all the time, such as polls, go to its
+transport directly: the client's own work on a request and its response costs more than sending it.
 """
 
 import ssl
-from collections.abc import AsyncIterator
+from typing import Final
 
 import httpx
 
-from proxy.backends.outbound import OutboundProxies, OutboundProxyError
+from proxy.backends.outbound import SOCKS, OutboundProxies, OutboundProxyError
+from proxy.backends.transport import IDLE_SECONDS, MAX_CONNECTIONS, Headers, Transport
 
-MAX_CONNECTIONS = 1000
-POOLS = 25
-IDLE_SECONDS = 30
-CANNOT_BE_SENT = (
+CANNOT_BE_SENT: Final = (
     httpx.InvalidURL,
     httpx.UnsupportedProtocol,
     httpx.LocalProtocolError,
     ValueError,  # a header that is not ASCII is a UnicodeEncodeError
-    ExceptionGroup,  # of anyio, for a port beyond 65535
 )
-"""What httpx 0.28 raises for a URL or a header that cannot be sent."""
+"""What is raised for a URL or a header that cannot be sent."""
 
 
-def pooled_client(timeout: httpx.Timeout) -> httpx.AsyncClient:
-    """The HTTP client that all calls share, through the proxies that the environment names."""
-    return httpx.AsyncClient(
-        timeout=timeout,
-        transport=Ways(OutboundProxies.of_environment()),
-        trust_env=False,  # read by Ways
-        follow_redirects=False,
-    )
+class Client(httpx.AsyncClient):
+    """httpx's client, through the proxies that the environment names.
+
+    It is made while the event loop runs.
+    """
+
+    def __init__(self, timeout: httpx.Timeout) -> None:
+        self._ways = _Ways(OutboundProxies.of_environment())
+        super().__init__(
+            timeout=timeout,
+            transport=self._ways,
+            trust_env=False,  # read by _Ways
+            follow_redirects=False,
+        )
+
+    def way(self, url: httpx.URL) -> "Transport | SocksTransport":
+        """The transport to the server of this URL, for calls past the client.
+
+        Raises:
+            httpx.ConnectError: the proxy that the environment names for it cannot be used.
+        """
+        return self._ways.to(url)
 
 
 def trusted_certificates() -> ssl.SSLContext:
@@ -41,28 +51,31 @@ def trusted_certificates() -> ssl.SSLContext:
     Raises:
         OSError: the file cannot be read, or holds none.
     """
-    return httpx.create_ssl_context()
+    trusted = httpx.create_ssl_context()
+    trusted.set_alpn_protocols(["http/1.1"])
+    return trusted
 
 
-class Ways(httpx.AsyncBaseTransport):
+class _Ways(httpx.AsyncBaseTransport):
     """Calls each URL directly, or through the proxy that the environment names for it."""
 
     def __init__(self, proxies: OutboundProxies) -> None:
         self._proxies = proxies
         self._trusted = trusted_certificates()
-        self._direct = Pools(self._trusted)
-        self._proxied: dict[str, Pools] = {}
+        self._direct = Transport(self._trusted)
+        self._proxied: dict[str, Transport | SocksTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request on its way."""
-        return await self._way(request.url).handle_async_request(request)
+        return await self.to(request.url).handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for pools in (self._direct, *self._proxied.values()):
-            await pools.aclose()
+        for way in (self._direct, *self._proxied.values()):
+            await way.aclose()
 
-    def _way(self, url: httpx.URL) -> "Pools":
+    def to(self, url: httpx.URL) -> "Transport | SocksTransport":
+        """The way to this URL; raises httpx.ConnectError if its proxy cannot be used."""
         try:
             found = self._proxies.find(url)
         except OutboundProxyError as exc:  # start-up has refused it for all URLs known then
@@ -71,63 +84,40 @@ class Ways(httpx.AsyncBaseTransport):
             return self._direct
         variable, proxy = found
         if variable not in self._proxied:
-            self._proxied[variable] = Pools(self._trusted, proxy)
+            kind = SocksTransport if proxy.url.scheme in SOCKS else Transport
+            self._proxied[variable] = kind(self._trusted, proxy)
         return self._proxied[variable]
 
 
-class Pools(httpx.AsyncBaseTransport):
-    """Gives each call to the first of the pools that have the fewest calls under way."""
+class SocksTransport(httpx.AsyncHTTPTransport):
+    """httpx's own transport, which knows SOCKS proxies."""
 
-    def __init__(self, trusted: ssl.SSLContext, proxy: httpx.Proxy | None = None) -> None:
-        limits = _limits(MAX_CONNECTIONS // POOLS)
-        self._pools = [
-            httpx.AsyncHTTPTransport(verify=trusted, limits=limits, proxy=proxy)
-            for _ in range(POOLS)
-        ]
-        self._calls = [0] * POOLS
+    def __init__(self, trusted: ssl.SSLContext, proxy: httpx.Proxy) -> None:
+        limits = httpx.Limits(
+            max_connections=MAX_CONNECTIONS,
+            max_keepalive_connections=MAX_CONNECTIONS,
+            keepalive_expiry=IDLE_SECONDS,
+        )
+        super().__init__(verify=trusted, limits=limits, proxy=proxy)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; the call is under way until its answer is closed."""
-        pool = self._calls.index(min(self._calls))
-        self._calls[pool] += 1
-        try:
-            response = await self._pools[pool].handle_async_request(request)
-        except BaseException:
-            self._calls[pool] -= 1
-            raise
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Answer(response.stream, self._calls, pool)
-        return response
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        for pool in self._pools:
-            await pool.aclose()
-
-
-class _Answer(httpx.AsyncByteStream):
-    """An answer's body, which says when it is closed."""
-
-    def __init__(self, stream: httpx.AsyncByteStream, calls: list[int], pool: int) -> None:
-        self._stream = stream
-        self._calls = calls
-        self._pool = pool
-        self._is_closed = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self._stream:
-            yield part
-
-    async def aclose(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._calls[self._pool] -= 1
-        await self._stream.aclose()
-
-
-def _limits(connections: int) -> httpx.Limits:
-    return httpx.Limits(
-        max_connections=connections,
-        max_keepalive_connections=connections,
-        keepalive_expiry=IDLE_SECONDS,
-    )
+    async def send(
+        self,
+        method: str,
+        url: httpx.URL,
+        path: bytes,
+        headers: Headers,
+        content: bytes = b"",
+        *,
+        connect_seconds: float | None,
+        read_seconds: float | None,
+    ) -> httpx.Response:
+        """Send a request, as `Transport.send` does."""
+        timeout = httpx.Timeout(None, connect=connect_seconds, read=read_seconds)
+        request = httpx.Request(
+            method,
+            url.copy_with(raw_path=path),
+            headers=list(headers),
+            content=content,
+            extensions={"timeout": timeout.as_dict()},
+        )
+        return await self.handle_async_request(request)

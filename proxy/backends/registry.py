@@ -10,6 +10,7 @@ import httpx
 
 from proxy.backends.admission import Admission
 from proxy.backends.backend import Backend
+from proxy.backends.connections import Client
 from proxy.backends.deadlines import Shutdown
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.relay import Relay
@@ -40,7 +41,7 @@ class BackendRegistry:
     def __init__(
         self,
         settings: Settings,
-        client: httpx.AsyncClient,
+        client: Client,
         canceller: Canceller,
         journal: Journal,
         metrics: Metrics,

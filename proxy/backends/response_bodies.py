@@ -18,15 +18,17 @@ MAX_PIECE_BYTES: Final = 2**20
 
 async def pieces_of(response: httpx.Response) -> AsyncIterator[bytes]:
     """The body of a response that is still to be read; raises httpx.HTTPError."""
+    parts = response.stream
+    assert isinstance(parts, httpx.AsyncByteStream)
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("identity", ""):
-        async for piece in response.aiter_raw():
+        async for piece in parts:
             yield piece
         return
     if encoding not in ("gzip", "x-gzip"):
         raise httpx.DecodingError(f"packed as {encoding[:20]!r}, which was not asked for")
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    async for packed in response.aiter_raw():
+    async for packed in parts:
         while packed:
             try:
                 piece = unpacker.decompress(packed, MAX_PIECE_BYTES)

@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 
-from proxy.backends.connections import MAX_CONNECTIONS
+from proxy.backends.transport import MAX_CONNECTIONS
 from proxy.config.settings import Settings
 from proxy.http.connection import BoundedConfig
 

@@ -12,15 +12,17 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import httpx
 import msgspec
 
-from proxy.backends.connections import CANNOT_BE_SENT, pooled_client
+from proxy.backends.connections import CANNOT_BE_SENT, Client, SocksTransport
 from proxy.backends.response_bodies import whole_body
 from proxy.backends.runpod.pacing import CANCEL_BURST, CallLimiter
 from proxy.backends.standing import Standing
+from proxy.backends.transport import Transport
 from proxy.config.limits import CallLimit
 from proxy.errors import (
     ConnectTimeout,
@@ -144,7 +146,7 @@ class Endpoint:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        client: Client,
         url: str,
         *,
         name: str,
@@ -158,11 +160,13 @@ class Endpoint:
         self.name = name
         self.standing = Standing(f"endpoint {name}", key_variable)
         self._client = client
-        self._headers = {
-            "authorization": f"Bearer {api_key}",
-            "content-type": "application/json",
-            "accept-encoding": "identity",
-        }
+        self._headers = [
+            (b"accept", b"*/*"),
+            (b"accept-encoding", b"identity"),
+            (b"authorization", f"Bearer {api_key}".encode(errors="surrogatepass")),
+            (b"content-type", b"application/json"),
+            (b"user-agent", client.headers["user-agent"].encode()),
+        ]
         self._metrics = metrics
         self._memory = memory
         self._run = CallLimiter(limits.run)
@@ -233,7 +237,7 @@ class Endpoint:
         method: str,
         path: str,
         *,
-        content: bytes | None = None,
+        content: bytes = b"",
         hold_seconds: float = 0,
         connect_seconds: float | None = None,
         urgent: bool = False,
@@ -259,32 +263,47 @@ class Endpoint:
             limiter.slow_down(exc.retry_after_seconds)
             raise
 
+    @cached_property
+    def _base(self) -> httpx.URL:
+        return httpx.URL(self.url)
+
+    @cached_property
+    def _way(self) -> Transport | SocksTransport:
+        return self._client.way(self._base)
+
     async def _send(
         self,
         method: str,
         path: str,
-        content: bytes | None,
+        content: bytes,
         hold_seconds: float,
         connect_seconds: float | None,
         reservation: Reservation | None,
     ) -> tuple[httpx.Response, bytes]:
-        timeout = httpx.Timeout(self._client.timeout)
-        timeout.read = hold_seconds + ANSWER_MARGIN_SECONDS
-        timeout.connect = connect_seconds or timeout.connect
+        connect_seconds = connect_seconds or self._client.timeout.connect or 0
+        # The timeouts of a call are for each piece of its answer, however many there are.
+        limit = hold_seconds + connect_seconds + MAX_ANSWER_SECONDS
         try:
-            # httpx's timeouts are for each piece of an answer, however many there are.
-            limit = hold_seconds + (timeout.connect or 0) + MAX_ANSWER_SECONDS
             async with asyncio.timeout(limit):
-                async with self._client.stream(
-                    method, self.url + path, content=content, headers=self._headers, timeout=timeout
-                ) as response:
+                response = await self._way.send(
+                    method,
+                    self._base,
+                    self._base.raw_path + path.encode(),
+                    self._headers,
+                    content,
+                    connect_seconds=connect_seconds,
+                    read_seconds=hold_seconds + ANSWER_MARGIN_SECONDS,
+                )
+                try:
                     max_bytes = MAX_SHORT_BYTES if reservation is None else MAX_ANSWER_BYTES
                     return response, await whole_body(response, max_bytes, reservation)
+                finally:
+                    await response.aclose()
         except httpx.ConnectError as exc:
             raise NotSent("RunPod could not be reached.") from exc
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
             raise ConnectTimeout(
-                f"No connection to RunPod for {timeout.connect:g} s (connect_timeout_seconds)."
+                f"No connection to RunPod for {connect_seconds:g} s (connect_timeout_seconds)."
             ) from exc
         except CANNOT_BE_SENT:
             # Their texts and reprs hold what could not be sent, the key as well.
@@ -295,9 +314,9 @@ class Endpoint:
             raise UpstreamUnavailable("The connection to RunPod broke.") from exc
 
 
-def create_client(*, connect_timeout_seconds: float) -> httpx.AsyncClient:
+def create_client(*, connect_timeout_seconds: float) -> Client:
     """The HTTP client that all calls to RunPod share."""
-    return pooled_client(httpx.Timeout(ANSWER_MARGIN_SECONDS, connect=connect_timeout_seconds))
+    return Client(httpx.Timeout(ANSWER_MARGIN_SECONDS, connect=connect_timeout_seconds))
 
 
 def job_id_of(answer: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from proxy.backends.connections import pooled_client
+from proxy.backends.connections import Client
 from proxy.backends.outbound import OutboundProxies, OutboundProxyError
 
 RUNPOD = "https://api.runpod.ai/v2/ep"
@@ -130,7 +130,7 @@ async def test_a_call_takes_the_way_that_the_environment_names(
     heads: list[bytes] = []
     async with http_proxy(heads) as port:
         monkeypatch.setenv(variable, f"http://user:password@127.0.0.1:{port}")
-        async with pooled_client(httpx.Timeout(30)) as client:
+        async with Client(httpx.Timeout(30)) as client:
             answer = await client.get("http://runpod.invalid/v2/ep/health")
     assert answer.text == "ok"
     assert heads[0].startswith(b"GET http://runpod.invalid/v2/ep/health HTTP/1.1\r\n")

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import traceback
 
-import httpx
 import pytest
 
+from proxy.backends.connections import Client
 from proxy.backends.health_monitor import HealthMonitor, State
 from proxy.backends.runpod.endpoint import CallLimits, Endpoint, create_client
 from proxy.backends.starts import Starts
@@ -32,7 +32,7 @@ UNSENDABLE = pytest.mark.parametrize(
 )
 
 
-def endpoint_at(client: httpx.AsyncClient, url: str, key: str) -> Endpoint:
+def endpoint_at(client: Client, url: str, key: str) -> Endpoint:
     return Endpoint(
         client,
         url,
