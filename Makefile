@@ -39,8 +39,9 @@ hostile: ## send bodies that cost as much as they can, and print how long others
 	@$(SET_UP) project
 	@$(PROJECT_PYTHON) -m tests.chaos.hostile
 
-BENCH = $(if $(FULL),--full) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(ONLY),--only $(ONLY)) \
-    $(if $(STREAMS),--streams $(STREAMS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS))
+BENCH = $(if $(FULL),--full) $(if $(PROFILE),--profile) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(ONLY),--only $(ONLY)) \
+    $(if $(STREAMS),--streams $(STREAMS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+    $(if $(BASE_URL),--base-url $(BASE_URL)) $(if $(MODEL),--model $(MODEL))
 
 bench: ## measure what the proxy costs, beside the engine itself; BASELINE= names a build to measure with it, FULL=1 takes half an hour
 	@$(SET_UP) project worker-next

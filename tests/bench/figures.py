@@ -3,13 +3,11 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from tests.bench.load import Seen
 from tests.bench.record import Record
-from tests.bench.rounds import Result
+from tests.bench.rounds import Kind, Result
 
-Kind = Literal["streams", "plain"]
 Measure = Callable[[Seen], float | None]
 
 

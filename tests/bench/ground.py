@@ -1,6 +1,7 @@
 """What all targets stand on: the cores, a folder for logs, the engine, and what was started."""
 
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,41 +89,52 @@ class Ground:
         """Put this load on a target, in a process of its own, and tell what it saw.
 
         Raises:
-            ProcessDied: the load generator did.
+            RuntimeError: the load generator failed.
         """
-        given = self.folder / "load.json"
+        with self.seeing(load) as told:
+            pass
+        seen = told.read_bytes()
+        if not seen:
+            said = (self.folder / "load.log").read_text()[-2000:]
+            raise RuntimeError(f"the load generator failed: {said}")
+        return msgspec.json.decode(seen, type=Seen)
+
+    @contextmanager
+    def seeing(self, load: Load) -> Iterator[Path]:
+        """The same, with something else meanwhile; what was seen is in the file afterwards."""
+        given, told = self.folder / "load.json", self.folder / "seen.json"
         given.write_bytes(msgspec.json.encode(load))
-        told = self.folder / "seen.json"
-        code = "from tests.bench.load import main; main()"
-        command = ["sh", "-c", f"exec {sys.executable} -c '{code}' < {given} > {told}"]
+        run = shlex.join(THIS.command("tests.bench.load"))
+        command = ["sh", "-c", f"exec {run} < {given} > {told}"]
         log = self.folder / "load.log"
-        process = Process("the load generator", command, self.environment(_FROM_HERE), log)
+        process = Process("the load generator", command, self.environment(), log)
         try:
+            yield told
             process.wait(LOAD_SECONDS)
         finally:
             process.kill()
-        seen = told.read_bytes()
-        if not seen:
-            raise RuntimeError(f"the load generator failed: {log.read_text()[-2000:]}")
-        return msgspec.json.decode(seen, type=Seen)
-
-
-_FROM_HERE = {"PYTHONPATH": str(ROOT)}
 
 
 @contextmanager
-def ground() -> Iterator[Ground]:
-    """The ground with its engine running; we ourselves leave the target's core."""
+def bare_ground() -> Iterator[Ground]:
+    """The ground alone; we ourselves leave the target's core."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         found = Ground(Path(folder), engine_port=free_port())
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, found.cores.others)
         try:
-            command = THIS.command("tests.bench.engine", "--port", str(found.engine_port))
-            with found.running("engine", command, lambda: answers(found.engine_url)):
-                yield found
+            yield found
         finally:
             os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """The ground with its engine running."""
+    with bare_ground() as found:
+        command = THIS.command("tests.bench.engine", "--port", str(found.engine_port))
+        with found.running("engine", command, lambda: answers(found.engine_url)):
+            yield found
 
 
 def answers(url: str, key: str = "") -> bool:

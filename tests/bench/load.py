@@ -26,6 +26,8 @@ from tests.bench.processes import cpu_seconds, memory_bytes
 STALL_SECONDS: Final = 0.25
 SHORT_TOKENS: Final = 4
 """Of the streams that are opened for their first token alone."""
+AFTER_SECONDS: Final = 0.3
+"""How much longer than the window the streams last."""
 GRACE_SECONDS: Final = 30.0
 """How long an answer may take beyond what it should."""
 
@@ -280,18 +282,23 @@ class Run:
         for _ in range(load.starts):
             await self._stream(SHORT_TOKENS)
         starts = time.monotonic()
-        self.began = starts + load.ramp_seconds
-        self.ends = self.began + load.window_seconds
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch())
+            if load.is_stamped:
+                self.began = starts + load.ramp_seconds
+                self.ends = self.began + load.window_seconds
+                group.create_task(self._watch())
+            else:  # who knows how long it takes: all of it counts
+                self.began = starts
             for number in range(load.streams):
                 at = starts + load.ramp_seconds * number / load.streams * 0.8
                 group.create_task(self._stream_at(at))
 
     async def _stream_at(self, at: float) -> None:
         await asyncio.sleep(at - time.monotonic())
-        seconds = self.ends - time.monotonic() + 0.3
-        await self._stream(self.load.tokens or round(seconds * TOKENS_A_SECOND))
+        await self._stream(self.load.tokens or self._tokens_to_the_end())
+
+    def _tokens_to_the_end(self) -> int:
+        return round((self.ends - time.monotonic() + AFTER_SECONDS) * TOKENS_A_SECOND)
 
     async def _stream(self, tokens: int) -> None:
         body = {

@@ -10,6 +10,9 @@ from pathlib import Path
 import msgspec
 
 from scripts.processes import ROOT
+from tests.bench.capacity import Capacity
+from tests.bench.pick_up import PickUp
+from tests.bench.profiles import Profile
 from tests.bench.rounds import Result
 
 PACKAGES = (
@@ -66,6 +69,9 @@ class Record(msgspec.Struct, kw_only=True):
     load_average: float
     """Of the minute before the run: how quiet the machine was."""
     targets: list[Named]
+    capacities: list[Capacity] = []
+    pick_ups: list[PickUp] = []
+    profiles: list[Profile] = []
     results: list[Result] = []
 
     def save(self, path: Path) -> None:

@@ -13,13 +13,24 @@ from typing import Final
 
 from scripts.processes import ROOT
 from tests.bench import figures
+from tests.bench.drawings import draw
 from tests.bench.figures import Figure, Figures
+from tests.bench.profiles import Profile
 from tests.bench.record import Machine, Named, Record
-from tests.bench.rounds import Result
+from tests.bench.rounds import Kind, Result
+from tests.bench.stacks import BEFORE
 
 FIGURES: Final = ROOT / "docs" / "performance.json"
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
+IMAGES: Final = ROOT / "docs" / "images"
 TEMPLATE: Final = Path(__file__).with_name("template.md")
+PLOTS: Final = {
+    "gaps": "What is added to the gap between two tokens, over the number of streams",
+    "first_token": "What is added to the time to the first token, over the number of streams",
+    "cpu": "CPU time of the proxy for each chunk",
+    "capacity": "How many streams one core holds",
+}
+"""What each plot shows, by the name of its file with an underscore."""
 MILLISECONDS: Final = 1000.0
 MICROSECONDS: Final = 1_000_000.0
 KIBIBYTES: Final = 1 / 1024
@@ -27,14 +38,17 @@ KIBIBYTES: Final = 1 / 1024
 Row = tuple[str, ...]
 
 
-def document(record: Record) -> str:
-    """The whole document."""
+def document(record: Record, plots: Sequence[str] = ()) -> str:
+    """The whole document, with those of the plots that there are, in the folder `images`."""
     found = Figures(record)
     values = {
         "streams": _streams(found),
         "plain": _plain(found),
         "cpu": _cpu(found),
+        "capacity": _capacity(record),
         "calls": _calls(found),
+        "workers": _workers(record),
+        "profiles": _profiles(record),
         "before": _before(found),
         "day": record.day,
         "revision": record.revision,
@@ -46,6 +60,7 @@ def document(record: Record) -> str:
         "load": f"{record.load_average:.1f}",
         "packages": ", ".join(f"{name} {number}" for name, number in record.packages.items()),
     }
+    values |= {f"plot_{name}": _plot(name, plots) for name in PLOTS}
     sections = re.split(r"\n(?=## )", TEMPLATE.read_text())
     filled = [_filled(section, values) for section in sections]
     return "\n".join(section for section in filled if section)
@@ -53,9 +68,15 @@ def document(record: Record) -> str:
 
 def _filled(section: str, values: dict[str, str]) -> str:
     template = Template(section)
-    if any(not values[name] for name in template.get_identifiers()):
+    names = template.get_identifiers()
+    if any(not values[name] for name in names if not name.startswith("plot_")):
         return ""
-    return template.substitute(values)
+    return re.sub(r"\n{3,}", "\n\n", template.substitute(values))
+
+
+def _plot(name: str, plots: Sequence[str]) -> str:
+    file = f"performance-{name.replace('_', '-')}.svg"
+    return f"![{PLOTS[name]}](images/{file})" if file in plots else ""
 
 
 def _machine(machine: Machine) -> str:
@@ -172,6 +193,46 @@ def _calls(found: Figures) -> str:
     return _table(head, rows)
 
 
+def _capacity(record: Record) -> str:
+    titles = {one.name: one.title for one in record.targets}
+    rows = [
+        (
+            titles[one.target],
+            f"{one.streams:,}",
+            "-" if one.refuted is None else f"{one.refuted:,}",
+            f"{one.chunks_a_second:,.0f}",
+            f"{one.core_share:.0%}",
+        )
+        for one in record.capacities
+    ]
+    head = ("", "streams held", "too many", "chunks a second", "of the core")
+    return _table(head, rows)
+
+
+def _workers(record: Record) -> str:
+    rows: list[Row] = []
+    for one in record.pick_ups:
+        if one.first_output is None:
+            rows.append((one.worker, f"failed: {_one_line(one.error)}", "", ""))
+            continue
+        times = (one.first_output.p50 * MILLISECONDS, one.first_output.p95 * MILLISECONDS)
+        posts = f"{one.posts_per_1000_tokens:,.0f}"
+        rows.append((one.worker, *(f"{time:.0f}" for time in times), posts))
+    return _table(("", "first output, p50, ms", "p95, ms", "posts for 1,000 tokens"), rows)
+
+
+def _profiles(record: Record) -> str:
+    titles = {one.name: one.title for one in record.targets}
+    return "\n\n".join(f"**{titles[one.target]}**\n\n{_profile(one)}" for one in record.profiles)
+
+
+def _profile(profile: Profile) -> str:
+    if profile.error:
+        return f"failed: {_one_line(profile.error)}"
+    rows = [(f"{share:.1%}", f"`{name}`") for name, share in profile.functions]
+    return _table(("own time", "function"), rows)
+
+
 def _polls(results: list[Result]) -> str:
     """Polls for 1,000 tokens, all the tokens of a run counted: the ramp's and the window's."""
     values = [
@@ -182,7 +243,7 @@ def _polls(results: list[Result]) -> str:
     return _text(Figure.of(values), digits=0)
 
 
-BEFORE: Final[tuple[tuple[str, figures.Measure, figures.Kind], ...]] = (
+COMPARED: Final[tuple[tuple[str, figures.Measure, Kind], ...]] = (
     ("CPU of a chunk", figures.cpu_per_chunk, "streams"),
     ("gap, p99", figures.gap_p99, "streams"),
     ("time to first token, p50", figures.first_token_p50, "streams"),
@@ -196,10 +257,10 @@ def _before(found: Figures) -> str:
     names = {target.name for target in found.record.targets}
     rows: list[Row] = []
     for target in _but_direct(found):
-        twin = f"before-{target.name}"
+        twin = f"{BEFORE}{target.name}"
         if twin not in names:
             continue
-        for title, measure, kind in BEFORE:
+        for title, measure, kind in COMPARED:
             for count in found.streams() if kind == "streams" else [1]:
                 if (figure := found.ratio(target.name, twin, measure, count, kind)) is not None:
                     where = f", {_streams_text(count)}" if kind == "streams" else ""
@@ -245,7 +306,8 @@ def _one_line(error: str) -> str:
 
 def main() -> int:
     """Write the document again, from the figures that are there."""
-    DOCUMENT.write_text(document(Record.load(FIGURES)))
+    record = Record.load(FIGURES)
+    DOCUMENT.write_text(document(record, draw(record, IMAGES)))
     return 0
 
 

@@ -7,7 +7,6 @@ from typing import Final, Literal
 
 import msgspec
 
-from scripts.processes import ProcessDied
 from tests.bench.ground import Ground
 from tests.bench.load import Load, Seen
 from tests.bench.processes import memory_bytes
@@ -22,6 +21,7 @@ FEW_STREAMS: Final = 10
 PLAIN_A_SECOND: Final = 20
 
 Calls = dict[str, dict[str, int]]
+Kind = Literal["streams", "plain"]
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -29,7 +29,7 @@ class Result(msgspec.Struct, kw_only=True):
 
     round: int
     target: str
-    kind: Literal["streams", "plain"]
+    kind: Kind
     streams: int
     seen: Seen | None = None
     calls: Calls = {}
@@ -40,84 +40,94 @@ class Result(msgspec.Struct, kw_only=True):
     """Why there is nothing seen."""
 
 
+class OpenTargets:
+    """Targets that are all up at once; one that is not asked anything costs next to nothing."""
+
+    def __init__(self, ground: Ground, say: Callable[[str], None]) -> None:
+        self.ground = ground
+        self.say = say
+        self.targets: list[Target] = []
+        self.opened: dict[str, Opened] = {}
+        self.idle_memory: dict[str, int] = {}
+        """What each held when it had served a few requests."""
+        self.failed: dict[str, str] = {}
+        """Why a target is not up."""
+
+    def open(self, target: Target, stack: ExitStack) -> None:
+        """Open it; one that fails is left out, and told."""
+        self.targets.append(target)
+        self.say(f"starting {target.title}")
+        try:
+            opened = stack.enter_context(target.open(self.ground))
+            self.ground.see(_warm_up(opened))
+        except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
+            self.failed[target.name] = str(error) or repr(error)
+            self.say(f"  failed: {self.failed[target.name]}")
+            return
+        self.opened[target.name] = opened
+        self.idle_memory[target.name] = memory_bytes(opened.watched)
+
+
 class Rounds:
-    """Runs targets that are all open at once; what is not asked anything costs next to nothing."""
+    """The runs of all targets, in rounds."""
 
     def __init__(
         self,
-        ground: Ground,
-        targets: Sequence[Target],
+        there: OpenTargets,
         *,
         streams: Sequence[int],
+        any_streams: bool,
         seconds: float,
-        say: Callable[[str], None],
     ) -> None:
-        self.results: list[Result] = []
-        self._ground = ground
-        self._targets = targets
+        self._there = there
         self._streams = streams
+        self._any_streams = any_streams
         self._seconds = seconds
-        self._say = say
-        self._opened: dict[str, Opened] = {}
-        self._idle: dict[str, int] = {}
-        self._failed: dict[str, str] = {}
 
     def go(self, rounds: int) -> list[Result]:
-        """Open all targets, run them, close them; a target that fails is left out, and told."""
-        with ExitStack() as stack:
-            for target in self._targets:
-                self._open(target, stack)
-            for number in range(rounds):
-                for target, kind, streams in self._order(number):
-                    self._run(number, target, kind, streams)
-        return self.results
+        """Run them so many times."""
+        return [
+            self._run(number, target, kind, streams)
+            for number in range(rounds)
+            for target, kind, streams in self._order(number)
+        ]
 
-    def _open(self, target: Target, stack: ExitStack) -> None:
-        self._say(f"starting {target.title}")
-        try:
-            opened = stack.enter_context(target.open(self._ground))
-            self._ground.see(_warm_up(opened))
-        except (ProcessDied, RuntimeError, AssertionError, OSError) as error:
-            self._failed[target.name] = str(error) or repr(error)
-            self._say(f"  failed: {self._failed[target.name]}")
-            return
-        self._opened[target.name] = opened
-        self._idle[target.name] = memory_bytes(opened.watched)
-
-    def _order(self, number: int) -> Iterator[tuple[Target, Literal["streams", "plain"], int]]:
+    def _order(self, number: int) -> Iterator[tuple[Target, Kind, int]]:
         """All runs of a round; who comes first after the direct run changes with the round."""
-        direct, others = self._targets[:1], list(self._targets[1:])
+        direct, *others = self._there.targets
         turn = number % max(1, len(others))
-        ordered = [*direct, *others[turn:], *others[:turn]]
+        ordered = [direct, *others[turn:], *others[:turn]]
         for streams in self._streams:
             for target in ordered:
-                if target.fewest <= streams <= target.most:
+                if self._is_at(target, streams):
                     yield target, "streams", streams
         for target in ordered:
             if target.has_plain:
                 yield target, "plain", 1
 
-    def _run(
-        self, number: int, target: Target, kind: Literal["streams", "plain"], streams: int
-    ) -> None:
+    def _is_at(self, target: Target, streams: int) -> bool:
+        if self._any_streams:
+            return target.at[0] <= streams <= target.at[-1]
+        return streams in target.at
+
+    def _run(self, number: int, target: Target, kind: Kind, streams: int) -> Result:
+        there = self._there
         result = Result(round=number, target=target.name, kind=kind, streams=streams)
-        self.results.append(result)
-        if (opened := self._opened.get(target.name)) is None:
-            result.error = self._failed[target.name]
-            return
+        if (opened := there.opened.get(target.name)) is None:
+            result.error = there.failed[target.name]
+            return result
         began = time.monotonic()
-        load = self._load(opened, kind, streams)
         try:
             before = opened.calls()
-            result.seen = self._ground.see(load)
+            result.seen = there.ground.see(self._load(opened, kind, streams))
             result.calls = _more(before, opened.calls())
-            result.idle_memory_bytes = self._idle[target.name]
+            result.idle_memory_bytes = there.idle_memory[target.name]
         except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
             result.error = str(error) or repr(error)
-        self._say(f"  {_line(result, target)}  [{time.monotonic() - began:.0f} s]")
+        there.say(f"  {_line(result, target)}  [{time.monotonic() - began:.0f} s]")
+        return result
 
-    def _load(self, opened: Opened, kind: Literal["streams", "plain"], streams: int) -> Load:
-        seconds = self._seconds * (2 if streams >= MANY_STREAMS else 1)
+    def _load(self, opened: Opened, kind: Kind, streams: int) -> Load:
         return Load(
             url=opened.url,
             key=opened.key,
@@ -126,7 +136,7 @@ class Rounds:
             streams=streams,
             starts=max(0, FEW_STREAMS - streams),
             ramp_seconds=min(max(1.0, streams / STARTS_A_SECOND), LONGEST_RAMP_SECONDS),
-            window_seconds=seconds,
+            window_seconds=self._seconds * (2 if streams >= MANY_STREAMS else 1),
             requests_a_second=PLAIN_A_SECOND,
             watched=opened.watched,
         )

@@ -3,26 +3,37 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import tomlkit
 
+from scripts.bench import set_up_for_bench
 from scripts.processes import ROOT, free_port
 from scripts.set_up import next_worker_environment
 from tests.bench.ground import THIS, Build, Ground, answers
 from tests.bench.processes import programs_below
 
 KEY = "sk-bench"
+OFFICIAL_WORKER = ROOT / "tests" / "end_to_end" / "official_worker.py"
+BEFORE = "before-"
+"""What the names of the targets of the build before begin with."""
+FEW = (1, 10)
+"""The streams that an emulator and a worker on one core can serve."""
+COSTS = (20, 100)
+"""The streams at which CPU time is compared."""
 MODEL = "m"
 MANY = "1000000"
 NO_LIMITS = {
     f"PROXY_{name}_LIMIT": f"{MANY}/{MANY}" for name in ("RUN", "STREAM", "STATUS", "CANCEL")
 }
+
+ONE_WORKER = {"min_workers": 1, "scaler_value": 10_000, "idle_timeout_seconds": 3600}
+"""An endpoint's settings: one worker, up all the time."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +60,14 @@ class Target:
     name: str
     title: str
     open: Opener
-    fewest: int = 1
-    """Streams it is asked to hold at least."""
-    most: int = 400
-    """And at most."""
+    at: tuple[int, ...] = (1, 10, 100, 400)
+    """The numbers of streams it is measured at; where others are asked for, those between."""
     is_extra: bool = False
     """Only with FULL=1."""
     has_plain: bool = True
     """Whether plain requests are measured as well."""
+    has_capacity: bool = False
+    """Whether it is asked, with FULL=1, how many streams it can hold."""
 
 
 @contextmanager
@@ -131,6 +142,86 @@ def relay(*, build: Build = THIS) -> Opener:
     return opened
 
 
+def plain_relay(ground: Ground) -> AbstractContextManager[Opened]:
+    """A relay as most people write it."""
+    command = ("tests.bench.plain_relay", "--port", "{port}", "--to", ground.engine_url)
+    return other(ground, "plain-relay", THIS.command(*command), {})
+
+
+def litellm(ground: Ground) -> AbstractContextManager[Opened]:
+    """LiteLLM's proxy as its documents say for production, with one worker for the one core.
+
+    https://docs.litellm.ai/docs/proxy/prod: that mode, one Uvicorn worker, no debugging; without a
+    database, and without asking the internet for prices.
+    """
+    environment = set_up_for_bench("litellm")
+    parameters = {
+        "model": f"openai/{MODEL}",
+        "api_base": f"{ground.engine_url}/v1",
+        "api_key": KEY,
+    }
+    config = {
+        "model_list": [{"model_name": MODEL, "litellm_params": parameters}],
+        "general_settings": {"master_key": KEY},
+        "litellm_settings": {"request_timeout": 600, "set_verbose": False, "json_logs": True},
+    }
+    path = ground.folder / "litellm.yaml"
+    path.write_text(json.dumps(config))  # which is YAML as well
+    command = [
+        *(str(environment.folder / "bin" / "litellm"), "--config", str(path)),
+        *("--host", "127.0.0.1", "--port", "{port}", "--num_workers", "1"),
+    ]
+    variables = {
+        "LITELLM_MODE": "PRODUCTION",
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    }
+    return other(ground, "litellm", command, variables, ready="/health/liveliness")
+
+
+@contextmanager
+def other(
+    ground: Ground,
+    name: str,
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    *,
+    ready: str = "/health",
+) -> Iterator[Opened]:
+    """Another program in front of the engine; `{port}` in its command is where it listens."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    words = [word.replace("{port}", str(port)) for word in command]
+    with ground.running(
+        name, words, lambda: answers(url + ready), variables, is_target=True
+    ) as process:
+        yield Opened(f"{url}/v1", programs_below(process.pid))
+
+
+def official_variables(ground: Ground) -> dict[str, str]:
+    """What the stand-in for RunPod's own worker needs: to read whatever has come at once."""
+    return {"ENGINE_URL": ground.engine_url, "PIECE_BYTES": "65536"}
+
+
+def official() -> Opener:
+    """The proxy in front of a worker that streams as RunPod's own image does."""
+
+    @contextmanager
+    def opened(ground: Ground) -> Iterator[Opened]:
+        endpoint = {
+            "id": "ep",
+            "worker": f"{sys.executable} {OFFICIAL_WORKER}",
+            "env": official_variables(ground),
+        }
+        with (
+            emulator(ground, THIS, free_port(), endpoint | ONE_WORKER) as url,
+            proxy(ground, THIS, url, {}) as behind,
+        ):
+            yield Opened(behind.url, behind.watched, calls=lambda: emulator_calls(url))
+
+    return opened
+
+
 def chain(*, build: Build = THIS, worker_python: Callable[[], Path] | None = None) -> Opener:
     """The whole chain: proxy, emulator, RunPod's SDK, our worker, and the engine behind it."""
 
@@ -138,29 +229,31 @@ def chain(*, build: Build = THIS, worker_python: Callable[[], Path] | None = Non
     def opened(ground: Ground) -> Iterator[Opened]:
         port, engine_port = free_port(), free_port()
         python = worker_python() if worker_python is not None else Path(sys.executable)
-        engine = " ".join(THIS.command("tests.bench.engine"))
         endpoint = {
             "id": "ep",
             "worker": f"{python} -P -m worker",
-            "min_workers": 1,
-            "scaler_value": 10_000,
-            "idle_timeout_seconds": 3600,
-            "env": {
-                "PYTHONPATH": str(build.folder),
-                "MODEL_NAME": MODEL,
-                "HF_HUB_OFFLINE": "1",
-                "MAX_CONCURRENCY": "200",
-                "WORKER_VLLM_COMMAND": engine,
-                "WORKER_VLLM_FLAGS": str(ROOT / "tests" / "worker" / "vllm_flags.json"),
-                "WORKER_VLLM_PORT": str(engine_port),
-            },
+            "env": worker_variables(build, engine_port),
         }
-        with ExitStack() as stack:
-            url = stack.enter_context(emulator(ground, build, port, endpoint))
-            behind = stack.enter_context(proxy(ground, build, url, {}))
+        with (
+            emulator(ground, build, port, endpoint | ONE_WORKER) as url,
+            proxy(ground, build, url, {}) as behind,
+        ):
             yield Opened(behind.url, behind.watched, calls=lambda: emulator_calls(url))
 
     return opened
+
+
+def worker_variables(build: Build, engine_port: int) -> dict[str, str]:
+    """What a worker of that build needs to start an engine of ours."""
+    return {
+        "PYTHONPATH": str(build.folder),
+        "MODEL_NAME": MODEL,
+        "HF_HUB_OFFLINE": "1",
+        "MAX_CONCURRENCY": "200",
+        "WORKER_VLLM_COMMAND": " ".join(THIS.command("tests.bench.engine")),
+        "WORKER_VLLM_FLAGS": str(ROOT / "tests" / "worker" / "vllm_flags.json"),
+        "WORKER_VLLM_PORT": str(engine_port),
+    }
 
 
 @contextmanager
@@ -197,51 +290,53 @@ def next_worker_python() -> Path:
     return next_worker_environment().python
 
 
-def targets(baseline: Build | None = None) -> list[Target]:
-    """Everything there is to measure, in the order of the tables; the direct run comes first."""
-    found = [
-        Target("direct", "the engine itself", direct),
-        Target("chain", "queue, whole chain (runpod 1.12)", chain(), most=10),
-        Target(
-            "chain-next",
-            "queue, whole chain (runpod 2.0.0rc2)",
-            chain(worker_python=next_worker_python),
-            most=1,
-            is_extra=True,
-        ),
-        Target("queue-0", "queue, no network", queue(), is_extra=True, has_plain=False),
-        Target("queue", "queue, 20 ms of network", queue(network_ms=20)),
-        Target(
-            "queue-60",
-            "queue, 60 ms of network",
-            queue(network_ms=60),
-            is_extra=True,
-            has_plain=False,
-        ),
+def twins(build: Build) -> list[Target]:
+    """What is measured of this build and of the one before alike."""
+    return [
+        Target("chain", "queue, whole chain", chain(build=build), at=FEW),
+        Target("queue", "queue, 20 ms of network", queue(build=build, network_ms=20)),
         Target(
             "queue-free",
-            "queue, no network, no limits",
-            queue(has_limits=False),
-            fewest=20,
-            most=100,
+            "queue without RunPod's limits",
+            queue(build=build, has_limits=False),
+            at=COSTS,
+            has_capacity=True,
         ),
-        Target("relay", "load-balancing relay", relay()),
+        Target(
+            "relay",
+            "load-balancing relay",
+            relay(build=build),
+            at=(1, 10, 20, 100, 400),
+            has_capacity=True,
+        ),
     ]
-    if baseline is not None:
-        found += [
-            Target("before-chain", "before: queue, whole chain", chain(build=baseline), most=10),
-            Target(
-                "before-queue",
-                "before: queue, 20 ms of network",
-                queue(build=baseline, network_ms=20),
-            ),
-            Target(
-                "before-queue-free",
-                "before: queue, no network, no limits",
-                queue(build=baseline, has_limits=False),
-                fewest=20,
-                most=100,
-            ),
-            Target("before-relay", "before: load-balancing relay", relay(build=baseline)),
-        ]
-    return found
+
+
+def extras() -> list[Target]:
+    """What is measured with FULL=1 besides."""
+    next_sdk = chain(worker_python=next_worker_python)
+    return [
+        Target("queue-0", "queue, no network", queue(), has_plain=False),
+        Target("queue-60", "queue, 60 ms of network", queue(network_ms=60), has_plain=False),
+        Target("chain-next", "queue, whole chain, runpod 2.0.0rc2", next_sdk, at=FEW),
+        Target("official", "queue, whole chain, RunPod's own worker", official(), at=FEW),
+        Target(
+            "plain-relay",
+            "FastAPI, httpx and sse-starlette",
+            plain_relay,
+            at=(1, 10, 20, 100, 400),
+            has_capacity=True,
+        ),
+        Target("litellm", "LiteLLM's proxy", litellm, at=(1, 10, 20), has_capacity=True),
+    ]
+
+
+def targets(baseline: Build | None = None) -> list[Target]:
+    """Everything there is to measure, in the order of the tables; the direct run comes first."""
+    first = Target("direct", "the engine itself", direct, at=(1, 10, 20, 100, 400))
+    others = [replace(one, is_extra=True) for one in extras()]
+    before = [
+        replace(one, name=f"{BEFORE}{one.name}", title=f"before: {one.title}")
+        for one in (twins(baseline) if baseline is not None else [])
+    ]
+    return [first, *twins(THIS), *others, *before]

@@ -2,6 +2,13 @@
 
 import re
 
+import pytest
+
+from tests.bench.capacity import Capacity
+from tests.bench.drawings import drawings
+from tests.bench.load import Spread
+from tests.bench.pick_up import PickUp
+from tests.bench.profiles import Profile
 from tests.bench.report import document
 from tests.bench.test_figures import record, run
 
@@ -48,3 +55,38 @@ def test_the_build_before_is_held_against_this_one() -> None:
     )
     assert "of what revision def5678 needs" in text
     assert "| the relay | CPU of a chunk, 10 streams | 400.0 us | 100.0 us | 0.25 |" in text
+
+
+def test_what_is_measured_beside_the_rounds_has_its_tables() -> None:
+    spread = Spread(9, 0.03, 0.029, 0.041, 0.05, 0.05)
+    text = document(
+        record(
+            run("direct", 0, 0.05),
+            run("relay", 0, 0.06),
+            capacities=[Capacity(target="relay", streams=640, refuted=800, chunks_a_second=12800)],
+            pick_ups=[
+                PickUp(worker="ours", first_output=spread, posts_per_1000_tokens=1000),
+                PickUp(worker="broken", error="it fell over"),
+            ],
+            profiles=[Profile(target="relay", samples=9, functions=[("send (uvicorn.py)", 0.125)])],
+        )
+    )
+    assert "| the relay | 640 | 800 | 12,800 |" in text
+    assert "| ours | 29 | 41 | 1,000 |" in text
+    assert "| broken | failed: it fell over |" in text
+    assert "| 12.5% | `send (uvicorn.py)` |" in text
+
+
+def test_plots_show_what_was_measured_and_are_shown_where_they_are_there() -> None:
+    runs = [
+        run(target, 0, seconds, streams=streams, cpu_seconds=0.1, chunks=100)
+        for streams in (1, 10)
+        for target, seconds in (("direct", 0.05), ("relay", 0.07))
+    ]
+    found = record(*runs)
+    assert [one["name"] for one in drawings(found)] == ["gaps", "first-token", "cpu"]
+    [line] = drawings(found)[0]["series"]
+    assert (line["title"], line["x"]) == ("the relay", [1, 10])
+    assert line["y"] == pytest.approx([20, 20])
+    assert "](images/" not in document(found)
+    assert "](images/performance-gaps.svg)" in document(found, ["performance-gaps.svg"])

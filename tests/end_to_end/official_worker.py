@@ -21,7 +21,8 @@ import runpod
 
 ENGINE_URL = os.environ["ENGINE_URL"]
 IS_OLDER = os.environ.get("STYLE") == "older"
-PIECE_BYTES = 23
+PIECE_BYTES = int(os.environ.get("PIECE_BYTES", "23"))
+"""At most so much is read at once."""
 
 
 async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from hatch_build import vllm_version
-from scripts.lock import VLLM_CPU, client_groups, next_worker_requirements
+from scripts.lock import VLLM_CPU, bench_groups, client_groups, next_worker_requirements
 
 ROOT = Path(__file__).parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -48,7 +48,7 @@ def wanted_by(group: str) -> list[str]:
         ("worker", WORKER),
         ("worker-next", next_worker_requirements()),
         ("dev", PROJECT["project"]["dependencies"] + WORKER + wanted_by("dev")),
-        *((group, wanted_by(group)) for group in client_groups()),
+        *((group, wanted_by(group)) for group in (*client_groups(), *bench_groups())),
     ],
 )
 def test_a_lock_satisfies_what_the_project_asks_for(lock: str, wanted: list[str]) -> None:
@@ -59,9 +59,9 @@ def test_a_lock_satisfies_what_the_project_asks_for(lock: str, wanted: list[str]
         assert all(requirement.specifier.contains(version) for version in versions), requirement
 
 
-def test_every_lock_of_a_client_is_of_a_group() -> None:
-    locks = {lock.stem for lock in LOCKS if lock.stem.startswith("client-")}
-    assert locks == set(client_groups())
+def test_every_lock_of_a_client_or_of_the_benchmark_is_of_a_group() -> None:
+    locks = {lock.stem for lock in LOCKS if lock.stem.startswith(("client-", "bench-"))}
+    assert locks == {*client_groups(), *bench_groups()}
 
 
 @pytest.mark.parametrize("lock", ["proxy", "worker"])
