@@ -32,6 +32,7 @@ FULL_STREAMS = (1, 10, 20, 100, 400)
 ENDPOINT_STREAMS = (1, 4)
 """A real endpoint costs money."""
 ROUNDS, FULL_ROUNDS = 3, 2
+SECONDS, FULL_SECONDS = 3.0, 4.0
 
 
 def main() -> int:
@@ -73,7 +74,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             baseline=revision_of(arguments.baseline) if arguments.baseline else "",
             machine=Machine.here(),
             packages=packages_here(),
-            rounds=arguments.rounds or (FULL_ROUNDS if arguments.full else ROUNDS),
+            rounds=arguments.rounds,
             window_seconds=arguments.seconds,
             load_average=os.getloadavg()[0],
             targets=[Named(one.name, one.title) for one in wanted],
@@ -157,8 +158,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--base-url", help="measure this endpoint alone; its key is in API_KEY")
     parser.add_argument("--model", help="the model to ask of it")
     parser.add_argument("--profile", action="store_true", help="tell where the time goes")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each run's window")
-    return parser.parse_args()
+    parser.add_argument("--seconds", type=float, help="of each run's window")
+    found = parser.parse_args()
+    found.rounds = found.rounds or (FULL_ROUNDS if found.full else ROUNDS)
+    found.seconds = found.seconds or (FULL_SECONDS if found.full else SECONDS)
+    return found
 
 
 def _names(text: str) -> list[str]:

@@ -16,7 +16,7 @@ STARTS_A_SECOND: Final = 33
 LONGEST_RAMP_SECONDS: Final = 8.0
 MANY_STREAMS: Final = 200
 """From here on a window is twice as long: a stream that polls gets few turns."""
-FEW_STREAMS: Final = 10
+FEW_STREAMS: Final = 6
 """Up to here more streams are begun than are held, or there would be few first tokens."""
 PLAIN_A_SECOND: Final = 20
 
@@ -135,7 +135,7 @@ class Rounds:
             kind=kind,
             streams=streams,
             starts=max(0, FEW_STREAMS - streams),
-            ramp_seconds=min(max(1.0, streams / STARTS_A_SECOND), LONGEST_RAMP_SECONDS),
+            ramp_seconds=min(max(0.5, streams / STARTS_A_SECOND), LONGEST_RAMP_SECONDS),
             window_seconds=self._seconds * (2 if streams >= MANY_STREAMS else 1),
             requests_a_second=PLAIN_A_SECOND,
             watched=opened.watched,

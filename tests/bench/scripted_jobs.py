@@ -99,7 +99,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--jobs", type=int, default=40)
+    parser.add_argument("--jobs", type=int, default=25)
     parser.add_argument("--tokens", type=int, default=5)
     arguments = parser.parse_args()
     serve(ScriptedJobs(arguments.jobs, arguments.tokens), arguments.port)

@@ -7,6 +7,7 @@ our own worker by itself, at the stand-in's pace. `/bench/counts` tells how many
 
 import argparse
 import asyncio
+import base64
 import itertools
 import json
 import time
@@ -17,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.bench.http_server import Connection, serve
 from tests.bench.metronome import Metronome, first_chunk, plain_answer, token_chunk
+from tests.bench.scripted_channel import ScriptedChannel
 
 WINDOW_SECONDS: Final = 10.0
 LIMITS: Final = {
@@ -58,7 +60,7 @@ class Meter:
 class Job:
     """One job, whose worker is always there."""
 
-    def __init__(self, job_id: str, given: dict[str, Any]) -> None:
+    def __init__(self, job_id: str, given: dict[str, Any], channel: ScriptedChannel | None) -> None:
         body = given["openai_input"]
         self.id = job_id
         self.status = "IN_PROGRESS"
@@ -66,6 +68,13 @@ class Job:
         """Frames that no poll has taken."""
         self.frames: list[dict[str, Any]] = []
         self.held: Poll | None = None
+        asked = given.get("proxy", {}).get("channel")
+        self._channel = channel if asked else None
+        self._nonce = ""
+        if channel is not None and asked:
+            self._nonce = asked["nonce"]
+            channel.begin(self._nonce, base64.b64decode(asked["certificate"]), self)
+        self._received = 0
         self._run = f"run-{job_id}"
         self._chat, self._model = f"chatcmpl-{job_id}".encode(), str(body.get("model", "m"))
         self._is_stream = bool(body.get("stream"))
@@ -83,15 +92,40 @@ class Job:
             kind = "text/event-stream; charset=utf-8" if self._is_stream else "application/json"
             models = [{"id": "m", "max_model_len": 8192}]
             frame |= {"status": 200, "content_type": kind, "models": models}
+            if self._channel is not None:
+                frame["channel"] = self._channel.offer
         if is_last:
             frame["end"] = True
-            self.status = "COMPLETED"
         self._made += 1
-        self.waiting.append(frame)
         self.frames.append(frame)
+        if self._channel is None or not self._channel.send(self._nonce, frame):
+            self._queue([frame])
+        return not is_last
+
+    def acknowledge(self, received: int) -> None:
+        """The proxy has all frames below this number, by the channel."""
+        self._received = max(self._received, received)
+        if self.frames[-1].get("end") and self._received == len(self.frames):
+            self._finish("COMPLETED")
+
+    def fall_back(self) -> None:
+        """The channel is lost: the queue has what was not acknowledged."""
+        self._queue(self.frames[self._received :])
+
+    def _queue(self, frames: list[dict[str, Any]]) -> None:
+        self.waiting += frames
+        if frames and frames[-1].get("end"):
+            self._finish("COMPLETED")
+        elif self.held is not None:
+            self.held.release()
+
+    def _finish(self, status: str) -> None:
+        if self.status == "IN_PROGRESS":
+            self.status = status
+        if self._channel is not None:
+            self._channel.end(self._nonce)
         if self.held is not None:
             self.held.release()
-        return not is_last
 
     def _text(self, *, is_last: bool) -> str:
         if not self._is_stream:
@@ -104,10 +138,7 @@ class Job:
 
     def cancel(self) -> None:
         """End it, unless it has ended."""
-        if self.status == "IN_PROGRESS":
-            self.status = "CANCELLED"
-        if self.held is not None:
-            self.held.release()
+        self._finish("CANCELLED")
 
     def page(self) -> dict[str, Any]:
         """What /stream hands out now; each frame is given once."""
@@ -145,7 +176,15 @@ class Poll:
 class ScriptedQueue:
     """The queue of one endpoint, at `network_seconds` (a round trip) from its proxy."""
 
-    def __init__(self, *, network_seconds: float, worker_seconds: float, has_limits: bool) -> None:
+    def __init__(
+        self,
+        *,
+        network_seconds: float,
+        worker_seconds: float,
+        has_limits: bool,
+        channel: ScriptedChannel | None = None,
+    ) -> None:
+        self._channel = channel
         self.metronome = Metronome()
         many = (10**9, 10**9)
         self.meters = {
@@ -201,7 +240,7 @@ class ScriptedQueue:
             self.send(connection, {"id": job.id, "status": job.status, "output": job.frames})
 
     def _run(self, connection: Connection, body: dict[str, Any]) -> None:
-        job = Job(f"job-{next(self._serial)}", body["input"])
+        job = Job(f"job-{next(self._serial)}", body["input"], self._channel)
         self._jobs[job.id] = job
         while len(self._jobs) > KEPT_JOBS:
             self._jobs.pop(next(iter(self._jobs)))
@@ -228,13 +267,20 @@ def main() -> None:
     parser.add_argument("--network-ms", type=float, default=0)
     parser.add_argument("--worker-ms", type=float, default=5, help="until a job's first frame")
     parser.add_argument("--no-limits", action="store_true")
+    parser.add_argument("--channel-port", type=int, help="where the worker has a door")
     arguments = parser.parse_args()
+    network_seconds = arguments.network_ms / 1000
+    channel = None
+    if arguments.channel_port:
+        channel = ScriptedChannel(arguments.channel_port, network_seconds)
     queue = ScriptedQueue(
-        network_seconds=arguments.network_ms / 1000,
+        network_seconds=network_seconds,
         worker_seconds=arguments.worker_ms / 1000,
         has_limits=not arguments.no_limits,
+        channel=channel,
     )
-    serve(queue, arguments.port, queue.metronome.start)
+    doors = [channel.start] if channel is not None else []
+    serve(queue, arguments.port, queue.metronome.start, *doors)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,15 @@ NO_LIMITS = {
     f"PROXY_{name}_LIMIT": f"{MANY}/{MANY}" for name in ("RUN", "STREAM", "STATUS", "CANCEL")
 }
 
-ONE_WORKER = {"min_workers": 1, "scaler_value": 10_000, "idle_timeout_seconds": 3600}
-"""An endpoint's settings: one worker, up all the time."""
+DIRECT = {"PROXY_DIRECT": "true", "PROXY_DIRECT_PRIVATE_ADDRESSES": "true"}
+CHANNEL_PORT = "8899/tcp"
+ONE_WORKER = {
+    "min_workers": 1,
+    "scaler_value": 10_000,
+    "idle_timeout_seconds": 3600,
+    "rate_limits": True,
+}
+"""An endpoint's settings: one worker, up all the time, and RunPod's limits."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +108,31 @@ def proxy(
         yield Opened(f"{url}/v1", programs_below(process.pid))
 
 
-def queue(*, build: Build = THIS, network_ms: float = 0, has_limits: bool = True) -> Opener:
-    """The proxy in front of a scripted queue, at that distance."""
+def queue(
+    *,
+    build: Build = THIS,
+    network_ms: float = 0,
+    has_limits: bool = True,
+    has_channel: bool = False,
+) -> Opener:
+    """The proxy in front of a scripted queue, at that distance; by the direct channel or not."""
 
     @contextmanager
     def opened(ground: Ground) -> Iterator[Opened]:
         port = free_port()
         options = ["--port", str(port), "--network-ms", str(network_ms)]
-        command = THIS.command(
-            "tests.bench.scripted_queue", *options, *([] if has_limits else ["--no-limits"])
-        )
+        if not has_limits:
+            options.append("--no-limits")
+        if has_channel:
+            options += ["--channel-port", str(free_port())]
+        command = THIS.command("tests.bench.scripted_queue", *options)
         url = f"http://127.0.0.1:{port}"
 
         def calls() -> dict[str, dict[str, int]]:
             told: dict[str, dict[str, int]] = httpx.get(f"{url}/bench/counts", timeout=5).json()
             return told
 
-        settings = {} if has_limits else NO_LIMITS
+        settings = ({} if has_limits else NO_LIMITS) | (DIRECT if has_channel else {})
         with (
             ground.running("queue", command, lambda: answers(f"{url}/bench/counts")),
             proxy(ground, build, url, settings) as behind,
@@ -222,21 +237,28 @@ def official() -> Opener:
     return opened
 
 
-def chain(*, build: Build = THIS, worker_python: Callable[[], Path] | None = None) -> Opener:
+def chain(
+    *,
+    build: Build = THIS,
+    worker_python: Callable[[], Path] | None = None,
+    has_channel: bool = False,
+) -> Opener:
     """The whole chain: proxy, emulator, RunPod's SDK, our worker, and the engine behind it."""
 
     @contextmanager
     def opened(ground: Ground) -> Iterator[Opened]:
         port, engine_port = free_port(), free_port()
         python = worker_python() if worker_python is not None else Path(sys.executable)
-        endpoint = {
+        endpoint: dict[str, Any] = {
             "id": "ep",
             "worker": f"{python} -P -m worker",
             "env": worker_variables(build, engine_port),
         }
+        if has_channel:
+            endpoint["ports"] = [CHANNEL_PORT]
         with (
             emulator(ground, build, port, endpoint | ONE_WORKER) as url,
-            proxy(ground, build, url, {}) as behind,
+            proxy(ground, build, url, DIRECT if has_channel else {}) as behind,
         ):
             yield Opened(behind.url, behind.watched, calls=lambda: emulator_calls(url))
 
@@ -300,12 +322,30 @@ def twins(build: Build) -> list[Target]:
             "queue without RunPod's limits",
             queue(build=build, has_limits=False),
             at=COSTS,
+            is_extra=True,
             has_capacity=True,
         ),
         Target(
             "relay",
             "load-balancing relay",
             relay(build=build),
+            at=(1, 10, 20, 100, 400),
+            has_capacity=True,
+        ),
+    ]
+
+
+def channels() -> list[Target]:
+    """The direct channel, which the build before need not have."""
+    by_channel = queue(network_ms=20, has_channel=True)
+    return [
+        Target(
+            "chain-channel", "direct channel, whole chain", chain(has_channel=True), at=(1, 10, 100)
+        ),
+        Target(
+            "channel",
+            "direct channel, 20 ms of network",
+            by_channel,
             at=(1, 10, 20, 100, 400),
             has_capacity=True,
         ),
@@ -339,4 +379,4 @@ def targets(baseline: Build | None = None) -> list[Target]:
         replace(one, name=f"{BEFORE}{one.name}", title=f"before: {one.title}")
         for one in (twins(baseline) if baseline is not None else [])
     ]
-    return [first, *twins(THIS), *others, *before]
+    return [first, *channels(), *twins(THIS), *others, *before]

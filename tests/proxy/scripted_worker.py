@@ -31,7 +31,7 @@ class ScriptedWorker:
     """A worker's door on loopback, in a thread of its own, while it is entered."""
 
     def __init__(self) -> None:
-        self.context, self.certificate = _server_context()
+        self.context, self.certificate = server_context()
         self.nonces: list[str] = []
         """Of the jobs that it was told of."""
         self.messages: list[list[Any]] = []
@@ -152,7 +152,8 @@ class ScriptedWorker:
         await self._runner.cleanup()
 
 
-def _server_context() -> tuple[ssl.SSLContext, bytes]:
+def server_context() -> tuple[ssl.SSLContext, bytes]:
+    """What a worker's door listens with, and its certificate as DER."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "worker")])
     now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
