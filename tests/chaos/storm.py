@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import itertools
 import random
+import re
 import sys
 import tempfile
 import time
@@ -22,7 +23,8 @@ import httpx
 import openai
 import psutil
 
-from tests.emulator.running import API_KEY, Client, emulator
+from tests.chaos.road_weather import LEASE_SECONDS, RoadWeather
+from tests.emulator.running import API_KEY, Client, Json, emulator
 from tests.end_to_end.conftest import endpoint_settings
 from tests.proxy.conftest import KEY
 from tests.proxy.process import Proxy
@@ -75,6 +77,10 @@ class Report:
     """How often RunPod refused everything for a while."""
     failed_starts: int = 0
     """For how many periods no worker could start."""
+    spells: Counter[str] = field(default_factory=Counter)
+    """What happened to the direct road, and how often."""
+    roads: Counter[str] = field(default_factory=Counter)
+    """By which road answers came, and why not by the other."""
     wrong: list[str] = field(default_factory=list)
     """Every answer that was neither right nor an honest error. To be empty."""
 
@@ -84,11 +90,12 @@ class Report:
         return sum(count for end, count in self.ends.items() if START_FAILED in end)
 
     def __str__(self) -> str:
-        """One line for people."""
-        ends = ", ".join(f"{count} {end}" for end, count in self.ends.most_common())
+        """Some lines for people."""
         return (
             f"{self.ends.total()} requests, {self.gusts} gusts of refusals, "
-            f"{self.failed_starts} periods without a start: {ends}; {len(self.wrong)} wrong"
+            f"{self.failed_starts} periods without a start: {_counts(self.ends)}; "
+            f"{len(self.wrong)} wrong\nby road: {_counts(self.roads)}\n"
+            f"on the direct road: {_counts(self.spells)}"
         )
 
 
@@ -101,6 +108,7 @@ class Stack:
     engine_port: int
     cause: Path | None = None
     """While this file is there, no engine starts, and each says what the file holds."""
+    has_direct_road: bool = False
     lost_runs: int = 0
     """How many answers of /run were lost: of their jobs the proxy cannot know."""
 
@@ -126,6 +134,19 @@ class Stack:
     def crash_workers(self) -> None:
         """Kill the workers with all they started."""
         self._control("POST", "/_emulator/ep/crash")
+
+    def control_endpoint(self, method: str, path: str, body: Json | None) -> Any:
+        """A call to the emulator's control API that is about the endpoint."""
+        return self._control(method, f"/_emulator/ep{path}", json=body).json()
+
+    def roads(self) -> Counter[str]:
+        """How many answers came by which road, with what was in the way of the other."""
+        page = self.proxy.client.get("/metrics").raise_for_status().text
+        line = r'^proxy_roads_total{endpoint="[^"]*",obstacle="([^"]*)",road="([^"]*)"} (\d+)'
+        found = re.findall(line, page, re.MULTILINE)
+        return Counter(
+            {f"{road} {obstacle}".strip(): int(count) for obstacle, road, count in found}
+        )
 
     def spoil_starts(self, cause: str) -> None:
         """Let no engine start from now on, for that cause."""
@@ -180,10 +201,14 @@ class Stack:
 
 
 @contextmanager
-def stormy_stack() -> Iterator[Stack]:
-    """A stack with quick leases, so that what gets lost is found again soon."""
+def stormy_stack(*, direct: bool = False) -> Iterator[Stack]:
+    """A stack with quick leases, so that what gets lost is found again soon.
+
+    With `direct` answers may come past the queue.
+    """
     settings = endpoint_settings() | {
-        "lease_seconds": 6,
+        "ports": ["8899/tcp"] if direct else [],
+        "lease_seconds": LEASE_SECONDS,
         "min_workers": 1,
         "max_backoff_seconds": 1,
         "execution_timeout_seconds": 60,
@@ -196,14 +221,16 @@ def stormy_stack() -> Iterator[Stack]:
         proxy = Proxy(
             runpod.url.removesuffix("/v2/ep"),
             runpod_api_key=API_KEY,
+            module="tests.chaos.eager_proxy" if direct else "proxy",
             drain_seconds=5,
             state_dir=state_dir,
             total_timeout_seconds=PATIENCE_SECONDS,
             failed_start_pause_seconds=2,
+            **({"direct": True, "direct_private_addresses": True} if direct else {}),
         )
         try:
             wait_until(lambda: runpod.workers("idle") == 1, seconds=60)
-            yield Stack(proxy, runpod, int(settings["env"]["WORKER_VLLM_PORT"]), cause)
+            yield Stack(proxy, runpod, int(settings["env"]["WORKER_VLLM_PORT"]), cause, direct)
         finally:
             proxy.close()
 
@@ -213,6 +240,7 @@ async def storm(stack: Stack, *, seed: int, requests: int, at_once: int = 24) ->
     report = Report()
     dice = random.Random(seed)
     plans = iter([dice.getrandbits(32) for _ in range(requests)])
+    weather = RoadWeather(stack.control_endpoint, dice.random())
     async with openai.AsyncOpenAI(
         base_url=f"{stack.proxy.url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE_SECONDS + 30
     ) as client:
@@ -224,9 +252,14 @@ async def storm(stack: Stack, *, seed: int, requests: int, at_once: int = 24) ->
                 ]
                 group.create_task(_killer(stack, dice.random(), clients, report))
                 group.create_task(_gusts(stack, dice.random(), clients, report))
+                if stack.has_direct_road:
+                    group.create_task(weather.rage(clients))
         finally:
+            weather.calm()
             stack.mend_starts()
             stack.calm()
+    report.spells = weather.spells
+    report.roads = stack.roads()
     return report
 
 
@@ -286,6 +319,10 @@ async def _gusts(
         await asyncio.to_thread(stack.refuse, dice.choice([401, 403, 404]))
         await asyncio.wait(clients, timeout=dice.uniform(1, 3))
         await asyncio.to_thread(stack.stir)
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counter.most_common()) or "nothing"
 
 
 def _are_done(clients: list[asyncio.Task[None]]) -> bool:
@@ -366,9 +403,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--at-once", type=int, default=24)
+    parser.add_argument("--queue", action="store_true", help="without the direct road")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    with stormy_stack() as stack:
+    with stormy_stack(direct=not arguments.queue) as stack:
         process = psutil.Process(stack.proxy.process.pid)
         before = process.memory_info().rss
         report = asyncio.run(

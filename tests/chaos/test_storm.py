@@ -30,6 +30,12 @@ def stack() -> Iterator[Stack]:
         yield stack
 
 
+@pytest.fixture
+def direct_stack() -> Iterator[Stack]:
+    with stormy_stack(direct=True) as stack:
+        yield stack
+
+
 def test_every_answer_is_exactly_right_or_an_honest_error(stack: Stack) -> None:
     print(f"CHAOS_SEED={SEED}")
     report = asyncio.run(storm(stack, seed=SEED, requests=150))
@@ -58,3 +64,15 @@ def test_a_storm_leaves_nothing_behind(stack: Stack) -> None:
 
 def _established(process: psutil.Process) -> int:
     return sum(one.status == psutil.CONN_ESTABLISHED for one in process.net_connections())
+
+
+def test_answers_stay_right_while_the_direct_road_breaks_at_random(direct_stack: Stack) -> None:
+    report = asyncio.run(storm(direct_stack, seed=SEED, requests=300))
+    print(report)
+    assert report.wrong == []
+    assert report.ends["broken off"] == 0
+    assert report.ends["whole"] > (report.ends.total() - report.refused_starts) / 2
+    assert report.roads["direct"] > 0
+    assert report.spells.total() > 0
+    direct_stack.wait_until_answered()
+    direct_stack.wait_until_quiet()

@@ -20,7 +20,13 @@ class Proxy:
     """`python -m proxy`, and a client of it; `changes` are settings without their prefix."""
 
     def __init__(
-        self, runpod_url: str, *, state_dir: str | Path, runpod_api_key: str = "rp", **changes: Any
+        self,
+        runpod_url: str,
+        *,
+        state_dir: str | Path,
+        runpod_api_key: str = "rp",
+        module: str = "proxy",
+        **changes: Any,
     ) -> None:
         self.state_dir = Path(state_dir)
         settings = {"api_keys": KEY, "models": "m", "port": 0, "keep_alive_seconds": 1} | changes
@@ -32,7 +38,7 @@ class Proxy:
             "PROXY_LOG_LEVEL": "warning",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "proxy", "--env-file", os.devnull],
+            [sys.executable, "-m", module, "--env-file", os.devnull],
             cwd=ROOT,
             env=os.environ | environment,
         )
