@@ -202,6 +202,7 @@ class Connection:
         self._bytes = 0
         self._opening: asyncio.Task[None] | None = None
         self._is_opening = True
+        self._is_cut = False
         self._cut_timer: asyncio.TimerHandle | None = None
 
     def open(self, caller: socket.socket, host: str, port: int) -> None:
@@ -216,9 +217,8 @@ class Connection:
             self._cut_timer = asyncio.get_running_loop().call_later(seconds, self.cut)
 
     def cut(self) -> None:
-        """Reset both sockets now."""
-        if self._opening is not None:
-            self._opening.cancel()
+        """Reset both sockets now, or as soon as they are there."""
+        self._is_cut = True
         self._clear()
         self._caller.reset()
         self._worker.reset()
@@ -229,20 +229,14 @@ class Connection:
             await loop.create_connection(lambda: self._worker, host, port)
             await loop.connect_accepted_socket(lambda: self._caller, caller)
         except OSError:
-            self._give_up(caller)
-        except asyncio.CancelledError:
-            self._give_up(caller)
-            raise
-        finally:
-            self._is_opening = False
-            self._look()
-
-    def _give_up(self, caller: socket.socket) -> None:
-        if not self._caller.is_open:
-            with contextlib.suppress(OSError):
+            self._is_cut = True
+            with contextlib.suppress(OSError):  # it may be gone already
                 caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             caller.close()
-        self._worker.reset()
+        self._is_opening = False
+        if self._is_cut:
+            self.cut()
+        self._look()
 
     def _look(self) -> None:
         """Report the end once neither socket is left."""

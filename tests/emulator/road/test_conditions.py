@@ -42,6 +42,18 @@ async def test_every_connection_can_be_cut_and_new_ones_are_carried() -> None:
         assert await answers(await port.dial())
 
 
+async def test_a_connection_that_is_cut_while_it_is_being_made_is_reset() -> None:
+    async with one_port(echo) as port:
+        for turns in range(10):
+            caller = await port.dial()
+            await until(lambda: port.connections() == 1)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            port.road.cut()
+            assert await is_reset(caller)
+            await until(lambda: port.connections() == 0)
+
+
 async def test_a_connection_is_cut_before_it_carries_too_much() -> None:
     async with one_port(echo, cut_after_bytes=10) as port:
         caller = await port.dial()
