@@ -23,7 +23,7 @@ IDLE_PING_SECONDS: Final = 15.0
 SILENT_SECONDS: Final = 3.0
 """After so long without a message, with jobs under way, the queue is asked again."""
 LOST_SECONDS: Final = 10.0
-"""After so long the connection is given up; without jobs after two pings."""
+"""After so long the connection is given up. Without jobs it is as soon as it is silent."""
 CLOSE_SECONDS: Final = 1.0
 MAX_UNKNOWN: Final = 1_000
 """So many frames in a row for jobs that were never ours are an error of the worker's."""
@@ -69,6 +69,7 @@ class Channel:
         self._beat_timer: asyncio.TimerHandle | None = None
         self._beat_due = 0.0
         self._heard = 0.0
+        self._pinged = 0.0
         self._pings = 0
         self._unknown = 0
         self._ended: asyncio.Future[str] | None = None
@@ -241,7 +242,8 @@ class Channel:
         if now - self._beat_due > BUSY_PING_SECONDS:
             self._heard = now  # it was us who could not hear
         silence = now - self._heard
-        if silence >= (LOST_SECONDS if self._inboxes else 2 * IDLE_PING_SECONDS):
+        is_answered = self._heard >= self._pinged
+        if not is_answered and silence >= (LOST_SECONDS if self._inboxes else SILENT_SECONDS):
             self.end("silent")
             return
         if silence >= SILENT_SECONDS and self._inboxes and not self.is_silent:
@@ -250,8 +252,11 @@ class Channel:
                 inbox.note_silent()
         self._pings += 1
         self._outgoing["ping", ""] = ["ping", self._pings]
+        self._pinged = now
         self._has_outgoing.set()
-        self._beat_due = now + (BUSY_PING_SECONDS if self._inboxes else IDLE_PING_SECONDS)
+        # With the jobs gone it must not be left unknown for long: the next one would wait for it.
+        is_busy = self._inboxes or not is_answered
+        self._beat_due = now + (BUSY_PING_SECONDS if is_busy else IDLE_PING_SECONDS)
         self._beat_timer = loop.call_at(self._beat_due, self._beat)
 
     def _hasten(self) -> None:

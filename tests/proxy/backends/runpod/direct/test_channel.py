@@ -253,6 +253,21 @@ def test_without_jobs_two_pings_without_an_answer_end_it() -> None:
     run_virtually(scenario())
 
 
+def test_one_that_falls_silent_under_its_last_job_is_given_up_soon_after_it() -> None:
+    async def scenario() -> None:
+        async with served() as it:
+            job = it.job()
+            it.wire.say(["frame", job.nonce, frame(0)])
+            await asyncio.sleep(0.1)
+            it.wire.answers_pings = False
+            await asyncio.sleep(2)
+            it.channel.drop(job)
+            async with asyncio.timeout(3):
+                assert await it.running == "silent"
+
+    run_virtually(scenario())
+
+
 def test_a_stop_of_our_own_clock_is_no_silence_of_the_workers() -> None:
     async def scenario() -> None:
         async with served() as it:
