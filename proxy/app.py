@@ -18,6 +18,7 @@ from proxy.config.tables import Config
 from proxy.http import openapi
 from proxy.http.access_log import AccessLog
 from proxy.http.body import BodyReader
+from proxy.http.channel import router as channel_router
 from proxy.http.cors import READABLE_HEADERS
 from proxy.http.error_responses import LastResort, add_handlers
 from proxy.http.path_normalization import ForgivingPaths
@@ -51,12 +52,15 @@ def create_app(settings: Settings, first: Config | None = None) -> FastAPI:
         version=__version__,
         lifespan=_lifespan(settings, first or load(settings)),
     )
-    own = (*models.routers, metrics.router, health.router, welcome.router)
+    own = [*models.routers, metrics.router, health.router, welcome.router]
+    if has_channel := settings.public_url is not None:
+        own.append(channel_router)
     for router in (*own, inference.create_router(settings.routes)):
         app.include_router(router)
     document = openapi.page(app.title, app.version, settings.routes)
     app.openapi = lambda: document  # type: ignore[method-assign]
-    app.add_middleware(WithoutWebSockets)  # the last one added is the outermost
+    # The last one added is the outermost.
+    app.add_middleware(WithoutWebSockets, has_channel=has_channel)
     app.add_middleware(LastResort)
     if settings.cors_origins:
         app.add_middleware(

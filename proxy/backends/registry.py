@@ -15,6 +15,7 @@ from proxy.backends.deadlines import Shutdown
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.relay import Relay
 from proxy.backends.runpod.cancellation import Canceller
+from proxy.backends.runpod.direct.channel import Connection
 from proxy.backends.runpod.direct.road import DirectRoad, Invitation
 from proxy.backends.runpod.endpoint import CallLimits, Endpoint
 from proxy.backends.runpod.jobs import Jobs
@@ -95,6 +96,15 @@ class BackendRegistry:
                 log.warning("cancelling job %s of a proxy that was killed", orphan.job_id)
                 self._canceller.cancel(endpoint, orphan.job_id, is_running=True)
 
+    def redeem(self, token: str) -> str | None:
+        """The endpoint whose worker may open a channel to this proxy by this token, once."""
+        return None if self._direct is None else self._direct.redeem(token)
+
+    async def serve_channel(self, connection: Connection, endpoint: str) -> None:
+        """Serve a channel that a worker of this endpoint has opened, until it ends."""
+        assert self._direct is not None, "it has redeemed the token"
+        await self._direct.serve(connection, endpoint)
+
     def note_in_flight(self) -> None:
         """Write down how many calls are under way, at an endpoint's former tables as well."""
         waiting, running = Counter[str](), Counter[str]()
@@ -139,7 +149,10 @@ class BackendRegistry:
             return None
         if self._direct is None:
             self._direct = DirectRoad(
-                self._memory, self._metrics, may_be_private=settings.direct_private_addresses
+                self._memory,
+                self._metrics,
+                door=settings.channel_url,
+                may_be_private=settings.direct_private_addresses,
             )
         return partial(self._direct.invite, name, port)
 

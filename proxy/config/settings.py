@@ -80,6 +80,13 @@ def _from_home(path: Path) -> Path:
         raise ValueError("there is no home folder for this user; name a whole path") from None
 
 
+def _public_url(value: str) -> str:
+    url = check_base_url(value)
+    if url.startswith("http://") and not re.match(r"http://(localhost|127\.|\[::1\])", url):
+        raise ValueError("https:// is needed: anything else workers dial on their own machine only")
+    return url
+
+
 RateLimit = Annotated[CallLimit, BeforeValidator(call_limit), NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Hold = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
@@ -205,10 +212,17 @@ class Settings(BaseSettings):
     """The workers' port for it, which RunPod exposes."""
     direct_private_addresses: bool = False
     """Dial workers in private networks too, as the emulator's are."""
+    public_url: Annotated[str, AfterValidator(_public_url)] | None = None
+    """Where workers reach this very copy of the proxy, to open the channel from their side."""
     shutdown_delay_seconds: Hold = 0
     """How long everything is still answered after SIGTERM, with /ready saying 503."""
     drain_seconds: Hold = 30
     """How long running requests may go on after SIGTERM."""
+
+    @property
+    def channel_url(self) -> str | None:
+        """Where workers open a channel to this proxy, if they may: a WebSocket's URL."""
+        return None if self.public_url is None else f"ws{self.public_url[4:]}/channel"
 
     @property
     def longest_drain_seconds(self) -> float:
@@ -310,6 +324,8 @@ def doubts(settings: Settings) -> list[str]:
         for field in ("runpod_endpoint_id", "models"):
             if getattr(settings, field):
                 found.append(f"{environment_name(field)} is not used: PROXY_CONFIG names a file")
+    if settings.public_url is not None and settings.config is None and not settings.direct:
+        found.append("PROXY_PUBLIC_URL has no effect: PROXY_DIRECT is false")
     if settings.allow_anonymous and settings.api_keys:
         found.append("PROXY_ALLOW_ANONYMOUS has no effect: PROXY_API_KEYS names keys")
     for shorter, longer, effect in _CONTRADICTIONS:

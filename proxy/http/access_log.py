@@ -12,7 +12,9 @@ from proxy.api.dialects import error_dialect
 from proxy.http.context import RequestContext
 
 _USABLE_ID = re.compile(rb"[A-Za-z0-9._:=/+@~-]{1,200}")
-_STARTS = frozenset({"http.response.start", "websocket.http.response.start"})
+_STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
+SWITCHING_PROTOCOLS = 101
+"""The status of a WebSocket that is accepted."""
 
 
 class AccessLog:
@@ -32,8 +34,8 @@ class AccessLog:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in _STARTS:
-                context.status = context.status or message["status"]
-                message["headers"] = [*message["headers"], *id_headers]
+                context.status = context.status or message.get("status", SWITCHING_PROTOCOLS)
+                message["headers"] = [*message.get("headers", ()), *id_headers]
             await send(message)
 
         try:

@@ -12,8 +12,9 @@ Differences from uvicorn, on purpose:
   and a refused connection is read on for a moment, since closing it at once would reset it and take
   the answer along.
 - An offer to speak another protocol (`Upgrade`) is declined, and the request answered as it is
-  (RFC 9110, 7.8). Java's HttpClient offers HTTP/2 at every `http://` URL; httptools's
-  parser stops at such a head and takes the body for the other protocol's.
+  (RFC 9110, 7.8), but for a WebSocket at `/channel` where there is one. Java's HttpClient offers
+  HTTP/2 at every `http://` URL; httptools's parser stops at such a head and takes the body for the
+  other protocol's.
 - A connection is read on while it has requests that wait for their turn, so that a client that
   leaves is noticed; what it may send ahead is bounded.
 - What follows a request and is not HTTP does not cost that request its answer.
@@ -50,7 +51,7 @@ from proxy.errors import (
 from proxy.http.access_log import record_of
 from proxy.http.cors import cors_headers
 from proxy.http.disconnect import DEPARTURE
-from proxy.http.websockets import WEBSOCKET_OFFER
+from proxy.http.websockets import CHANNEL, WEBSOCKET_OFFER
 
 LINGER_SECONDS = 2
 """How long a connection that was refused is read on."""
@@ -145,8 +146,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(InvalidRequest("The request is not valid HTTP."))
 
     def _decline_upgrade(self, rest: bytes) -> None:
-        """Read the request again, without its offer."""
+        """Read the request again, without its offer; but for a worker's to open a channel."""
         method = self.parser.get_method()
+        if self._is_for_channel(method):
+            self._is_done_reading = True
+            self._clear_deadline()
+            self.scope["method"] = "GET"
+            self.handle_websocket_upgrade()
+            return
         if method == b"CONNECT":
             self._refuse(MethodNotAllowed("Not allowed to CONNECT.", allow=["GET", "POST"]))
             return
@@ -159,6 +166,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._feed(b"\r\n".join([*lines, b"", rest]))
+
+    def _is_for_channel(self, method: bytes) -> bool:
+        is_free = self._is_idle and not self.pipeline
+        is_channel = method == b"GET" and self.url.partition(b"?")[0] == CHANNEL.encode()
+        return is_free and is_channel and self._should_upgrade()
 
     def on_headers_complete(self) -> None:
         if self._is_done_reading or self.parser.should_upgrade():

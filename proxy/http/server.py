@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 
+from proxy.backends.runpod.direct.channel import MAX_MESSAGE_BYTES
 from proxy.backends.transport import MAX_CONNECTIONS
 from proxy.config.settings import Settings
 from proxy.http.connection import BoundedConfig
@@ -34,7 +35,11 @@ class Server(uvicorn.Server):
                 settings,
                 host=settings.host,
                 port=settings.port,
-                ws="none",
+                # Workers alone may open one; the channel has bounds and pings of its own.
+                ws="websockets-sansio" if settings.public_url else "none",
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_ping_interval=None,
+                ws_per_message_deflate=False,
                 log_level=settings.log_level,
                 access_log=False,
                 server_header=False,

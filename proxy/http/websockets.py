@@ -1,4 +1,4 @@
-"""WebSockets, which are not served: a handshake is answered so that its client takes HTTP instead.
+"""WebSockets, which no client is served: a handshake is answered so that it takes HTTP instead.
 
 Codex tries `GET /v1/responses` as a WebSocket before it sends `POST`. At 426 it does that at once;
 any other refusal it repeats, with pauses (reported to openai/codex for 0.153.4).
@@ -15,15 +15,21 @@ WEBSOCKET_OFFER = (b"upgrade", b"websocket")
 """The header by which `BoundedProtocol` hands on a handshake; it declines other upgrades."""
 
 
-class WithoutWebSockets:
-    """Answers 426 to a handshake, whatever its path."""
+CHANNEL = "/channel"
+"""Where workers may open one, if they may."""
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class WithoutWebSockets:
+    """Answers 426 to a handshake, whatever its path; with `has_channel`, to all but workers'."""
+
+    def __init__(self, app: ASGIApp, *, has_channel: bool) -> None:
         self._app = app
+        self._has_channel = has_channel
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "websocket":  # a server other than ours
+        is_channel = self._has_channel and scope.get("path") == CHANNEL
+        if scope["type"] == "websocket" and not is_channel:  # a server other than ours
             await WebSocket(scope, receive, send).send_denial_response(_refusal(scope))
         elif scope["type"] == "http" and WEBSOCKET_OFFER in scope["headers"]:
             await _refusal(scope)(scope, receive, send)

@@ -34,6 +34,25 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.mark.parametrize(
+    ("public_url", "channel_url"),
+    [
+        ("https://proxy-1.example.com/", "wss://proxy-1.example.com/channel"),
+        ("https://example.com:8443/one", "wss://example.com:8443/one/channel"),
+        ("http://127.0.0.1:8080", "ws://127.0.0.1:8080/channel"),
+    ],
+)
+def test_workers_reach_the_channel_below_the_public_url(
+    environment: pytest.MonkeyPatch, public_url: str, channel_url: str
+) -> None:
+    environment.setenv("PROXY_PUBLIC_URL", public_url)
+    assert Settings().channel_url == channel_url
+    (doubt,) = doubts(Settings())
+    assert doubt.startswith("PROXY_PUBLIC_URL has no effect")
+    environment.setenv("PROXY_DIRECT", "true")
+    assert doubts(Settings()) == []
+
+
 def test_three_variables_are_enough(environment: pytest.MonkeyPatch) -> None:
     settings = Settings()
     assert [key.get_secret_value() for key in settings.api_keys] == ["a", "b"]
@@ -88,6 +107,10 @@ def test_secrets_do_not_show_when_settings_are_printed(environment: pytest.Monke
         ("PROXY_HOST", "local host"),
         ("PROXY_HOST", "*"),
         ("PROXY_HOST", "::1::"),
+        ("PROXY_DIRECT_PORT", "0"),
+        ("PROXY_PUBLIC_URL", "proxy-1.example.com"),
+        ("PROXY_PUBLIC_URL", "http://proxy-1.example.com"),
+        ("PROXY_PUBLIC_URL", "wss://proxy-1.example.com/channel"),
         ("PROXY_PORT", "x"),
         ("PROXY_PORT", "65536"),
         ("PROXY_PORT", "8080 # the port"),

@@ -207,7 +207,11 @@ def _session(offer: Offer) -> aiohttp.ClientSession:
     tracing = aiohttp.TraceConfig()
     tracing.on_request_redirect.append(_refuse_redirect)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(offer.certificate), limit=1),
+        connector=aiohttp.TCPConnector(
+            ssl=aiohttp.Fingerprint(offer.certificate),
+            limit=1,
+            resolver=aiohttp.ThreadedResolver(),  # which costs nothing: there is no name
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         trace_configs=[tracing],
     )

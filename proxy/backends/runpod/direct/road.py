@@ -10,6 +10,7 @@ from proxy.backends.runpod.direct.exchange import Exchange
 from proxy.backends.runpod.direct.identity import Identity, new_identity
 from proxy.backends.runpod.direct.inbox import Inbox
 from proxy.backends.runpod.direct.offer import PROTOCOL, NoOffer, Offer, offered
+from proxy.backends.runpod.direct.tokens import Tokens
 from proxy.memory import Memory
 from proxy.metrics import Metrics
 
@@ -17,10 +18,17 @@ log = logging.getLogger(__name__)
 
 
 class DirectRoad:
-    """What all jobs of a proxy share that may come by a channel."""
+    """What all jobs of a proxy share that may come by a channel.
 
-    def __init__(self, memory: Memory, metrics: Metrics, *, may_be_private: bool) -> None:
+    `door` is the URL at which workers may open one to this very proxy, if they may.
+    """
+
+    def __init__(
+        self, memory: Memory, metrics: Metrics, *, door: str | None, may_be_private: bool
+    ) -> None:
         self._metrics = metrics
+        self._door = door
+        self._tokens = Tokens()
         self._identity: Identity = new_identity()
         self._exchange = Exchange(memory)
         self._dialer = Dialer(
@@ -31,13 +39,19 @@ class DirectRoad:
     def invite(self, endpoint: str, port: int) -> "Invitation":
         """Prepare for the frames of a job that is about to be submitted."""
         inbox = self._exchange.open()
-        told = {
+        told: dict[str, Any] = {
             "protocol": PROTOCOL,
             "nonce": inbox.nonce,
             "certificate": self._identity.certificate,
             "port": port,
         }
+        if self._door is not None:
+            told |= {"url": self._door, "token": self._tokens.issue(endpoint)}
         return Invitation(self, endpoint, inbox, told)
+
+    def redeem(self, token: str) -> str | None:
+        """The endpoint whose worker may open a channel by this token, once."""
+        return self._tokens.redeem(token)
 
     async def serve(self, connection: Connection, endpoint: str) -> None:
         """Serve a connection to a worker of an endpoint until it ends."""
@@ -57,8 +71,10 @@ class DirectRoad:
         """Dial a worker in the background; what is in the way, in a word."""
         return self._dialer.dial(endpoint, offer)
 
-    def end(self, endpoint: str, inbox: Inbox, *, has_ended: bool) -> None:
+    def end(self, endpoint: str, inbox: Inbox, token: str | None, *, has_ended: bool) -> None:
         """The job is followed no more: its worker is told that its answer is whole, or to stop."""
+        if token is not None:
+            self._tokens.withdraw(token)
         carrier = inbox.carrier
         for channel in list(self._channels):
             if has_ended and channel is carrier:
@@ -126,4 +142,5 @@ class Invitation:
         """The job is followed no more."""
         if not self._is_closed:
             self._is_closed = True
-            self._road.end(self._endpoint, self.inbox, has_ended=has_ended)
+            token = self.told.get("token")
+            self._road.end(self._endpoint, self.inbox, token, has_ended=has_ended)
