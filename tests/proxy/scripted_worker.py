@@ -11,8 +11,8 @@ import hashlib
 import ssl
 import tempfile
 import threading
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -103,6 +103,16 @@ class ScriptedWorker:
     def cut(self) -> None:
         """Break all connections, without a word."""
         self._do(self._cut())
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Do nothing at all meanwhile, as in a container that is stopped; the kernel goes on."""
+        awake = threading.Event()
+        self._loop.call_soon_threadsafe(awake.wait)
+        try:
+            yield
+        finally:
+            awake.set()
 
     def close_door(self) -> None:
         """Listen no more; connections stay open."""

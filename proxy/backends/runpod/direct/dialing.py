@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from proxy.backends.runpod.direct.channel import MAX_MESSAGE_BYTES, Connection
+from proxy.backends.runpod.direct.channel import CLOSE_SECONDS, MAX_MESSAGE_BYTES, Connection
 from proxy.backends.runpod.direct.offer import Offer
 
 DIAL_SECONDS: Final = 3.0
@@ -165,7 +165,7 @@ class WorkerDoors:
                     f"https://{offer.place}/channel",
                     ssl=self.context,
                     max_msg_size=MAX_MESSAGE_BYTES,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS / 2),
                     decode_text=False,
                 )
         except BaseException as exc:
@@ -184,6 +184,9 @@ class DialledConnection:
     ) -> None:
         self._session = session
         self._socket = socket
+        connection = socket._response.connection
+        assert connection is not None, "it has just been made"
+        self._transport = connection.transport
 
     async def receive(self) -> bytes | None:
         """The next message; None at the end, which bytes that are no text are as well."""
@@ -199,6 +202,9 @@ class DialledConnection:
         try:
             await self._socket.close()
         finally:
+            # To a worker that is out of reach TLS would wait for ever to say goodbye.
+            if self._transport is not None:
+                self._transport.abort()
             await self._session.close()
 
 

@@ -129,7 +129,9 @@ class Invitation:
     @property
     def road(self) -> str:
         """The road that the frames come by at last: `direct`, or `queue`."""
-        return "direct" if self.inbox.carrier is not None and self.inbox.direct_frames else "queue"
+        carrier = self.inbox.carrier
+        is_direct = carrier is not None and not carrier.is_silent and self.inbox.direct_frames > 0
+        return "direct" if is_direct else "queue"
 
     @property
     def obstacle(self) -> str:

@@ -6,6 +6,7 @@ In each script a poll that should not have been made ends the job as FAILED.
 import json
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -371,6 +372,23 @@ def test_a_proxy_that_stops_closes_its_channels(
         assert worker.is_connected
         direct.polled.set()
     wait_until(lambda: not worker.is_connected)
+
+
+@pytest.mark.slow
+def test_a_proxy_stops_though_its_worker_answers_nothing_any_more(
+    scripted_runpod: tuple[ScriptedRunPod, str], runpod: ScriptedRunPod, worker: ScriptedWorker
+) -> None:
+    app = create_app(settings_for(scripted_runpod[1], **DIRECT))
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx.Client(headers=headers, timeout=30) as client, ExitStack() as running:
+        client.base_url = httpx.URL(running.enter_context(serve(app)))
+        direct = Direct(client, runpod, worker)
+        with direct.connected() as answer:
+            direct.send(frame(1, end=True))
+            answer.read_all()
+        direct.polled.set()
+        with worker.frozen():
+            running.close()
 
 
 def test_a_job_without_direct_is_asked_for_as_ever(
