@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from worker.direct.address import public_address
@@ -64,7 +64,7 @@ class Channels:
     async def close(self) -> None:
         """Close all channels and doors."""
         self._watch.cancel()
-        await self._close_doors()
+        await self._close_connections(self._doors.values())
 
     def _peer(self, identity: str) -> Peer:
         return self._peers.get(identity) or Peer(identity, self._peers)
@@ -113,23 +113,22 @@ class Channels:
     async def _renew(self) -> None:
         """After a freeze: what was open is dead, and whoever copied the container has our key."""
         log.warning("the container was frozen: direct channels are opened anew")
-        ports = [*self._doors]
-        await self._close_doors()
+        doors, self._doors = self._doors, {}
         self._identity = self._identity.renewed()
-        for port in ports:
+        for port, door in doors.items():
+            door.shut()
             try:
                 self._listen(port)
             except OSError as error:
                 log.warning("port %d cannot be listened on any more: %s", port, error)
+        await self._close_connections(doors.values())
         self._dialler.resume()
 
-    async def _close_doors(self) -> None:
+    async def _close_connections(self, doors: Iterable[Door]) -> None:
         for peer in [*self._peers.values()]:
             peer.close()
         await self._dialler.close()
-        for door in [*self._doors.values()]:
-            await door.close()
-        self._doors.clear()
+        await asyncio.gather(*(door.close() for door in doors))
 
 
 def _told(**facts: Any) -> Told:

@@ -59,15 +59,20 @@ class Door:
         self._listener = _listening(host, port)
         self._accepting = asyncio.create_task(self._accept(self._listener))
 
-    async def close(self) -> None:
-        """Let nobody in any more, and close what is open."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
+    def shut(self) -> None:
+        """Let nobody in any more; the port is free at once."""
+        if self._listener is None or self._accepting is None:
+            return
+        self._accepting.cancel()
+        # The task would do so later, when the number of the socket may be another's.
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
         for handshake in self._handshakes:
             handshake.cancel()
+
+    async def close(self) -> None:
+        """Shut the door, and close what is open."""
+        self.shut()
         if self._runner is not None:
             await self._runner.cleanup()
 

@@ -10,14 +10,13 @@ FROZEN_SECONDS: Final = 3.0
 """How late a tick may be before the container was frozen, and not only busy."""
 
 
+wall_clock = time.time
+
+
 class Clocks:
     """The two clocks, either of which may have gone on during a freeze."""
 
-    def __init__(
-        self,
-        monotonic: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, monotonic: Callable[[], float], wall: Callable[[], float]) -> None:
         self._clocks = (monotonic, wall)
         self._last = self._now()
 
@@ -34,7 +33,7 @@ class Clocks:
 
 async def watch_for_freezes(thawed: Callable[[], Awaitable[None]]) -> None:
     """Call `thawed` after each freeze, for ever."""
-    clocks = Clocks()
+    clocks = Clocks(time.monotonic, wall_clock)
     while True:
         await asyncio.sleep(TICK_SECONDS)
         if clocks.seconds_since_last() > TICK_SECONDS + FROZEN_SECONDS:

@@ -33,8 +33,8 @@ class ScriptedProxy:
     def __init__(self, folder: Path) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         self._certificate = _self_signed(key)
-        self._chain = folder / f"{secrets.token_hex(4)}.pem"
-        self._chain.write_bytes(
+        self.chain = folder / f"{secrets.token_hex(4)}.pem"
+        self.chain.write_bytes(
             self._certificate.public_bytes(serialization.Encoding.PEM)
             + key.private_bytes(
                 serialization.Encoding.PEM,
@@ -58,7 +58,7 @@ class ScriptedProxy:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        context.load_cert_chain(self._chain)
+        context.load_cert_chain(self.chain)
         return context
 
     @asynccontextmanager
