@@ -28,6 +28,7 @@ import socket
 import struct
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httptools
@@ -52,6 +53,7 @@ from proxy.http.access_log import record_of
 from proxy.http.cors import cors_headers
 from proxy.http.disconnect import DEPARTURE
 from proxy.http.websockets import CHANNEL, WEBSOCKET_OFFER
+from proxy.http.writing import WRITE
 
 LINGER_SECONDS = 2
 """How long a connection that was refused is read on."""
@@ -179,9 +181,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._offers_websocket = False
             self.headers.append(WEBSOCKET_OFFER)
         super().on_headers_complete()
-        self.cycle.scope["state"][DEPARTURE] = self.loop.create_future()
+        state = self.cycle.scope["state"]
+        state[DEPARTURE] = self.loop.create_future()
         if self.scope["http_version"] < "1.1":
             _send_without_chunks(self.cycle)
+        else:
+            state[WRITE] = partial(_write_chunk, self.cycle)
         self._in_body = True
         self._unclaimed_bytes = 0
         self._clear_deadline()
@@ -355,6 +360,14 @@ class BoundedProtocol(HttpToolsProtocol):
         metrics = self._application.state.services.metrics
         metrics.note_request("", error.status, error.code or error.type)
         return request_id
+
+
+async def _write_chunk(cycle: RequestResponseCycle, piece: bytes) -> None:
+    """Send a piece of a stream, as `RequestResponseCycle.send` does."""
+    if cycle.flow.write_paused and not cycle.disconnected:
+        await cycle.flow.drain()
+    if not cycle.disconnected:
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
 
 def _send_without_chunks(cycle: RequestResponseCycle) -> None:

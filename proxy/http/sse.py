@@ -22,6 +22,7 @@ from proxy.api.sse_framing import DONE, split_end
 from proxy.errors import InternalError, ProxyError, VLLMError, WorkerFailed
 from proxy.http.disconnect import ClientLeft, while_client_stays
 from proxy.http.plain import answered_error
+from proxy.http.writing import Write, writer
 from proxy.memory import Memory
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class EventStream(EventSourceResponse):
         """Send the stream. However it ends, its job is not left running."""
         try:
             with suppress(ClientLeft), while_client_stays(scope, receive):
-                await self._stream_response(send)
+                await self._send_all(send, writer(scope, send))
         finally:
             scope["state"]["context"].outcome = self._context.outcome or "client_left"
             if self._rewriter is not None:
@@ -79,7 +80,7 @@ class EventStream(EventSourceResponse):
             self._answer.close()
             await self._body.aclose()
 
-    async def _stream_response(self, send: Send) -> None:
+    async def _send_all(self, send: Send, write: Write) -> None:
         await send(
             {
                 "type": "http.response.start",
@@ -89,7 +90,7 @@ class EventStream(EventSourceResponse):
         )
         async for events in self._body:
             if events:
-                await send({"type": "http.response.body", "body": events, "more_body": True})
+                await write(events)
         await send({"type": "http.response.body", "body": b""})
 
     async def _events(self) -> AsyncGenerator[bytes]:
