@@ -85,7 +85,9 @@ def endpoint_settings() -> dict[str, Any]:
 
 
 @contextmanager
-def road(*, settings: dict[str, Any] | None = None, **endpoint: Any) -> Iterator[Road]:
+def road(
+    *, settings: dict[str, Any] | None = None, proxy_port: int = 0, **endpoint: Any
+) -> Iterator[Road]:
     """A stack of its own; `settings` are the proxy's, the others the emulated endpoint's."""
     values = endpoint_settings() | endpoint
     engine_port = int(values["env"]["WORKER_VLLM_PORT"])
@@ -93,7 +95,7 @@ def road(*, settings: dict[str, Any] | None = None, **endpoint: Any) -> Iterator
         client = stack.enter_context(emulator(ep=values))("ep")
         changes = {"runpod_api_key": API_KEY, "queue_timeout_seconds": 60} | (settings or {})
         app = create_app(settings_for(client.url.removesuffix("/v2/ep"), **changes))
-        url = stack.enter_context(serve(app))
+        url = stack.enter_context(serve(app, port=proxy_port))
         yield Road(f"{url}/v1", client, engine_port)
 
 
