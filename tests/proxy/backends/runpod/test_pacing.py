@@ -1,11 +1,12 @@
 """The call limiter: inside RunPod's limits, fair, quick while there is room, slower after a 429."""
 
 import asyncio
+import random
 from collections import Counter
 
 import pytest
 
-from proxy.backends.runpod.pacing import CallLimiter
+from proxy.backends.runpod.pacing import HEADROOM, CallLimiter
 from proxy.config.limits import WINDOW_SECONDS, CallLimit
 from tests.virtual_time import run_virtually
 
@@ -107,6 +108,31 @@ def test_an_urgent_call_goes_before_those_who_wait() -> None:
     order = run_virtually(run())
     assert order.index(1000) < 20
     assert len(order) == 101
+
+
+def test_a_hundred_streams_are_polled_as_often_and_evenly_as_the_budget_allows() -> None:
+    limit, streams = CallLimit(calls=2000, at_once=400), 100
+    budget_gap = streams / (limit.calls * HEADROOM / WINDOW_SECONDS)
+    network = random.Random(1)
+    gaps: list[float] = []
+
+    async def poll(limiter: CallLimiter, log: Log, caller: int) -> None:
+        loop = asyncio.get_running_loop()
+        last = None
+        while loop.time() < 60:
+            await log.call(limiter, caller, network.uniform(0.02, 0.04))
+            if last is not None and loop.time() > 10:
+                gaps.append(loop.time() - last)
+            last = loop.time()
+
+    async def run() -> None:
+        limiter, log = CallLimiter(limit), Log()
+        async with asyncio.TaskGroup() as group:
+            for caller in range(streams):
+                group.create_task(poll(limiter, log, caller))
+
+    run_virtually(run())
+    assert sorted(gaps)[len(gaps) * 99 // 100] <= 1.1 * budget_gap
 
 
 def test_a_crowd_of_urgent_calls_leaves_turns_to_the_others() -> None:
