@@ -4,13 +4,15 @@ Calls go through httpx's client. Those that are made all the time, such as polls
 transport directly: the client's own work on a request and its response costs more than sending it.
 """
 
+import asyncio
 import ssl
 from typing import Final
 
 import httpx
 
+from proxy.backends.dialing import Origin
 from proxy.backends.outbound import SOCKS, OutboundProxies, OutboundProxyError
-from proxy.backends.transport import IDLE_SECONDS, MAX_CONNECTIONS, Headers, Transport
+from proxy.backends.transport import IDLE_SECONDS, MAX_CONNECTIONS, REPLY, Reply, Transport
 
 CANNOT_BE_SENT: Final = (
     httpx.InvalidURL,
@@ -103,21 +105,50 @@ class SocksTransport(httpx.AsyncHTTPTransport):
     async def send(
         self,
         method: str,
-        url: httpx.URL,
+        origin: Origin,
         path: bytes,
-        headers: Headers,
+        headers: bytes,
         content: bytes = b"",
         *,
         connect_seconds: float | None,
         read_seconds: float | None,
-    ) -> httpx.Response:
+    ) -> Reply:
         """Send a request, as `Transport.send` does."""
         timeout = httpx.Timeout(None, connect=connect_seconds, read=read_seconds)
         request = httpx.Request(
             method,
-            url.copy_with(raw_path=path),
-            headers=list(headers),
+            (origin.scheme + b"://" + origin.netloc + path).decode("ascii"),
+            headers=[line.partition(b": ")[::2] for line in headers.splitlines()],
             content=content,
             extensions={"timeout": timeout.as_dict()},
         )
-        return await self.handle_async_request(request)
+        return _SocksReply(await super().handle_async_request(request))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, as `Transport.handle_async_request` does."""
+        response = await super().handle_async_request(request)
+        response.extensions[REPLY] = _SocksReply(response)
+        return response
+
+
+class _SocksReply(Reply):
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__(response.status_code, response.headers.raw)
+        self._response = response
+        self._pieces = response.aiter_raw()
+        self._reading: asyncio.Task[bytes] | None = None
+
+    async def read(self) -> bytes:
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._next())
+        await asyncio.wait({self._reading})
+        reading, self._reading = self._reading, None
+        return reading.result()
+
+    async def aclose(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+        await self._response.aclose()
+
+    async def _next(self) -> bytes:
+        return await anext(self._pieces, b"")

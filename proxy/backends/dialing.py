@@ -22,6 +22,8 @@ class Origin(NamedTuple):
     scheme: bytes
     host: bytes
     port: int
+    netloc: bytes
+    """Host and port as they stand in a URL."""
 
     @classmethod
     def of(cls, url: httpx.URL) -> "Origin":
@@ -29,7 +31,7 @@ class Origin(NamedTuple):
         port = url.port or (443 if url.raw_scheme == b"https" else 80)
         if url.raw_scheme not in (b"http", b"https") or not url.raw_host or port > 65_535:
             raise httpx.UnsupportedProtocol("The URL names no server that speaks HTTP.")
-        return cls(url.raw_scheme, url.raw_host, port)
+        return cls(url.raw_scheme, url.raw_host, port, url.netloc)
 
 
 async def dial(

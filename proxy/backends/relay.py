@@ -28,8 +28,9 @@ from proxy.backends.connections import CANNOT_BE_SENT
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Trust
-from proxy.backends.response_bodies import pieces_of
+from proxy.backends.response_bodies import Body
 from proxy.backends.standing import Standing
+from proxy.backends.transport import REPLY
 from proxy.errors import (
     ConnectTimeout,
     ProxyError,
@@ -172,10 +173,9 @@ class RelayedAnswer:
         self._deadlines = Deadlines(terms, relay.shutdown, self._cold_start_reason)
         self._answered = time.monotonic()
         self._response: httpx.Response | None = None
-        self._chunks: AsyncIterator[bytes] | None = None
+        self._content: Body | None = None
         self._begun: list[bytes] = []
         """Pieces of the body that were looked at before they are passed on."""
-        self._reading: asyncio.Task[bytes | None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -256,8 +256,6 @@ class RelayedAnswer:
         self._relay.release(self)
         self._events.flush()
         self._held.release()
-        if self._reading is not None:
-            self._reading.cancel()
         if self._response is not None and self._closing is None:
             if self.head is not None:
                 self._relay.on_worker_seconds(time.monotonic() - self._answered)
@@ -304,7 +302,7 @@ class RelayedAnswer:
         response = self._response = await self._relay.send(self._request)
         if self._is_closed:  # just before this
             self.close()
-        self._chunks, self._begun = pieces_of(response), []
+        self._content, self._begun = Body(response.extensions[REPLY]), []
         if WORKER_ID not in response.headers or response.is_success:
             self._relay.standing.note(response.status_code, names_job=True)
         return response, await self._failure(response)
@@ -336,31 +334,29 @@ class RelayedAnswer:
 
     async def _next_chunk(self) -> bytes | None:
         """The next bytes, or none if nothing came for a while; None at the end."""
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
-        if not await self._deadlines.wait(self._reading, self._deadlines.terms.keep_alive_seconds):
-            return b""
-        reading, self._reading = self._reading, None
+        assert self._content is not None
+        if self._begun:
+            return self._begun.pop(0)
+        terms = self._deadlines.terms
         try:
-            chunk = reading.result()
+            async with asyncio.timeout(
+                min(terms.keep_alive_seconds, self._deadlines.seconds_left())
+            ):
+                chunk = await self._content.read()
+        except TimeoutError:
+            return b""
         except httpx.HTTPError as exc:
             raise WorkerFailed("The connection to the model's server broke.") from exc
         self._deadlines.note_output()
-        return chunk
+        return chunk or None
 
     async def _beginning(self) -> bytes:
-        assert self._chunks is not None
+        assert self._content is not None
         size = 0
-        while size < MAX_REFUSAL_BYTES and (piece := await anext(self._chunks, None)) is not None:
+        while size < MAX_REFUSAL_BYTES and (piece := await self._content.read()):
             self._begun.append(piece)
             size += len(piece)
         return b"".join(self._begun)
-
-    async def _read(self) -> bytes | None:
-        assert self._chunks is not None
-        if self._begun:
-            return self._begun.pop(0)
-        return await anext(self._chunks, None)
 
     def _cold_start_reason(self) -> str:
         monitor = self._relay.monitor

@@ -5,45 +5,50 @@ thousand times its size, which httpx would do in one go.
 """
 
 import zlib
-from collections.abc import AsyncIterator
 from typing import Final
 
 import httpx
 
+from proxy.backends.transport import Reply
 from proxy.errors import WorkerFailed
 from proxy.memory import Reservation
 
 MAX_PIECE_BYTES: Final = 2**20
 
 
-async def pieces_of(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body of a response that is still to be read; raises httpx.HTTPError."""
-    parts = response.stream
-    assert isinstance(parts, httpx.AsyncByteStream)
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    if encoding in ("identity", ""):
-        async for piece in parts:
-            yield piece
-        return
-    if encoding not in ("gzip", "x-gzip"):
-        raise httpx.DecodingError(f"packed as {encoding[:20]!r}, which was not asked for")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    async for packed in parts:
-        while packed:
+class Body:
+    """The body of a reply, unpacked."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._encoding = reply.header(b"content-encoding").strip().lower() or "identity"
+        self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        self._packed = b""
+
+    async def read(self) -> bytes:
+        """The next piece, none at the end; loses nothing when it is cancelled.
+
+        Raises httpx.HTTPError.
+        """
+        if self._encoding == "identity":
+            return await self._reply.read()
+        if self._encoding not in ("gzip", "x-gzip"):
+            raise httpx.DecodingError(f"packed as {self._encoding[:20]!r}, which nobody asked for")
+        while True:
+            if not self._packed and not (packed := await self._reply.read()):
+                if not self._unpacker.eof:
+                    raise httpx.DecodingError("gzip that ends too early")
+                return b""
             try:
-                piece = unpacker.decompress(packed, MAX_PIECE_BYTES)
+                piece = self._unpacker.decompress(self._packed or packed, MAX_PIECE_BYTES)
             except zlib.error as exc:
                 raise httpx.DecodingError("not gzip") from exc
-            packed = unpacker.unconsumed_tail
+            self._packed = self._unpacker.unconsumed_tail
             if piece:
-                yield piece
-    if not unpacker.eof:
-        raise httpx.DecodingError("gzip that ends too early")
+                return piece
 
 
-async def whole_body(
-    response: httpx.Response, max_bytes: int, reservation: Reservation | None
-) -> bytes:
+async def whole_body(reply: Reply, max_bytes: int, reservation: Reservation | None) -> bytes:
     """The body in one.
 
     Raises:
@@ -51,8 +56,8 @@ async def whole_body(
         MemoryLimitReached: there is no room for it.
         httpx.HTTPError: the connection broke.
     """
-    pieces, size = [], 0
-    async for piece in pieces_of(response):
+    body, pieces, size = Body(reply), [], 0
+    while piece := await body.read():
         size += len(piece)
         if size > max_bytes:
             raise WorkerFailed(f"An answer of RunPod's is larger than {max_bytes:,} bytes.")

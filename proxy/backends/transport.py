@@ -10,7 +10,7 @@ import asyncio
 import functools
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final
 
 import httpx
@@ -21,12 +21,37 @@ from proxy.backends.http1 import Connection
 MAX_CONNECTIONS: Final = 1000
 IDLE_SECONDS: Final = 30
 
+REPLY: Final = "reply"
+
 Headers = Iterable[tuple[bytes, bytes]]
 
 _OURS: Final = (b"connection", b"content-length", b"host", b"transfer-encoding")
 """Headers of httpx's requests that are written here."""
 _SENDABLE: Final = re.compile(rb"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")
 """What may stand in a header: printable ASCII without blanks at its ends."""
+
+
+class Reply(httpx.AsyncByteStream):
+    """A response whose head has come. It is to be read, by `read` or as an iterator, and closed."""
+
+    def __init__(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.status = status
+        self.headers = headers
+
+    def header(self, name: bytes) -> str:
+        """The value of a header whose name is given in small letters; empty if it is not there."""
+        for known, value in self.headers:
+            if known.lower() == name:
+                return value.decode("latin-1")
+        return ""
+
+    async def read(self) -> bytes:
+        """The next part of the body, none at its end; loses nothing when it is cancelled."""
+        raise NotImplementedError
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self.read():
+            yield piece
 
 
 class Transport(httpx.AsyncBaseTransport):
@@ -45,24 +70,27 @@ class Transport(httpx.AsyncBaseTransport):
     async def send(
         self,
         method: str,
-        url: httpx.URL,
+        origin: Origin,
         path: bytes,
-        headers: Headers,
+        headers: bytes,
         content: bytes = b"",
         *,
         connect_seconds: float | None,
         read_seconds: float | None,
-    ) -> httpx.Response:
-        """Send a request to a path at the server of a URL; the response is still to be read.
+    ) -> Reply:
+        """Send a request, and return the reply when its head has come.
 
-        `headers` are all but those of the connection and the body's length. Each part of the
-        response may take `read_seconds` to come. Raises httpx.HTTPError.
+        `headers` are made by `header_lines`. Each part of the reply may take `read_seconds` to
+        come. Raises httpx.HTTPError.
         """
-        origin = Origin.of(url)
         if self._proxy is not None and origin.scheme == b"http":
-            path = b"http://" + url.netloc + path
-            headers = [*headers, *proxy_authorization(self._proxy)]
-        request = _head(method.encode("ascii"), path, url.netloc, headers, content)
+            path = b"http://" + origin.netloc + path
+            headers += header_lines(proxy_authorization(self._proxy))
+        length = b"content-length: %d\r\n" % len(content) if content or method != "GET" else b""
+        request = b"%s %s HTTP/1.1\r\nhost: %s\r\n%s%s\r\n" % (
+            *(method.encode("ascii"), path, origin.netloc),
+            *(headers, length),
+        )
         connection = await self._connection(origin, connect_seconds)
         try:
             await connection.send(request, content, read_seconds)
@@ -70,21 +98,24 @@ class Transport(httpx.AsyncBaseTransport):
         except BaseException:
             connection.abort()
             raise
-        body = _Body(connection, functools.partial(self._release, origin))
-        return httpx.Response(connection.status, headers=connection.headers, stream=body)
+        return _Reply(connection, functools.partial(self._release, origin))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request of httpx's client."""
+        """Send a request of httpx's client; the response has its `Reply` among its extensions."""
         assert isinstance(request.stream, httpx.AsyncByteStream)
         timeout = request.extensions["timeout"]
-        return await self.send(
+        reply = await self.send(
             request.method,
-            request.url,
+            Origin.of(request.url),
             request.url.raw_path,
-            [header for header in request.headers.raw if header[0].lower() not in _OURS],
+            header_lines(h for h in request.headers.raw if h[0].lower() not in _OURS),
             b"".join([part async for part in request.stream]),
             connect_seconds=timeout["connect"],
             read_seconds=timeout["read"],
+        )
+        extensions = {REPLY: reply}
+        return httpx.Response(
+            reply.status, headers=reply.headers, stream=reply, extensions=extensions
         )
 
     async def aclose(self) -> None:
@@ -150,18 +181,17 @@ class Transport(httpx.AsyncBaseTransport):
                 idle.remove(connection)
 
 
-class _Body(httpx.AsyncByteStream):
-    """The body of a response, in the pieces in which it comes."""
+class _Reply(Reply):
+    """What a connection brings."""
 
     def __init__(self, connection: Connection, release: Callable[[Connection], None]) -> None:
+        super().__init__(connection.status, connection.headers)
         self._connection = connection
         self._release = release
         self._is_released = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await self._connection.read():
-            yield piece
-        await self.aclose()
+    async def read(self) -> bytes:
+        return await self._connection.read()
 
     async def aclose(self) -> None:
         """Let go of the connection; it is closed unless the body has come to its end."""
@@ -170,12 +200,11 @@ class _Body(httpx.AsyncByteStream):
             self._release(self._connection)
 
 
-def _head(method: bytes, path: bytes, host: bytes, headers: Headers, content: bytes) -> bytes:
-    lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (method, path, host)]
+def header_lines(headers: Headers) -> bytes:
+    """Headers as they are sent; raises httpx.LocalProtocolError for one that cannot be."""
+    lines = []
     for header in headers:
         if not _SENDABLE.fullmatch(header[1]):
             raise httpx.LocalProtocolError("A header cannot be sent.")
         lines.append(b"%s: %s\r\n" % header)
-    if content or method != b"GET":
-        lines.append(b"content-length: %d\r\n" % len(content))
-    return b"".join(lines) + b"\r\n"
+    return b"".join(lines)

@@ -19,10 +19,11 @@ import httpx
 import msgspec
 
 from proxy.backends.connections import CANNOT_BE_SENT, Client, SocksTransport
+from proxy.backends.dialing import Origin
 from proxy.backends.response_bodies import whole_body
 from proxy.backends.runpod.pacing import CANCEL_BURST, CallLimiter
 from proxy.backends.standing import Standing
-from proxy.backends.transport import Transport
+from proxy.backends.transport import Reply, Transport, header_lines
 from proxy.config.limits import CallLimit
 from proxy.errors import (
     ConnectTimeout,
@@ -88,13 +89,13 @@ class StreamPage:
     """What the answer holds of the memory for all; it goes with the page."""
 
     @classmethod
-    def of(cls, answer: Mapping[str, Any]) -> "StreamPage":
+    def of(cls, answer: Mapping[str, Any], reservation: Reservation | None = None) -> "StreamPage":
         """From RunPod's answer; raises UpstreamUnavailable if it is none of /stream."""
         items = answer.get("stream") or []
         if not isinstance(items, list):
             raise UpstreamUnavailable("RunPod's answer has no list of outputs.")
         outputs = [item["output"] for item in items if isinstance(item, dict) and "output" in item]
-        return cls(JobStatus.of(answer), outputs)
+        return cls(JobStatus.of(answer), outputs, reservation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +161,7 @@ class Endpoint:
         self.name = name
         self.standing = Standing(f"endpoint {name}", key_variable)
         self._client = client
-        self._headers = [
-            (b"accept", b"*/*"),
-            (b"accept-encoding", b"identity"),
-            (b"authorization", f"Bearer {api_key}".encode(errors="surrogatepass")),
-            (b"content-type", b"application/json"),
-            (b"user-agent", client.headers["user-agent"].encode()),
-        ]
+        self._api_key = api_key
         self._metrics = metrics
         self._memory = memory
         self._run = CallLimiter(limits.run)
@@ -209,7 +204,7 @@ class Endpoint:
             urgent=urgent,
             reservation=(reservation := self._memory.reserve_for_answer()),
         )
-        return replace(StreamPage.of(answer), reservation=reservation)
+        return StreamPage.of(answer, reservation)
 
     async def status(self, job_id: str) -> JobState:
         """How the job stands, with everything it has put out if it is done."""
@@ -249,16 +244,16 @@ class Endpoint:
         async with limiter.turn(urgent=urgent):
             on_turn()
             try:
-                response, body = await self._send(
+                reply, body = await self._send(
                     method, path, content, hold_seconds, connect_seconds, reservation
                 )
             except (UpstreamUnavailable, UpstreamMisconfigured):
                 self._metrics.note_call(self.name, operation, "error")
                 raise
-        self._metrics.note_call(self.name, operation, str(response.status_code))
-        self.standing.note(response.status_code, names_job=operation not in ("run", "health"))
+        self._metrics.note_call(self.name, operation, str(reply.status))
+        self.standing.note(reply.status, names_job=operation not in ("run", "health"))
         try:
-            return _checked(response, body)
+            return _checked(reply, body)
         except UpstreamBusy as exc:
             limiter.slow_down(exc.retry_after_seconds)
             raise
@@ -268,8 +263,24 @@ class Endpoint:
         return httpx.URL(self.url)
 
     @cached_property
+    def _origin(self) -> Origin:
+        return Origin.of(self._base)
+
+    @cached_property
     def _way(self) -> Transport | SocksTransport:
         return self._client.way(self._base)
+
+    @cached_property
+    def _header_lines(self) -> bytes:
+        return header_lines(
+            [
+                (b"accept", b"*/*"),
+                (b"accept-encoding", b"identity"),
+                (b"authorization", b"Bearer " + self._api_key.encode(errors="surrogatepass")),
+                (b"content-type", b"application/json"),
+                (b"user-agent", self._client.headers["user-agent"].encode()),
+            ]
+        )
 
     async def _send(
         self,
@@ -279,26 +290,26 @@ class Endpoint:
         hold_seconds: float,
         connect_seconds: float | None,
         reservation: Reservation | None,
-    ) -> tuple[httpx.Response, bytes]:
+    ) -> tuple[Reply, bytes]:
         connect_seconds = connect_seconds or self._client.timeout.connect or 0
         # The timeouts of a call are for each piece of its answer, however many there are.
         limit = hold_seconds + connect_seconds + MAX_ANSWER_SECONDS
         try:
             async with asyncio.timeout(limit):
-                response = await self._way.send(
+                reply = await self._way.send(
                     method,
-                    self._base,
+                    self._origin,
                     self._base.raw_path + path.encode(),
-                    self._headers,
+                    self._header_lines,
                     content,
                     connect_seconds=connect_seconds,
                     read_seconds=hold_seconds + ANSWER_MARGIN_SECONDS,
                 )
                 try:
                     max_bytes = MAX_SHORT_BYTES if reservation is None else MAX_ANSWER_BYTES
-                    return response, await whole_body(response, max_bytes, reservation)
+                    return reply, await whole_body(reply, max_bytes, reservation)
                 finally:
-                    await response.aclose()
+                    await reply.aclose()
         except httpx.ConnectError as exc:
             raise NotSent("RunPod could not be reached.") from exc
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
@@ -335,12 +346,12 @@ def _milliseconds(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 
-def _checked(response: httpx.Response, body: bytes) -> Mapping[str, Any]:
+def _checked(reply: Reply, body: bytes) -> Mapping[str, Any]:
     """The answer's JSON object, or the error that its status means."""
-    status = response.status_code
+    status = reply.status
     if status == 429:
         raise UpstreamBusy(
-            "RunPod is limiting the rate of our calls.", retry_after_seconds=_retry_after(response)
+            "RunPod is limiting the rate of our calls.", retry_after_seconds=_retry_after(reply)
         )
     if status in (401, 403):
         raise UpstreamMisconfigured("RunPod refused the proxy's API key.")
@@ -348,7 +359,7 @@ def _checked(response: httpx.Response, body: bytes) -> Mapping[str, Any]:
         raise JobNotFound
     if status in (400, 413, 422):
         raise WorkerFailed(f"RunPod refused the job (HTTP {status}).")
-    if not response.is_success:
+    if not 200 <= status < 300:
         raise UpstreamUnavailable(f"RunPod answered HTTP {status}.")
     try:
         answer = _decoded(body)
@@ -374,7 +385,7 @@ def _worker_id(value: Any) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= MAX_WORKER_ID_CHARS else None
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _retry_after(reply: Reply) -> float | None:
     """In seconds; a date, or a number that makes no sense, counts as nothing said."""
-    value = response.headers.get("retry-after", "")
+    value = reply.header(b"retry-after")
     return float(min(int(value), MAX_RETRY_AFTER_SECONDS)) if value.isdecimal() else None
