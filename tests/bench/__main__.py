@@ -17,6 +17,7 @@ from tests.bench.capacity import Search
 from tests.bench.drawings import draw
 from tests.bench.endpoint import measured
 from tests.bench.ground import Build, Ground, bare_ground, ground
+from tests.bench.leaving import leaving
 from tests.bench.pick_up import pick_up, workers
 from tests.bench.profiles import profile
 from tests.bench.record import Machine, Named, Record, packages_here, revision_of, today
@@ -31,6 +32,8 @@ STREAMS = (1, 10, 100)
 FULL_STREAMS = (1, 10, 20, 100, 400)
 ENDPOINT_STREAMS = (1, 4)
 """A real endpoint costs money."""
+FILES = 65_536
+"""One for each stream, on both sides of a proxy."""
 ROUNDS, FULL_ROUNDS = 3, 2
 SECONDS, FULL_SECONDS = 3.0, 4.0
 
@@ -39,8 +42,7 @@ def main() -> int:
     """Measure, and write what was found."""
     arguments = _arguments()
     signal.signal(signal.SIGTERM, _stop)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a file for each stream
+    _allow_files(FILES)
     try:
         return _measure_endpoint(arguments) if arguments.base_url else _bench(arguments)
     except KeyboardInterrupt:
@@ -50,6 +52,13 @@ def main() -> int:
         said = (error.stderr or b"").decode(errors="replace").strip()
         print(f"{' '.join(error.cmd)} failed: {said}", file=sys.stderr)
         return 1
+
+
+def _allow_files(count: int) -> None:
+    """Let us, and all that we start, have so many files open, if we may."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = count if most == resource.RLIM_INFINITY else min(count, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
 
 
 def _measure_endpoint(arguments: argparse.Namespace) -> int:
@@ -96,15 +105,23 @@ def _measure(record: Record, there: OpenTargets, arguments: argparse.Namespace) 
         seconds=arguments.seconds,
     )
     record.results = rounds.go(record.rounds)
-    up = [one for one in there.targets if one.name in there.opened and one.has_capacity]
+    up = [one for one in there.targets if one.name in there.opened]
+    for target in up:
+        if there.opened[target.name].engine_url:
+            _say(f"clients that leave: {target.title}")
+            record.leavings.append(leaving(target.name, there.opened[target.name]))
     if arguments.full:
         search = Search(there.ground.see, there.opened["direct"], _say)
-        _say("how many streams one core holds")
-        record.capacities = [search.of(one.name, there.opened[one.name]) for one in up]
+        for target in up:
+            if target.has_capacity:
+                _say(f"how many streams one core holds: {target.title}")
+                record.capacities.append(search.of(target.name, there.opened[target.name]))
     if arguments.profile:
         for target in up:
-            _say(f"profiling {target.title}")
-            record.profiles.append(profile(there.ground, target.name, there.opened[target.name]))
+            if target.is_profiled:
+                _say(f"profiling {target.title}")
+                found = profile(there.ground, target.name, there.opened[target.name])
+                record.profiles.append(found)
 
 
 def _measure_workers(

@@ -62,7 +62,11 @@ class Search:
         return found
 
     def _is_held(self, found: Capacity, opened: Opened, streams: int) -> bool:
-        seen = self._see(_load(opened, streams))
+        try:
+            seen = self._see(_load(opened, streams))
+        except RuntimeError as error:
+            self._say(f"  {found.target}, {streams} streams: {error}")
+            return False
         if seen.delay is None or seen.failed or seen.lost:
             self._say(f"  {found.target}, {streams} streams: failed {seen.failed}")
             return False

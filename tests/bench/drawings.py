@@ -13,6 +13,8 @@ from tests.bench.figures import Figure, Figures, Measure
 from tests.bench.record import Named, Record
 from tests.bench.stacks import BEFORE
 
+PREFIX: Final = "performance-"
+"""What the names of the files begin with."""
 MILLISECONDS: Final = 1000.0
 MICROSECONDS: Final = 1_000_000.0
 FEWEST_FOR_LINES: Final = 2
@@ -82,8 +84,10 @@ def draw(record: Record, folder: Path) -> list[str]:
     wanted = drawings(record)
     folder.mkdir(parents=True, exist_ok=True)
     python = set_up_for_bench("plots").python
+    for old in folder.glob(f"{PREFIX}*.svg"):
+        old.unlink()
     run([python, ROOT / "tests" / "bench" / "plots.py", folder], text=json.dumps(wanted))
-    return [f"performance-{one['name']}.svg" for one in wanted]
+    return sorted(path.name for path in folder.glob(f"{PREFIX}*.svg"))
 
 
 def _lines(found: Figures, targets: list[Named], measure: Measure) -> list[Series]:

@@ -7,6 +7,8 @@ that it does not know are ignored, so that a worker can start it.
 import argparse
 import itertools
 import json
+import time
+from collections.abc import Callable
 
 from tests.bench.http_server import Connection, serve
 from tests.bench.metronome import Metronome, first_chunk, plain_answer, token_chunk
@@ -15,8 +17,16 @@ from tests.bench.metronome import Metronome, first_chunk, plain_answer, token_ch
 class Generation:
     """One stream under way."""
 
-    def __init__(self, connection: Connection, answer_id: str, model: str, tokens: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        answer_id: str,
+        model: str,
+        tokens: int,
+        on_left: Callable[[], None],
+    ) -> None:
         self._connection = connection
+        connection.on_close = on_left
         self._id, self._model = answer_id.encode(), model.encode()
         self._tokens = tokens
         self._made = 0
@@ -32,6 +42,7 @@ class Generation:
             chunk = first_chunk(self._id, self._model) + chunk
         if is_last:
             chunk += b"data: [DONE]\n\n"
+            self._connection.on_close = None
         self._connection.send_chunk(chunk, is_last=is_last)
         self._made += 1
         return not is_last
@@ -43,11 +54,15 @@ class Engine:
     def __init__(self) -> None:
         self.metronome = Metronome()
         self._serial = itertools.count(1)
+        self._left: list[float] = []
+        """When the reader of each stream that was left had gone."""
 
     def answer(self, connection: Connection) -> None:
         """Answer a chat, the list of models, or anything else as a healthy endpoint would."""
         if connection.path.startswith("/v1/chat/completions"):
             self._chat(connection)
+        elif connection.path == "/bench/left":
+            connection.respond_json(self._left)
         elif connection.path.startswith("/v1/models"):
             card = {"id": "m", "object": "model", "created": 1, "max_model_len": 8192}
             connection.respond_json({"object": "list", "data": [card]})
@@ -60,9 +75,13 @@ class Engine:
         answer_id, model = f"chatcmpl-{next(self._serial)}", body.get("model", "m")
         if body.get("stream"):
             tokens = int(body.get("max_tokens") or 16)
-            self.metronome.add(Generation(connection, answer_id, model, tokens))
+            generation = Generation(connection, answer_id, model, tokens, self._note_left)
+            self.metronome.add(generation)
         else:
             connection.respond_json(plain_answer(answer_id, model))
+
+    def _note_left(self) -> None:
+        self._left.append(time.monotonic())
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from scripts.processes import ROOT
 from tests.bench.capacity import Capacity
+from tests.bench.leaving import Leaving
 from tests.bench.pick_up import PickUp
 from tests.bench.profiles import Profile
 from tests.bench.rounds import Result
@@ -71,6 +72,7 @@ class Record(msgspec.Struct, kw_only=True):
     targets: list[Named]
     capacities: list[Capacity] = []
     pick_ups: list[PickUp] = []
+    leavings: list[Leaving] = []
     profiles: list[Profile] = []
     results: list[Result] = []
 

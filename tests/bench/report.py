@@ -31,6 +31,8 @@ PLOTS: Final = {
     "capacity": "How many streams one core holds",
 }
 """What each plot shows, by the name of its file with an underscore."""
+GLANCE_STREAMS: Final = 100
+WHOLE_FROM: Final = 20
 MILLISECONDS: Final = 1000.0
 MICROSECONDS: Final = 1_000_000.0
 KIBIBYTES: Final = 1 / 1024
@@ -42,11 +44,13 @@ def document(record: Record, plots: Sequence[str] = ()) -> str:
     """The whole document, with those of the plots that there are, in the folder `images`."""
     found = Figures(record)
     values = {
+        "glance": _glance(found),
         "streams": _streams(found),
         "plain": _plain(found),
         "cpu": _cpu(found),
         "capacity": _capacity(record),
         "calls": _calls(found),
+        "leaving": _leaving(record),
         "workers": _workers(record),
         "profiles": _profiles(record),
         "before": _before(found),
@@ -105,6 +109,39 @@ def _table(head: Row, rows: Sequence[Row]) -> str:
 
 def _text(figure: Figure | None, scale: float = 1.0, digits: int = 1) -> str:
     return figure.text(scale, digits) if figure is not None else "-"
+
+
+def _glance(found: Figures) -> str:
+    """The medians that matter most, a row for each target, at up to a hundred streams."""
+    held = {one.target: f"{one.streams:,}" for one in found.record.capacities}
+    rows: list[Row] = []
+    for target in _but_direct(found):
+        measured = [
+            count
+            for count in found.streams()
+            if count <= GLANCE_STREAMS and found.of(target.name, figures.gap_p99, count)
+        ]
+        if not measured:
+            continue
+        most = measured[-1]
+        first = found.added(target.name, figures.first_token_p50, most)
+        gap = found.added(target.name, figures.gap_p99, most)
+        chunk = found.of(target.name, figures.cpu_per_chunk, most)
+        request = found.of(target.name, figures.cpu_per_request, 1, "plain")
+        cells = (
+            f"{most}",
+            _median(first, MILLISECONDS),
+            _median(gap, MILLISECONDS),
+            _median(chunk, MICROSECONDS),
+            _median(request, MICROSECONDS),
+            held.get(target.name, "-"),
+        )
+        rows.append((target.title, *cells))
+    head = (
+        *("", "streams", "first token, ms more", "gap p99, ms more"),
+        *("CPU of a chunk, us", "CPU of a plain request, us", "streams a core holds"),
+    )
+    return _table(head, rows)
 
 
 def _streams(found: Figures) -> str:
@@ -221,6 +258,18 @@ def _workers(record: Record) -> str:
     return _table(("", "first output, p50, ms", "p95, ms", "posts for 1,000 tokens"), rows)
 
 
+def _leaving(record: Record) -> str:
+    titles = {one.name: one.title for one in record.targets}
+    rows: list[Row] = []
+    for one in record.leavings:
+        if one.seconds is None:
+            rows.append((titles[one.target], f"failed: {_one_line(one.error)}", ""))
+            continue
+        times = (one.seconds.p50 * MILLISECONDS, one.seconds.largest * MILLISECONDS)
+        rows.append((titles[one.target], *(f"{time:,.0f}" for time in times)))
+    return _table(("", "median, ms", "longest, ms"), rows)
+
+
 def _profiles(record: Record) -> str:
     titles = {one.name: one.title for one in record.targets}
     return "\n\n".join(f"**{titles[one.target]}**\n\n{_profile(one)}" for one in record.profiles)
@@ -273,7 +322,11 @@ def _before(found: Figures) -> str:
 
 
 def _median(figure: Figure | None, scale: float) -> str:
-    return f"{figure.median * scale:,.1f}" if figure is not None else "-"
+    """To three digits or so, as nothing here is known better."""
+    if figure is None:
+        return "-"
+    value = figure.median * scale
+    return f"{value:,.0f}" if abs(value) >= WHOLE_FROM else f"{value:.1f}"
 
 
 def _but_direct(found: Figures) -> list[Named]:

@@ -148,7 +148,7 @@ def _warm_up(opened: Opened) -> Load:
         key=opened.key,
         model=opened.model,
         kind="streams",
-        starts=10,
+        starts=3,
         ramp_seconds=0.2,
         window_seconds=0.5,
         watched=opened.watched,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.bench.ground import THIS, Build, Ground, answers
 from tests.bench.processes import programs_below
 
 KEY = "sk-bench"
+PROFILED = ("channel", "queue-free", "queue", "relay")
 OFFICIAL_WORKER = ROOT / "tests" / "end_to_end" / "official_worker.py"
 BEFORE = "before-"
 """What the names of the targets of the build before begin with."""
@@ -55,6 +57,8 @@ class Opened:
     model: str = MODEL
     calls: Callable[[], dict[str, dict[str, int]]] = dict
     """How many calls RunPod has had of each operation so far, admitted and refused."""
+    engine_url: str = ""
+    """The engine behind it; a scripted queue has none."""
 
 
 Opener = Callable[[Ground], AbstractContextManager[Opened]]
@@ -76,11 +80,16 @@ class Target:
     has_capacity: bool = False
     """Whether it is asked, with FULL=1, how many streams it can hold."""
 
+    @property
+    def is_profiled(self) -> bool:
+        """Whether PROFILE=1 looks where its time goes: at ours, now and before."""
+        return self.name.removeprefix(BEFORE) in PROFILED
+
 
 @contextmanager
 def direct(ground: Ground) -> Iterator[Opened]:
     """The engine itself: what everything is held against."""
-    yield Opened(f"{ground.engine_url}/v1")
+    yield Opened(f"{ground.engine_url}/v1", engine_url=ground.engine_url)
 
 
 @contextmanager
@@ -137,7 +146,7 @@ def queue(
             ground.running("queue", command, lambda: answers(f"{url}/bench/counts")),
             proxy(ground, build, url, settings) as behind,
         ):
-            yield Opened(behind.url, behind.watched, calls=calls)
+            yield replace(behind, calls=calls)
 
     return opened
 
@@ -152,7 +161,7 @@ def relay(*, build: Build = THIS) -> Opener:
         path = ground.folder / f"relay-{free_port()}.toml"
         path.write_text(tomlkit.dumps(config))
         with proxy(ground, build, ground.engine_url, {"PROXY_CONFIG": str(path)}) as behind:
-            yield behind
+            yield replace(behind, engine_url=ground.engine_url)
 
     return opened
 
@@ -210,7 +219,7 @@ def other(
     with ground.running(
         name, words, lambda: answers(url + ready), variables, is_target=True
     ) as process:
-        yield Opened(f"{url}/v1", programs_below(process.pid))
+        yield Opened(f"{url}/v1", programs_below(process.pid), engine_url=ground.engine_url)
 
 
 def official_variables(ground: Ground) -> dict[str, str]:
@@ -232,7 +241,8 @@ def official() -> Opener:
             emulator(ground, THIS, free_port(), endpoint | ONE_WORKER) as url,
             proxy(ground, THIS, url, {}) as behind,
         ):
-            yield Opened(behind.url, behind.watched, calls=lambda: emulator_calls(url))
+            calls, engine_url = partial(emulator_calls, url), ground.engine_url
+            yield replace(behind, calls=calls, engine_url=engine_url)
 
     return opened
 
@@ -260,7 +270,8 @@ def chain(
             emulator(ground, build, port, endpoint | ONE_WORKER) as url,
             proxy(ground, build, url, DIRECT if has_channel else {}) as behind,
         ):
-            yield Opened(behind.url, behind.watched, calls=lambda: emulator_calls(url))
+            calls, engine_url = partial(emulator_calls, url), f"http://127.0.0.1:{engine_port}"
+            yield replace(behind, calls=calls, engine_url=engine_url)
 
     return opened
 
