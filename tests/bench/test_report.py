@@ -6,6 +6,7 @@ import pytest
 
 from tests.bench.capacity import Capacity
 from tests.bench.drawings import drawings
+from tests.bench.leaving import Leaving
 from tests.bench.load import Spread
 from tests.bench.pick_up import PickUp
 from tests.bench.profiles import Profile
@@ -26,9 +27,10 @@ def test_every_target_has_its_row() -> None:
             run("queue", 0, 0.07, streams=1, calls=CALLS, tokens=20, lost=3, stalls=4),
         )
     )
-    [row] = re.findall(r"^\| the queue \| (20.0 .*) \|$", text, re.MULTILINE)
+    glance, row, calls = re.findall(r"^\| the queue \| (.*) \|$", text, re.MULTILINE)
+    assert glance == "1 | 20 | 20 | - | - | -"
     assert row == "20.0 | 20.0 | 20.0 | 20.0 | 4 | 3, 0, 0"
-    assert "| the queue | 2,000 | 2 |" in text
+    assert calls == "2,000 | 2"
     assert "the direct" not in text
 
 
@@ -40,7 +42,7 @@ def test_a_target_that_failed_is_told_in_its_place() -> None:
 
 def test_a_section_without_figures_is_left_out() -> None:
     text = document(record(run("direct", 0, 0.05), run("relay", 0, 0.06)))
-    assert headings(text) == ["Streams", "How it was measured"]
+    assert headings(text) == ["At a glance", "Streams", "How it was measured"]
     assert "$" not in text
 
 
@@ -54,7 +56,7 @@ def test_the_build_before_is_held_against_this_one() -> None:
         )
     )
     assert "of what revision def5678 needs" in text
-    assert "| the relay | CPU of a chunk, 10 streams | 400.0 us | 100.0 us | 0.25 |" in text
+    assert "| the relay | CPU of a chunk, 10 streams | 400 us | 100 us | 0.25 |" in text
 
 
 def test_what_is_measured_beside_the_rounds_has_its_tables() -> None:
@@ -68,12 +70,14 @@ def test_what_is_measured_beside_the_rounds_has_its_tables() -> None:
                 PickUp(worker="ours", first_output=spread, posts_per_1000_tokens=1000),
                 PickUp(worker="broken", error="it fell over"),
             ],
+            leavings=[Leaving(target="relay", seconds=spread)],
             profiles=[Profile(target="relay", samples=9, functions=[("send (uvicorn.py)", 0.125)])],
         )
     )
     assert "| the relay | 640 | 800 | 12,800 |" in text
     assert "| ours | 29 | 41 | 1,000 |" in text
     assert "| broken | failed: it fell over |" in text
+    assert "| the relay | 29 | 50 |" in text
     assert "| 12.5% | `send (uvicorn.py)` |" in text
 
 
