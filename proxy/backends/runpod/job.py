@@ -27,6 +27,8 @@ LATE_SECONDS = 0.5
 """How much longer than asked for a poll may take before its reader is told that nothing came."""
 LOOK_SECONDS = 10.0
 """How often RunPod is asked how a job stands whose frames come by a channel."""
+LAST_POLL_SECONDS = 1.0
+"""How long a poll may go on whose job's last frame has come by a channel."""
 RESULT_TRIES = 4
 FORGOTTEN = "RunPod does not know the job (any more), though it has taken it."
 
@@ -178,8 +180,11 @@ class Job:
             self._page = None
             for call in (self._polling, self._looking):
                 if call is not None:
-                    call.cancel()
                     call.add_done_callback(lambda call: call.cancelled() or call.exception())
+                    if self.has_ended:  # RunPod will end it; cancelled, it costs the connection
+                        asyncio.get_running_loop().call_later(LAST_POLL_SECONDS, call.cancel)
+                    else:
+                        call.cancel()
             if self.invitation is not None:  # the worker hears of it sooner than by RunPod
                 self.invitation.close(has_ended=self.has_ended)
             self._on_close(self, self.has_output)

@@ -4,9 +4,11 @@ In each script a poll that should not have been made ends the job as FAILED.
 """
 
 import json
+import signal
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ from tests.leaving import call_to_leave
 from tests.proxy.backends.runpod.direct.conftest import DIRECT, Direct, event, frame
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.http.test_streaming import CHAT
+from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.scripted_worker import ScriptedWorker
 from tests.servers import free_port, serve
@@ -53,6 +56,16 @@ def test_polls_end_with_the_first_frame_by_the_channel(direct: Direct) -> None:
         direct.send(frame(20, end=True))
         assert answer.read_all() == whole(20)
     assert direct.runpod.stream_calls == 2
+
+
+def test_the_last_poll_of_an_answer_may_end_by_itself(direct: Direct) -> None:
+    polls = {"endpoint": "ep", "operation": "stream", "outcome": "200"}
+    before = direct.metric("runpod_calls_total", **polls)
+    with direct.connected() as answer:
+        direct.send(frame(1, end=True))
+        assert answer.read_all() == whole(1)
+    direct.polled.set()
+    wait_until(lambda: direct.metric("runpod_calls_total", **polls) == before + 2)
 
 
 def test_the_next_jobs_frames_come_by_the_same_connection_before_run_is_answered(
@@ -372,6 +385,42 @@ def test_a_proxy_that_stops_closes_its_channels(
         assert worker.is_connected
         direct.polled.set()
     wait_until(lambda: not worker.is_connected)
+
+
+CONFIG = """
+[endpoints.ep]
+url = "{url}/v2/ep"
+direct = true
+[models.m]
+endpoint = "ep"
+"""
+
+
+@pytest.mark.slow
+def test_channels_are_kept_when_the_configuration_is_read_again(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    runpod: ScriptedRunPod,
+    worker: ScriptedWorker,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "proxy.toml"
+    file.write_text(CONFIG.format(url=scripted_runpod[1]))
+    proxy = Proxy(
+        scripted_runpod[1], state_dir=tmp_path, config=file, direct_private_addresses=True
+    )
+    try:
+        direct = Direct(proxy.client, runpod, worker)
+        with direct.connected() as answer:
+            file.write_text(file.read_text() + 'aliases = ["n"]\n')
+            proxy.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: proxy.client.get("/v1/models/n").status_code == 200)
+            direct.send(frame(1, end=True))
+            assert answer.read_all() == whole(1)
+        assert worker.dials == 1
+        assert worker.is_connected
+    finally:
+        direct.polled.set()
+        proxy.close()
 
 
 @pytest.mark.slow
