@@ -110,6 +110,7 @@ def test_secrets_do_not_show_when_settings_are_printed(environment: pytest.Monke
         ("PROXY_DIRECT_PORT", "0"),
         ("PROXY_PUBLIC_URL", "proxy-1.example.com"),
         ("PROXY_PUBLIC_URL", "http://proxy-1.example.com"),
+        ("PROXY_PUBLIC_URL", "http://localhost:8080"),
         ("PROXY_PUBLIC_URL", "wss://proxy-1.example.com/channel"),
         ("PROXY_PORT", "x"),
         ("PROXY_PORT", "65536"),
