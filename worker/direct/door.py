@@ -67,6 +67,7 @@ class Door:
         # The task would do so later, when the number of the socket may be another's.
         asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
+        self._listener = None
         for handshake in self._handshakes:
             handshake.cancel()
 
