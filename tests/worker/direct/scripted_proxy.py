@@ -112,6 +112,10 @@ class Channel:
         await self.until(lambda: any(frame.get("end") for frame in self.frames[nonce]))
         return self.frames[nonce]
 
+    def size_of(self, nonce: str) -> int:
+        """How much of this job has come, in bytes of JSON."""
+        return sum(len(json.dumps(frame, separators=(",", ":"))) for frame in self.frames[nonce])
+
     async def _read(self) -> None:
         async for message in self.socket:
             async with self._news:

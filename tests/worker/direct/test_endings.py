@@ -8,6 +8,7 @@ import pytest
 from tests.worker.direct.conftest import Worker, eventually
 from tests.worker.direct.scripted_proxy import ScriptedProxy
 from worker.direct import connection
+from worker.direct.outbox import WINDOW_BYTES
 
 pytestmark = pytest.mark.slow
 
@@ -70,8 +71,7 @@ async def test_a_worker_that_ends_waits_for_no_slow_client(
         offer = proxy.channel(port=open_door.port)
         nonce = offer["nonce"]
         posted = open_door.run(offer, script=FULL)
-        await channel.until(lambda: len(channel.frames[nonce]) > 2)
-        await asyncio.sleep(0.3)
+        await channel.until(lambda: channel.size_of(nonce) > WINDOW_BYTES)
         await channel.say(["got", nonce, len(channel.frames[nonce]), 0])
         open_door.client.give_up()
         open_door.road.hurry()
