@@ -23,6 +23,7 @@ import httpx
 import openai
 import psutil
 
+from proxy.backends.refusals import GUST_SECONDS
 from tests.chaos.road_weather import LEASE_SECONDS, RoadWeather
 from tests.emulator.running import API_KEY, Client, Json, emulator
 from tests.end_to_end.conftest import endpoint_settings
@@ -75,6 +76,9 @@ class Report:
     ends: Counter[str] = field(default_factory=Counter)
     gusts: int = 0
     """How often RunPod refused everything for a while."""
+    longest_gust_seconds: float = 0
+    told_of_refusals: list[str] = field(default_factory=list)
+    """Every answer that says RunPod refuses the key; right only after a gust that was long."""
     failed_starts: int = 0
     """For how many periods no worker could start."""
     spells: Counter[str] = field(default_factory=Counter)
@@ -93,6 +97,7 @@ class Report:
         """Some lines for people."""
         return (
             f"{self.ends.total()} requests, {self.gusts} gusts of refusals, "
+            f"the longest {self.longest_gust_seconds:.0f} s, "
             f"{self.failed_starts} periods without a start: {_counts(self.ends)}; "
             f"{len(self.wrong)} wrong\nby road: {_counts(self.roads)}\n"
             f"on the direct road: {_counts(self.spells)}"
@@ -258,6 +263,8 @@ async def storm(stack: Stack, *, seed: int, requests: int, at_once: int = 24) ->
             weather.calm()
             stack.mend_starts()
             stack.calm()
+    if report.longest_gust_seconds < GUST_SECONDS:
+        report.wrong += report.told_of_refusals
     report.spells = weather.spells
     report.roads = stack.roads()
     return report
@@ -316,9 +323,12 @@ async def _gusts(
         if _are_done(clients) or report.ends["whole"] == whole:
             continue
         report.gusts += 1
+        began = time.monotonic()
         await asyncio.to_thread(stack.refuse, dice.choice([401, 403, 404]))
         await asyncio.wait(clients, timeout=dice.uniform(1, 3))
         await asyncio.to_thread(stack.stir)
+        seconds = time.monotonic() - began
+        report.longest_gust_seconds = max(report.longest_gust_seconds, seconds)
 
 
 def _counts(counter: Counter[str]) -> str:
@@ -339,12 +349,14 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
         except openai.APIStatusError as exc:
             end = f"HTTP {exc.status_code} {exc.code}"
             code = exc.body.get("code") if isinstance(exc.body, dict) else None
-            if not code or code == "upstream_misconfigured":
+            if code == "upstream_misconfigured":
+                report.told_of_refusals.append(f"{seed}: {exc.body}")
+            elif not code:
                 report.wrong.append(f"{seed}: an error that is not honest: {exc.body}")
         except openai.APIError as exc:
             end = f"error event {exc.code}"
             if exc.code == "upstream_misconfigured":
-                report.wrong.append(f"{seed}: told that the key is refused: {exc}")
+                report.told_of_refusals.append(f"{seed}: {exc}")
             if isinstance(exc, openai.APIConnectionError):
                 report.wrong.append(f"{seed}: the connection broke: {exc!r}")
         report.ends[end] += 1
