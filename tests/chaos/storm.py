@@ -314,13 +314,15 @@ async def _gusts(
 ) -> None:
     """Have RunPod refuse everything for a few seconds every now and then.
 
-    It has taken jobs with the proxy's key before, so that no request is to be told of it.
+    It has just taken jobs with the proxy's key, so that no request is to be told of it.
     """
     dice = random.Random(luck)
     while not _are_done(clients):
-        whole = report.ends["whole"]
+        whole, failed_starts = report.ends["whole"], report.refused_starts
         await asyncio.wait(clients, timeout=dice.uniform(4, 10))
         if _are_done(clients) or report.ends["whole"] == whole:
+            continue
+        if report.refused_starts > failed_starts:  # few submissions, if any
             continue
         report.gusts += 1
         began = time.monotonic()
