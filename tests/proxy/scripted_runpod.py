@@ -95,6 +95,8 @@ class ScriptedRunPod:
         """/run is answered byte by byte, and whole only after this is set."""
         self.cancel_answers: list[Response] = []
         self.job_id = ""
+        self.drops_run = False
+        """A job is taken, and the answer that would tell its id breaks."""
         self.on_job: Callable[[dict[str, Any]], None] = lambda job: None
         """Told of each job before /run is answered."""
         self.jobs: list[dict[str, Any]] = []
@@ -143,6 +145,8 @@ class ScriptedRunPod:
         self.keys.append(request.headers["authorization"])
         self.on_job(body)
         await self._hold_run()
+        if self.drops_run:
+            return _broken()
         job_id = f"job-{next(self._serial)}"
         jobs_here.add(job_id)
         if jobs_here is self._jobs_here:

@@ -206,6 +206,19 @@ def test_a_client_that_leaves_before_anything_has_come_is_told_to_the_worker_too
     wait_until(lambda: ["cancel", direct.nonce] in direct.worker.items)
 
 
+def test_a_job_whose_submission_broke_off_is_stopped_by_the_channel(direct: Direct) -> None:
+    with direct.connected() as answer:
+        direct.send(frame(1, end=True))
+        answer.read_all()
+    direct.runpod.drops_run = True  # RunPod has the job, and nobody hears its id
+    assert direct.client.post(CHAT, json=chat(stream=True)).status_code == 503
+    direct.runpod.drops_run = False
+    assert len(direct.worker.nonces) == 2
+    direct.send(frame(0))
+    wait_until(lambda: ["cancel", direct.nonce] in direct.worker.items)
+    assert direct.runpod.cancelled == []
+
+
 def test_a_job_that_others_cancel_is_noticed_while_frames_come(
     direct: Direct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
