@@ -77,16 +77,17 @@ def _bench(arguments: argparse.Namespace) -> int:
         if arguments.baseline:
             before = stack.enter_context(build_of(arguments.baseline))
         wanted = _wanted(targets(before), arguments)
+        names = [Named(one.name, one.title) for one in wanted]
         record = Record(
             day=today(),
             revision=revision_of(),
             baseline=revision_of(arguments.baseline) if arguments.baseline else "",
             machine=Machine.here(),
-            packages=packages_here(),
+            packages=packages_here(names),
             rounds=arguments.rounds,
             window_seconds=arguments.seconds,
             load_average=os.getloadavg()[0],
-            targets=[Named(one.name, one.title) for one in wanted],
+            targets=names,
         )
         there = OpenTargets(stack.enter_context(ground()), _say)
         for target in wanted:

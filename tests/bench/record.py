@@ -2,13 +2,16 @@
 
 import os
 import platform
+import re
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
+from scripts.bench import bench_lock
 from scripts.processes import ROOT
 from tests.bench.capacity import Capacity
 from tests.bench.leaving import Leaving
@@ -99,9 +102,13 @@ def revision_of(name: str = "HEAD") -> str:
     return f"{short} with changes" if is_changed else short
 
 
-def packages_here() -> dict[str, str]:
-    """The versions of what matters to the figures."""
-    return {name: version(name) for name in PACKAGES}
+def packages_here(targets: Sequence[Named]) -> dict[str, str]:
+    """The versions of what matters to the figures of these targets."""
+    found = {name: version(name) for name in PACKAGES}
+    pinned = re.search(r"^litellm==(\S+)", bench_lock("litellm").read_text(), re.MULTILINE)
+    if pinned and any(one.name == "litellm" for one in targets):
+        found["litellm"] = pinned[1]
+    return found
 
 
 def today() -> str:

@@ -31,7 +31,7 @@ def test_every_target_has_its_row() -> None:
     assert glance == "1 | 20 | 20 | - | - | -"
     assert row == "20.0 | 20.0 | 20.0 | 20.0 | 4 | 3, 0, 0"
     assert calls == "2,000 | 2"
-    assert "the direct" not in text
+    assert "| the direct |" not in text
 
 
 def test_a_target_that_failed_is_told_in_its_place() -> None:
