@@ -18,8 +18,8 @@ STEPS: Final = (
 FIRST_STEP: Final = STEPS.index(128)
 TRIES: Final = 2
 WINDOW_SECONDS: Final = 3.0
-STARTS_A_SECOND: Final = 150
-LONGEST_RAMP_SECONDS: Final = 8.0
+STARTS_A_SECOND: Final = 100
+LONGEST_RAMP_SECONDS: Final = 10.0
 
 
 class Capacity(msgspec.Struct, kw_only=True):

@@ -5,12 +5,13 @@ import re
 import pytest
 
 from tests.bench.capacity import Capacity
-from tests.bench.drawings import drawings
+from tests.bench.drawings import PREFIX, drawings
 from tests.bench.leaving import Leaving
 from tests.bench.load import Spread
 from tests.bench.pick_up import PickUp
 from tests.bench.profiles import Profile
-from tests.bench.report import document
+from tests.bench.record import Record
+from tests.bench.report import DOCUMENT, FIGURES, IMAGES, document
 from tests.bench.test_figures import record, run
 
 CALLS = {"stream": {"admitted": 40, "refused": 2}}
@@ -32,6 +33,11 @@ def test_every_target_has_its_row() -> None:
     assert row == "20.0 | 20.0 | 20.0 | 20.0 | 4 | 3, 0, 0"
     assert calls == "2,000 | 2"
     assert "| the direct |" not in text
+
+
+def test_the_document_that_is_there_is_what_its_figures_and_the_words_make() -> None:
+    plots = [path.name for path in IMAGES.glob(f"{PREFIX}*.svg")]
+    assert DOCUMENT.read_text() == document(Record.load(FIGURES), plots)
 
 
 def test_a_target_that_failed_is_told_in_its_place() -> None:
