@@ -7,7 +7,7 @@ import httpx
 import msgspec
 import pytest
 
-from proxy.backends.runpod.direct.dialing import DialledConnection, WorkerDoors
+from proxy.backends.runpod.direct.doors import DialledConnection, WorkerDoors
 from proxy.backends.runpod.direct.identity import new_identity
 from proxy.backends.runpod.direct.offer import offered
 from scripts.processes import free_port

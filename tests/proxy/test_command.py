@@ -304,3 +304,14 @@ def test_a_check_that_reaches_nothing_names_the_address(run: Run) -> None:
     ended = run("--check", **ENOUGH, RUNPOD_ENDPOINT_BASE_URL="http://127.0.0.1:1/v2")
     assert ended.returncode == 1
     assert "fault: RUNPOD_ENDPOINT_BASE_URL: nothing listens there (127.0.0.1:1)" in ended.stdout
+
+
+def test_what_only_a_direct_channel_needs_is_not_loaded_before() -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, proxy.app; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "proxy.backends.runpod.direct.road" in loaded
+    assert not {"aiohttp", "cryptography"} & set(loaded)

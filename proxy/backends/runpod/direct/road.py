@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from proxy.backends.runpod.direct.channel import Channel, Connection
-from proxy.backends.runpod.direct.dialing import Dialer, WorkerDoors
+from proxy.backends.runpod.direct.dialing import Dialer
 from proxy.backends.runpod.direct.exchange import Exchange
 from proxy.backends.runpod.direct.identity import Identity, new_identity
 from proxy.backends.runpod.direct.inbox import Inbox
@@ -26,6 +26,9 @@ class DirectRoad:
     def __init__(
         self, memory: Memory, metrics: Metrics, *, door: str | None, may_be_private: bool
     ) -> None:
+        # Imported here: a proxy without direct endpoints has no use for aiohttp, and it is large.
+        from proxy.backends.runpod.direct.doors import WorkerDoors
+
         self._metrics = metrics
         self._door = door
         self._tokens = Tokens()
