@@ -75,8 +75,9 @@ async def test_one_proxy_cannot_reach_anothers_jobs(
 
 
 async def test_a_new_channel_of_the_same_proxy_takes_the_place_of_the_old_one(
-    open_door: Worker, proxy: ScriptedProxy
+    open_door: Worker, proxy: ScriptedProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("worker.direct.connection.LIVE_SILENCE_SECONDS", 1000)
     async with proxy.dial(open_door.port) as first, proxy.dial(open_door.port) as second:
         await first.until(lambda: first.closed)
         await second.until(lambda: second.items)
@@ -92,8 +93,9 @@ async def test_only_the_channel_is_served(open_door: Worker, proxy: ScriptedProx
 
 
 async def test_handshakes_that_stand_still_give_way_to_new_ones(
-    open_door: Worker, proxy: ScriptedProxy
+    open_door: Worker, proxy: ScriptedProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(door, "HANDSHAKE_SECONDS", 1000)
     silent = [
         await asyncio.open_connection("127.0.0.1", open_door.port)
         for _ in range(door.MAX_HANDSHAKES + 4)
@@ -101,7 +103,8 @@ async def test_handshakes_that_stand_still_give_way_to_new_ones(
     async with proxy.dial(open_door.port) as channel:
         await channel.until(lambda: channel.items)
     first, _ = silent[0]
-    assert await first.read() == b""
+    async with asyncio.timeout(20):
+        assert await first.read() == b""
     for _, writer in silent:
         writer.close()
 

@@ -50,6 +50,16 @@ async def test_without_anybody_at_the_channel_a_job_looks_as_ever(
     assert len(told["certificate"]) == 64
 
 
+async def test_without_anybody_at_the_channel_outputs_grow_while_one_is_posted(
+    worker: Worker, proxy: ScriptedProxy
+) -> None:
+    worker.post_seconds = 0.1
+    script = {"tokens": 40, "delay_seconds": 0.005}
+    posted = await worker.end_of(worker.run(proxy.channel(port=worker.port), script=script))
+    assert texts(posted.outputs).count("data: ") == 42
+    assert len(posted.outputs) < 20
+
+
 async def test_a_job_that_begins_on_an_open_channel_is_sent_from_its_start(
     worker: Worker, proxy: ScriptedProxy
 ) -> None:
