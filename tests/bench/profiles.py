@@ -47,6 +47,7 @@ def profile(ground: Ground, name: str, opened: Opened) -> Profile:
     )
     command = [
         *(str(program), "record", "--pid", str(opened.watched[0]), "--format", "raw"),
+        "--gil",  # or a thread that only waits may count as busy
         *("--rate", str(RATE), "--duration", str(SECONDS), "--output", str(stacks)),
     ]
     try:
