@@ -16,6 +16,10 @@ class Bell:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def clear(self) -> None:
+        """Forget that it has rung: whoever waits has seen by itself what came about."""
+        self._has_rung = False
+
     async def wait(self, seconds: float) -> None:
         """Wait until it rings, and no longer than so many seconds."""
         if not self._has_rung:

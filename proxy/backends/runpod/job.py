@@ -197,6 +197,7 @@ class Job:
 
     def _come(self) -> list[Any]:
         """What has come by either road since the last time."""
+        self._bell.clear()
         outputs: list[Any] = []
         if self._polling is not None and self._polling.done():
             outputs = self._polled(self._polling)
