@@ -228,6 +228,7 @@ def test_a_file_of_variables_that_cannot_be_read_is_named(run: Run, tmp_path: Pa
 
 CONFIG = """
 [endpoints.good]
+direct = true
 [endpoints.balanced]
 kind = "load-balancing"
 [endpoints.unknown]
@@ -282,7 +283,7 @@ def test_the_check_asks_every_endpoint_and_names_each_fault_by_its_setting(
         )
     lines = {line.split("  ")[0]: line for line in ended.stdout.splitlines()}
     assert ended.returncode == 1
-    assert "ok: 1 workers ready, 2 jobs in the queue" in lines["good"]
+    assert "ok: 1 workers ready, 2 jobs in the queue; workers with port 8899/tcp" in lines["good"]
     assert "ok: " in lines["balanced"]
     assert "fault: endpoints.unknown: RunPod knows no endpoint of this id" in lines["unknown"]
     assert "fault: OTHER_KEY: RunPod refuses this key" in lines["refused"]
