@@ -10,6 +10,9 @@ CLOSED: Final = frozenset(
     {"no_public_port", "host_not_allowed", "no_door", "nonce_in_use", "failed"}
 )
 """The reasons for a closed door that are told by their names; any other is `closed`."""
+GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is assigned to hosts of the internet. What is beyond may stand for an address of
+IPv4, and lead anywhere: NAT64 (64:ff9b::/96), ::127.0.0.1."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -31,7 +34,10 @@ class Offer:
     def is_public(self) -> bool:
         """Whether the address is one of the internet, and nothing of the proxy's own network."""
         address = self.address
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        if isinstance(address, ipaddress.IPv6Address):
+            if address.ipv4_mapped is None:
+                is_unicast = address in GLOBAL_UNICAST and address.sixtofour is None
+                return address.is_global and is_unicast
             address = address.ipv4_mapped
         return address.is_global and not address.is_multicast
 
@@ -60,5 +66,7 @@ def offered(told: Any) -> Offer:
                 address = ipaddress.ip_address(host)
             except ValueError:
                 raise NoOffer("malformed") from None
+            if getattr(address, "scope_id", None) is not None:  # any text, and never the internet's
+                raise NoOffer("malformed")
             return Offer(address, port, bytes.fromhex(digest))
     raise NoOffer("malformed")

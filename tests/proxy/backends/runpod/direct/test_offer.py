@@ -33,6 +33,8 @@ def test_an_open_door_has_an_address_a_port_and_a_fingerprint() -> None:
         ([1], "malformed"),
         (door("worker.example.com"), "malformed"),
         (door("203.0.113.7/"), "malformed"),
+        (door("2606:4700::1111%eth0"), "malformed"),
+        (door("2606:4700::1111%1]/\nWARNING a line of its own"), "malformed"),
         (door(7), "malformed"),  # type: ignore[arg-type]
         (door(port=0), "malformed"),
         (door(port=65536), "malformed"),
@@ -52,6 +54,9 @@ def test_anything_else_is_a_reason_in_a_word(told: Any, reason: str) -> None:
         *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0"),
         *("100.64.0.1", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1"),
         *("ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254"),
+        # IPv4 within IPv6: NAT64, 6to4, Teredo, and forms that are out of use
+        *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::a00:1", "2002:7f00:1::1"),
+        *("2002:a9fe:a9fe::", "2001:0:a00:1::1", "::10.0.0.1", "::ffff:0:10.0.0.1", "fec0::1"),
     ],
 )
 def test_addresses_of_the_own_network_are_not_public(host: str) -> None:
