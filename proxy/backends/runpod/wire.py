@@ -33,6 +33,10 @@ from proxy.foreign_json import encode
 PROTOCOL = 1
 MAX_HELD_BYTES: Final = 16 * 2**20
 """What is held of frames behind a hole. The aggregate has them as well."""
+FRAME_BYTES: Final = 500
+"""About what a frame takes in memory beside what is in it."""
+VALUE_BYTES: Final = 64
+"""The same for a value."""
 CHECK_SECONDS = 5.0
 """How long the end of a stream without numbers waits for the job's, so that it can be checked."""
 
@@ -155,7 +159,7 @@ class FrameReader:
     def _hold(self, seq: int, frame: dict[str, Any]) -> None:
         if seq not in self._held:
             self._held[seq] = frame
-            self._frame_bytes += _size(frame)
+            self._frame_bytes += frame_bytes(frame)
         if self._frame_bytes > MAX_HELD_BYTES:
             self._drop_held()
 
@@ -165,7 +169,7 @@ class FrameReader:
 
     def _take_held(self) -> Iterator[bytes]:
         while (frame := self._held.pop(self.passed, None)) is not None:
-            self._frame_bytes -= _size(frame)
+            self._frame_bytes -= frame_bytes(frame)
             yield self._take(frame)
 
     def _whole_events(self, piece: bytes) -> bytes:
@@ -320,6 +324,23 @@ class ObjectReader:
         return answer
 
 
+def frame_bytes(frame: dict[str, Any]) -> int:
+    """About how much memory a frame takes, in bytes, whatever a worker has put into it."""
+    size = FRAME_BYTES
+    values: list[Any] = [frame]
+    for value in values:  # which grows meanwhile: no depth is too deep
+        if type(value) is str:
+            size += len(value)
+        elif type(value) is dict:
+            size += VALUE_BYTES * len(value)
+            values += value
+            values += value.values()
+        elif type(value) is list:
+            size += VALUE_BYTES * len(value)
+            values += value
+    return size
+
+
 def raise_for_error(output: Any) -> None:
     """Raise VLLMError if an output is vLLM's error object, in its nested or its flat form.
 
@@ -356,11 +377,6 @@ def _seq(frame: Any) -> int:
     if type(seq) is not int or seq < 0:
         raise WorkerFailed("The worker put out something that is not a numbered frame.")
     return seq
-
-
-def _size(frame: dict[str, Any]) -> int:
-    """About how much memory a frame takes, in bytes."""
-    return 500 + sum(len(value) for value in frame.values() if isinstance(value, str))
 
 
 def _decoded(text: Any) -> bytes:

@@ -3,6 +3,7 @@
 from typing import Any, Final, Protocol
 
 from proxy.backends.runpod.bell import Bell
+from proxy.backends.runpod.wire import frame_bytes
 from proxy.errors import MemoryLimitReached
 from proxy.memory import Reservation
 
@@ -10,8 +11,6 @@ WINDOW_BYTES: Final = 512 * 2**10
 """So much of a job's frames a worker sends before it hears that some were handed on."""
 MAX_WAITING_BYTES: Final = WINDOW_BYTES + 4 * 2**20
 """A worker that sends more without hearing it ignores the window: one frame always may go."""
-FRAME_BYTES: Final = 500
-"""About what a frame takes in memory beside its text."""
 MIN_JSON_BYTES: Final = 20
 """The least that a frame takes on the wire beside its text: the window is in bytes of JSON."""
 
@@ -129,12 +128,11 @@ class Inbox:
             return
         if seq >= self._highest:
             self._highest = seq + 1
-        size = _text_size(frame)
-        waiting_bytes = self._waiting_bytes + MIN_JSON_BYTES + size
+        waiting_bytes = self._waiting_bytes + MIN_JSON_BYTES + _text_size(frame)
         if waiting_bytes + self._taken_bytes > MAX_WAITING_BYTES:
             raise WindowIgnored
         try:
-            self._reservation.grow(FRAME_BYTES + size)
+            self._reservation.grow(frame_bytes(frame))
         except MemoryLimitReached:
             return
         self._waiting_bytes = waiting_bytes

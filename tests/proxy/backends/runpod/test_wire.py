@@ -272,6 +272,12 @@ def test_frames_behind_a_hole_are_held_within_bounds_and_come_from_the_aggregate
     assert reader.ended
 
 
+def test_what_is_no_text_in_a_frame_behind_a_hole_is_counted() -> None:
+    reader = FrameReader()
+    reader.feed([{"seq": 1, "text": "", "junk": [[]] * 10_000}])
+    assert reader.held_bytes > 100_000
+
+
 def test_a_stream_that_is_finished_needs_no_done_of_its_worker() -> None:
     chunk = 'data: {"choices": [{"index": 0, "finish_reason": %s}]}\n\n'
     pieces = [chunk % "null", chunk % '"stop"']

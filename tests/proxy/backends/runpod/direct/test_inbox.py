@@ -1,8 +1,10 @@
 """One job's frames by the channel: what is told to the worker, and what is held."""
 
 import gc
+import tracemalloc
 from typing import Any
 
+import msgspec
 import pytest
 
 from proxy.backends.runpod.direct.inbox import MAX_WAITING_BYTES, WINDOW_BYTES, Inbox, WindowIgnored
@@ -117,6 +119,18 @@ def test_a_frame_without_room_in_the_memory_is_left_to_the_queue() -> None:
     assert memory.used_bytes > 90_000
     assert numbers(inbox.take()) == [0]
     assert memory.used_bytes == 0
+
+
+@pytest.mark.parametrize("junk", [[[]] * 10_000, {f"k{n}": n for n in range(10_000)}])
+def test_whatever_a_frame_holds_is_counted(junk: Any) -> None:
+    memory = Memory(2**30)
+    inbox, _ = inbox_of(memory)
+    text = msgspec.json.encode(frame(1, junk=junk))
+    tracemalloc.start()
+    inbox.put(1, msgspec.json.decode(text))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert memory.used_bytes > held / 2
 
 
 def test_a_closed_inbox_holds_nothing() -> None:
