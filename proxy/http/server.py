@@ -16,6 +16,7 @@ from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from proxy.backends.runpod.direct.channel import MAX_MESSAGE_BYTES
 from proxy.backends.transport import MAX_CONNECTIONS
 from proxy.config.settings import Settings
+from proxy.http.channel_protocol import ChannelProtocol
 from proxy.http.connection import BoundedConfig
 
 IDLE_CONNECTION_SECONDS = 75
@@ -36,7 +37,7 @@ class Server(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 # Workers alone may open one; the channel has bounds and pings of its own.
-                ws="websockets-sansio" if settings.public_url else "none",
+                ws=ChannelProtocol if settings.public_url else "none",
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_ping_interval=None,
                 ws_per_message_deflate=False,

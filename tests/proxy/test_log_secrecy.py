@@ -8,6 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+import websockets.exceptions
+import websockets.sync.client
 
 from tests.proxy.conftest import chat
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
@@ -43,7 +45,7 @@ def test_no_level_shows_keys_prompts_or_answers(
     port = free_port()
     with serve(server.app) as server_url:
         (tmp_path / "proxy.toml").write_text(
-            "[endpoints.ep]\n[endpoints.balanced]\nkind = 'load-balancing'\n"
+            "[endpoints.ep]\ndirect = true\n[endpoints.balanced]\nkind = 'load-balancing'\n"
             f"url = '{server_url}'\napi_key_env = 'OTHER_KEY'\n"
             "[models.m]\nendpoint = 'ep'\n[models.n]\nendpoint = 'balanced'\n"
         )
@@ -53,6 +55,7 @@ def test_no_level_shows_keys_prompts_or_answers(
             "PROXY_API_KEYS": "sk-SECRET",
             "PROXY_PORT": str(port),
             "PROXY_STATE_DIR": str(tmp_path / "state"),
+            "PROXY_PUBLIC_URL": "https://proxy-1.example.com",
             "RUNPOD_API_KEY": "rpa_SECRET",
             "OTHER_KEY": "other_SECRET",
             "RUNPOD_ENDPOINT_BASE_URL": f"{scripted_runpod[1]}/v2",
@@ -96,3 +99,8 @@ def _talk(url: str) -> None:
         client.post(path, files={"file": b"PROMPT"}, data={"model": "m"})
         client.get("/v1/models", headers={"authorization": "Bearer sk-SECRET-wrong"})
         client.get("/v1/models", headers={"x-api-key": "sk-SECRET"})
+    token = {"authorization": "Bearer SECRET"}
+    with pytest.raises(websockets.exceptions.InvalidStatus):
+        websockets.sync.client.connect(
+            url.replace("http:", "ws:") + "/channel", additional_headers=token
+        )

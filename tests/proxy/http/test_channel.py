@@ -1,7 +1,8 @@
 """The proxy's door for workers: who may open a WebSocket there, and answers that come by it."""
 
+import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -182,3 +183,36 @@ def test_without_a_public_url_there_is_no_door(client: httpx.Client, proxy_url: 
     with pytest.raises(websockets.exceptions.InvalidStatus) as caught:
         websockets.sync.client.connect(proxy_url.replace("http:", "ws:") + "/channel")
     assert caught.value.response.status_code == 426
+
+
+def test_a_worker_that_reads_no_answer_to_its_pings_is_cut_off(
+    proxy: Proxy, worker: Worker
+) -> None:
+    with raw_channel(proxy, worker) as wire:
+        assert is_cut_off(wire, (b"\x89\xfd" + bytes(4) + b"x" * 125) * 1_000)
+
+
+def test_a_message_in_endless_pieces_is_cut_off(proxy: Proxy, worker: Worker) -> None:
+    with raw_channel(proxy, worker) as wire:
+        wire.sendall(b"\x01\x80" + bytes(4))
+        assert is_cut_off(wire, (b"\x00\x80" + bytes(4)) * 10_000)
+
+
+def is_cut_off(wire: socket.socket, endless: bytes) -> bool:
+    """Whether the proxy hangs up on this, sent again and again."""
+    try:
+        for _ in range(2_000):
+            wire.sendall(endless)
+    except ConnectionError:
+        return True
+    return False
+
+
+@contextmanager
+def raw_channel(proxy: Proxy, worker: Worker) -> Iterator[socket.socket]:
+    """A channel that is open, as a socket from which nothing is read any more."""
+    with connected(proxy.url) as wire:
+        authorization = f"authorization: Bearer {worker.told['token']}\r\n".encode()
+        wire.sendall(b"GET /channel HTTP/1.1\r\nhost: x\r\n" + authorization + OFFER + b"\r\n")
+        assert wire.recv(12) == b"HTTP/1.1 101"
+        yield wire
