@@ -1,4 +1,4 @@
-"""Connections made: to a server, or through an HTTP proxy to it."""
+"""Connections made: to a server, or through a proxy to it."""
 
 import asyncio
 import base64
@@ -11,6 +11,7 @@ import aiohappyeyeballs
 import httpx
 
 from proxy.backends.http1 import Connection
+from proxy.backends.socks import SOCKS, SOCKS_PORT, connect_onward
 
 NEXT_ADDRESS_SECONDS: Final = 0.25
 """After so long a host's next address is tried beside the one before (RFC 8305)."""
@@ -42,8 +43,14 @@ async def dial(
 ) -> Connection:
     """A new connection; raises OSError, or httpx.ProxyError if the proxy makes none."""
     if proxy is None:
-        return await _connected(origin, trusted, on_lost)
-    to_proxy = await _connected(Origin.of(proxy.url), trusted, on_lost)
+        below = await _reached(origin.host, origin.port)
+        return await _connected(below, origin, trusted, on_lost)
+    if proxy.url.scheme in SOCKS:
+        below = await _reached_by_socks(origin, proxy)
+        return await _connected(below, origin, trusted, on_lost)
+    place = Origin.of(proxy.url)
+    below = await _reached(place.host, place.port)
+    to_proxy = await _connected(below, place, trusted, on_lost)
     return to_proxy if origin.scheme == b"http" else await _tunnel(to_proxy, origin, trusted, proxy)
 
 
@@ -54,19 +61,35 @@ def proxy_authorization(proxy: httpx.Proxy) -> list[tuple[bytes, bytes]]:
     return [(b"proxy-authorization", b"Basic " + base64.b64encode(b":".join(proxy.raw_auth)))]
 
 
-async def _connected(
-    origin: Origin, trusted: ssl.SSLContext, on_lost: Callable[[Connection], None]
-) -> Connection:
+async def _reached(host: bytes, port: int) -> socket.socket:
     loop = asyncio.get_running_loop()
-    host, is_secure = origin.host.decode("ascii"), origin.scheme == b"https"
     # Looked up for each connection, since addresses change, and so not for each call.
-    addresses = await loop.getaddrinfo(host, origin.port, type=socket.SOCK_STREAM)
-    connected = await aiohappyeyeballs.start_connection(
+    addresses = await loop.getaddrinfo(host.decode("ascii"), port, type=socket.SOCK_STREAM)
+    return await aiohappyeyeballs.start_connection(
         addresses, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS
     )
-    _, connection = await loop.create_connection(
+
+
+async def _reached_by_socks(origin: Origin, proxy: httpx.Proxy) -> socket.socket:
+    below = await _reached(proxy.url.raw_host, proxy.url.port or SOCKS_PORT)
+    try:
+        await connect_onward(below, origin.host, origin.port, proxy.raw_auth)
+    except BaseException:
+        below.close()
+        raise
+    return below
+
+
+async def _connected(
+    below: socket.socket,
+    origin: Origin,
+    trusted: ssl.SSLContext,
+    on_lost: Callable[[Connection], None],
+) -> Connection:
+    host, is_secure = origin.host.decode("ascii"), origin.scheme == b"https"
+    _, connection = await asyncio.get_running_loop().create_connection(
         lambda: Connection(on_lost),
-        sock=connected,
+        sock=below,
         ssl=trusted if is_secure else None,
         server_hostname=host if is_secure else None,
     )

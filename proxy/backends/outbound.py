@@ -1,4 +1,4 @@
-"""The HTTP proxies that the environment names for the way out: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY.
+"""The proxies that the environment names for the way out: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY.
 
 httpx reads them as well, but ends in a traceback for what it cannot use, and does not look at
 ALL_PROXY beside a transport of our own. Lower-case names go before upper-case ones, as in curl.
@@ -6,7 +6,6 @@ Their values may hold passwords: only their names are ever shown.
 """
 
 import functools
-import importlib.util
 import ipaddress
 import os
 import re
@@ -15,11 +14,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from proxy.backends.socks import SOCKS
 from proxy.config.values import BLANKS, is_host, odd_character
 
 _ENTRY = re.compile(r"(\[[0-9a-f:.]+\]|\*?\.?[\w-]+(?:\.[\w-]+)*\.?)(?::(\d{1,5}))?", re.IGNORECASE)
 """A host, a domain or an address, perhaps with a port."""
-SOCKS = ("socks5", "socks5h")
 
 _Matches = Callable[[str, int], bool]
 
@@ -82,13 +81,7 @@ def _proxy(variable: str, value: str) -> httpx.Proxy:
         if parts.scheme not in ("http", "https", *SOCKS):
             raise OutboundProxyError(
                 f"{variable}: a proxy of the kind {parts.scheme}:// cannot be used; "
-                "name one that begins with http://, or take the variable away"
-            )
-        if parts.scheme in SOCKS and importlib.util.find_spec("socksio") is None:
-            raise OutboundProxyError(
-                f"{variable}: for a SOCKS proxy the package socksio is needed "
-                '(pip install "httpx[socks]"); install it, name an http:// proxy, or take the '
-                "variable away"
+                "name one that begins with http:// or socks5://, or take the variable away"
             )
         return httpx.Proxy(url)
     except (ValueError, httpx.InvalidURL):

@@ -266,7 +266,7 @@ class RelayedAnswer:
         for attempt in itertools.count():
             try:
                 response, failure = await self._in_time(self._try())
-            except httpx.ConnectError:
+            except (httpx.ConnectError, httpx.ProxyError):
                 failure = UpstreamUnavailable("The model's server could not be reached.")
             except (httpx.ConnectTimeout, httpx.PoolTimeout):
                 seconds = self._deadlines.terms.connect_timeout_seconds

@@ -10,13 +10,14 @@ import asyncio
 import functools
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
 import httpx
 
 from proxy.backends.dialing import Origin, dial, proxy_authorization
 from proxy.backends.http1 import Connection
+from proxy.backends.socks import SOCKS
 
 MAX_CONNECTIONS: Final = 1000
 IDLE_SECONDS: Final = 30
@@ -34,9 +35,12 @@ _SENDABLE: Final = re.compile(rb"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?"
 class Reply(httpx.AsyncByteStream):
     """A response whose head has come. It is to be read, by `read` or as an iterator, and closed."""
 
-    def __init__(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        self.status = status
-        self.headers = headers
+    def __init__(self, connection: Connection, release: Callable[[Connection], None]) -> None:
+        self.status = connection.status
+        self.headers = connection.headers
+        self._connection = connection
+        self._release = release
+        self._is_released = False
 
     def header(self, name: bytes) -> str:
         """The value of a header whose name is given in small letters; empty if it is not there."""
@@ -47,19 +51,27 @@ class Reply(httpx.AsyncByteStream):
 
     async def read(self) -> bytes:
         """The next part of the body, none at its end; loses nothing when it is cancelled."""
-        raise NotImplementedError
+        return await self._connection.read()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while piece := await self.read():
             yield piece
 
+    async def aclose(self) -> None:
+        """Let go of the connection; it is closed unless the body has come to its end."""
+        if not self._is_released:
+            self._is_released = True
+            self._release(self._connection)
+
 
 class Transport(httpx.AsyncBaseTransport):
-    """Sends requests over connections of its own, through an HTTP proxy if there is one."""
+    """Sends requests over connections of its own, through a proxy if there is one."""
 
     def __init__(self, trusted: ssl.SSLContext, proxy: httpx.Proxy | None = None) -> None:
         self._trusted = trusted
         self._proxy = proxy
+        self._forwarder = None if proxy is None or proxy.url.scheme in SOCKS else proxy
+        """The proxy, if it is one that takes requests itself."""
         self._open: set[Connection] = set()
         self._idle: dict[Origin, list[Connection]] = {}
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -83,9 +95,9 @@ class Transport(httpx.AsyncBaseTransport):
         `headers` are made by `header_lines`. Each part of the reply may take `read_seconds` to
         come. Raises httpx.HTTPError.
         """
-        if self._proxy is not None and origin.scheme == b"http":
+        if self._forwarder is not None and origin.scheme == b"http":
             path = b"http://" + origin.netloc + path
-            headers += header_lines(proxy_authorization(self._proxy))
+            headers += header_lines(proxy_authorization(self._forwarder))
         length = b"content-length: %d\r\n" % len(content) if content or method != "GET" else b""
         request = b"%s %s HTTP/1.1\r\nhost: %s\r\n%s%s\r\n" % (
             *(method.encode("ascii"), path, origin.netloc),
@@ -98,7 +110,7 @@ class Transport(httpx.AsyncBaseTransport):
         except BaseException:
             connection.abort()
             raise
-        return _Reply(connection, functools.partial(self._release, origin))
+        return Reply(connection, functools.partial(self._release, origin))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request of httpx's client; the response has its `Reply` among its extensions."""
@@ -179,25 +191,6 @@ class Transport(httpx.AsyncBaseTransport):
                 self._has_none.set()
             if connection in (idle := self._idle.get(origin, [])):
                 idle.remove(connection)
-
-
-class _Reply(Reply):
-    """What a connection brings."""
-
-    def __init__(self, connection: Connection, release: Callable[[Connection], None]) -> None:
-        super().__init__(connection.status, connection.headers)
-        self._connection = connection
-        self._release = release
-        self._is_released = False
-
-    async def read(self) -> bytes:
-        return await self._connection.read()
-
-    async def aclose(self) -> None:
-        """Let go of the connection; it is closed unless the body has come to its end."""
-        if not self._is_released:
-            self._is_released = True
-            self._release(self._connection)
 
 
 def header_lines(headers: Headers) -> bytes:

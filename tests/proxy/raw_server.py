@@ -20,6 +20,24 @@ def heard(connection: socket.socket) -> bytes:
     return head
 
 
+def lead_on(connection: socket.socket, address: tuple[str, int], said: bytes) -> None:
+    """Be a proxy: say so, and pass on what comes from either end until both have closed."""
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    with socket.create_connection(address) as server:
+        connection.sendall(said)
+        back = threading.Thread(target=pass_on, args=[server, connection], daemon=True)
+        back.start()
+        pass_on(connection, server)
+        back.join(10)
+
+
 @contextmanager
 def raw_server(
     talk: Callable[[socket.socket], None],

@@ -90,7 +90,7 @@ def test_all_that_is_missing_is_asked_for_at_once_with_what_was_misspelt(run: Ru
         ({"PROXY_HOST": "192.0.2.1"}, "PROXY_HOST: "),
         ({"RUNPOD_API_KEY": "rpa_SECRET\u200b"}, "RUNPOD_API_KEY: "),
         ({"PROXY_CONFIG": ".", "PROXY_MODELS": "", "RUNPOD_ENDPOINT_ID": ""}, "PROXY_CONFIG: "),
-        ({"ALL_PROXY": "socks5://user:SECRET@127.0.0.1:1080"}, "ALL_PROXY: "),
+        ({"ALL_PROXY": "socks4://user:SECRET@127.0.0.1:1080"}, "ALL_PROXY: "),
         ({"https_proxy": "ftp://user:SECRET@127.0.0.1:1080"}, "https_proxy: "),
         ({"HTTPS_PROXY": "http://user:SECRET@127.0.0.1:99999"}, "HTTPS_PROXY: "),
         ({"SSL_CERT_FILE": "nowhere.pem"}, "SSL_CERT_FILE: "),

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from proxy.backends.connections import CANNOT_BE_SENT, Client, SocksTransport
+from proxy.backends.connections import CANNOT_BE_SENT, Client
 from proxy.backends.dialing import Origin
 from proxy.backends.response_bodies import whole_body
 from proxy.backends.runpod.pacing import CANCEL_BURST, CallLimiter
@@ -267,7 +267,7 @@ class Endpoint:
         return Origin.of(self._base)
 
     @cached_property
-    def _way(self) -> Transport | SocksTransport:
+    def _way(self) -> Transport:
         return self._client.way(self._base)
 
     @cached_property
@@ -310,7 +310,7 @@ class Endpoint:
                     return reply, await whole_body(reply, max_bytes, reservation)
                 finally:
                     await reply.aclose()
-        except httpx.ConnectError as exc:
+        except (httpx.ConnectError, httpx.ProxyError) as exc:
             raise NotSent("RunPod could not be reached.") from exc
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
             raise ConnectTimeout(

@@ -1,4 +1,4 @@
-"""The HTTP proxies that the environment names: which call takes which, and what is refused."""
+"""The proxies that the environment names: which call takes which, and what is refused."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -32,6 +32,7 @@ def way(environment: Mapping[str, str], url: str) -> str | None:
         ({"ALL_PROXY": PROXY, "https_proxy": PROXY}, "https_proxy", "ALL_PROXY"),
         ({"HTTPS_PROXY": PROXY, "https_proxy": ""}, None, None),
         ({"HTTPS_PROXY": "127.0.0.1:3128"}, "HTTPS_PROXY", None),
+        ({"ALL_PROXY": "socks5h://127.0.0.1"}, "ALL_PROXY", "ALL_PROXY"),
     ],
     ids=str,
 )
@@ -80,7 +81,6 @@ def test_entries_that_cannot_be_read_are_left_out_and_counted() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "socks5://user:SECRET@127.0.0.1:1080",
         "socks4://127.0.0.1:1080",
         "ftp://user:SECRET@proxy.example",
         "http://user:SECRET@",

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -21,7 +21,7 @@ from proxy.backends import http1, transport
 from proxy.backends.dialing import Origin
 from proxy.backends.transport import Reply, Transport, header_lines
 from tests.proxy.backends.runpod.test_submission import full_port
-from tests.proxy.raw_server import OK, heard, raw_server
+from tests.proxy.raw_server import OK, heard, lead_on, raw_server
 from tests.waiting import wait_until
 
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -509,22 +509,10 @@ async def test_a_certificate_that_is_not_trusted_is_a_connect_error(secure_url: 
 def tunnel(heads: list[bytes]) -> Talk:
     """An HTTP proxy that makes the tunnels which it is asked for."""
 
-    def pass_on(source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65_536):
-                target.sendall(data)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-
     def talk(connection: socket.socket) -> None:
         heads.append(heard(connection))
         host, _, port = heads[0].split()[1].decode().partition(":")
-        with socket.create_connection((host, int(port))) as server:
-            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            back = threading.Thread(target=pass_on, args=[server, connection], daemon=True)
-            back.start()
-            pass_on(connection, server)
-            back.join(10)
+        lead_on(connection, (host, int(port)), b"HTTP/1.1 200 Connection established\r\n\r\n")
 
     return talk
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import traceback
 
 import pytest
@@ -11,9 +12,10 @@ from proxy.backends.health_monitor import HealthMonitor, State
 from proxy.backends.runpod.endpoint import CallLimits, Endpoint, create_client
 from proxy.backends.starts import Starts
 from proxy.config.limits import CallLimit
-from proxy.errors import UpstreamMisconfigured
+from proxy.errors import NotSent, UpstreamMisconfigured
 from proxy.memory import Memory
 from proxy.metrics import Metrics
+from tests.proxy.raw_server import heard, raw_server
 
 LIMITS = CallLimits(*[CallLimit(1000, 100)] * 4)
 URL = "http://127.0.0.1:9/v2/ep"
@@ -86,3 +88,19 @@ def test_a_key_that_would_end_its_header_line_is_not_sent() -> None:
     with pytest.raises(UpstreamMisconfigured) as raised:
         asyncio.run(call())
     assert "SECRET" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_a_job_is_not_sent_when_a_proxy_makes_no_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(connection: socket.socket) -> None:
+        heard(connection)
+        connection.sendall(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n")
+
+    async def call() -> None:
+        async with create_client(connect_timeout_seconds=30) as client:
+            endpoint = endpoint_at(client, "https://runpod.invalid/v2/ep", "k")
+            await endpoint.run(b"{}", connect_seconds=30, on_turn=lambda: None)
+
+    with raw_server(refuse) as proxy_url:
+        monkeypatch.setenv("https_proxy", proxy_url)
+        with pytest.raises(NotSent):
+            asyncio.run(call())
