@@ -70,6 +70,8 @@ class Channel:
         self._beat_due = 0.0
         self._heard = 0.0
         self._pinged = 0.0
+        self._is_answered = True
+        """Whether anything was heard since the last ping."""
         self._pings = 0
         self._unknown = 0
         self._ended: asyncio.Future[str] | None = None
@@ -100,6 +102,16 @@ class Channel:
         """Tell the worker to stop a job, if it has it."""
         self._send("cancel", nonce)
 
+    def doubt(self) -> None:
+        """A job runs of which nothing comes: find out soon whether this channel still works."""
+        now = asyncio.get_running_loop().time()
+        if self._inboxes or now - self._pinged < BUSY_PING_SECONDS:
+            return
+        if self._is_answered:
+            self._heard = now  # nothing was asked since then, so that nothing is missing
+        self._ping(now)
+        self._hasten()
+
     def settle(self, inbox: Inbox) -> None:
         """Tell the worker at once that a job's answer is whole, and expect no more of it."""
         if self._inboxes.pop(inbox.nonce, None) is not None:
@@ -128,6 +140,7 @@ class Channel:
         try:
             while (message := await self._connection.receive()) is not None:
                 self._heard = loop.time()
+                self._is_answered = True
                 self.is_silent = False
                 self._read(message)
         except BadMessage:
@@ -241,8 +254,9 @@ class Channel:
         now = loop.time()
         if now - self._beat_due > BUSY_PING_SECONDS:
             self._heard = now  # it was us who could not hear
+            self._is_answered = True
         silence = now - self._heard
-        is_answered = self._heard >= self._pinged
+        is_answered = self._is_answered
         if not is_answered and silence >= (LOST_SECONDS if self._inboxes else SILENT_SECONDS):
             self.end("silent")
             return
@@ -250,14 +264,18 @@ class Channel:
             self.is_silent = True
             for inbox in self._inboxes.values():
                 inbox.note_silent()
-        self._pings += 1
-        self._outgoing["ping", ""] = ["ping", self._pings]
-        self._pinged = now
-        self._has_outgoing.set()
+        self._ping(now)
         # With the jobs gone it must not be left unknown for long: the next one would wait for it.
         is_busy = self._inboxes or not is_answered
         self._beat_due = now + (BUSY_PING_SECONDS if is_busy else IDLE_PING_SECONDS)
         self._beat_timer = loop.call_at(self._beat_due, self._beat)
+
+    def _ping(self, now: float) -> None:
+        self._pings += 1
+        self._outgoing["ping", ""] = ["ping", self._pings]
+        self._pinged = now
+        self._is_answered = False
+        self._has_outgoing.set()
 
     def _hasten(self) -> None:
         """Ping soon: there is a job now."""

@@ -71,7 +71,13 @@ class DirectRoad:
             log.info("a channel to a worker of endpoint %s has ended: %s", endpoint, why)
 
     def dial(self, endpoint: str, offer: Offer) -> str:
-        """Dial a worker in the background; what is in the way, in a word."""
+        """Dial a worker in the background; what is in the way, in a word.
+
+        Nothing comes from it: should there be a channel, it may have gone silent while idle.
+        """
+        for channel in self._channels:
+            if channel.endpoint == endpoint:
+                channel.doubt()
         return self._dialer.dial(endpoint, offer)
 
     def end(self, endpoint: str, inbox: Inbox, token: str | None, *, has_ended: bool) -> None:

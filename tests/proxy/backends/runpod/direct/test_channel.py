@@ -268,6 +268,24 @@ def test_one_that_falls_silent_under_its_last_job_is_given_up_soon_after_it() ->
     run_virtually(scenario())
 
 
+def test_one_that_is_doubted_while_idle_is_given_up_soon_unless_it_answers() -> None:
+    async def scenario() -> None:
+        async with served() as it:
+            await asyncio.sleep(10)
+            pings = it.wire.pings
+            for _ in range(10):
+                it.channel.doubt()
+            await asyncio.sleep(5)
+            assert it.wire.pings <= pings + 2
+            it.wire.answers_pings = False
+            await asyncio.sleep(5)
+            it.channel.doubt()
+            async with asyncio.timeout(4.5):
+                assert await it.running == "silent"
+
+    run_virtually(scenario())
+
+
 def test_a_stop_of_our_own_clock_is_no_silence_of_the_workers() -> None:
     async def scenario() -> None:
         async with served() as it:
