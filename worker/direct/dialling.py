@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 DIAL_SECONDS: Final = 5.0
 FIRST_PAUSE_SECONDS: Final = 30.0
 LONGEST_PAUSE_SECONDS: Final = 600.0
+TOKEN_REFUSED: Final = 401
+"""Its job has ended meanwhile, most likely: nothing is wrong with the host."""
 
 
 class Redirected(aiohttp.ClientError):
@@ -93,7 +95,8 @@ class Dialler:
             except aiohttp.WSServerHandshakeError as refusal:
                 self.withdraw(invitation)
                 log.warning("a proxy has refused a direct channel with %d", refusal.status)
-                pause.lengthen()
+                if refusal.status != TOKEN_REFUSED:
+                    pause.lengthen()
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 log.warning("a proxy cannot be dialled: %s", error or type(error).__name__)
                 pause.lengthen()

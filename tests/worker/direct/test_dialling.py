@@ -155,6 +155,19 @@ async def test_a_proxy_that_refuses_is_left_alone_and_the_queue_carries_the_job(
     assert second.frames[0]["channel"]["closed"] == "failed"
 
 
+async def test_a_token_that_is_refused_says_nothing_against_its_host(
+    worker: Worker, proxy: ScriptedProxy, door: ProxysDoor
+) -> None:
+    door.answer = web.Response(status=401)
+    first = worker.run(offer(proxy, door), script={"tokens": 20, "delay_seconds": 0.02})
+    await worker.end_of(first)
+    door.answer = None
+    second = worker.run(offer(proxy, door), script=HANGS)
+    await eventually(lambda: second.frames)
+    assert second.frames[0]["channel"] == {"protocol": 1, "dials": "127.0.0.1"}
+    await eventually(lambda: door.channels)
+
+
 async def test_a_host_that_failed_is_tried_again_after_a_pause(
     worker: Worker, proxy: ScriptedProxy, door: ProxysDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
