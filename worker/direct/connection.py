@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES: Final = 1024 * 1024
 """A message is closed when it is this long; what is ready beyond leaves in the next."""
 
+READY_BYTES_A_JOB: Final = 4 * 1024 * 1024
+"""So much may wait to be sent for each job, and once more: a proxy that reads has a window's worth
+under way, and asks for it again now and then."""
+
 LIVE_SILENCE_SECONDS: Final = 10.0
 """How long a proxy may say nothing while jobs of it run."""
 IDLE_SILENCE_SECONDS: Final = 30.0
@@ -58,6 +62,7 @@ class Connection:
         self._socket = socket
         self._jobs = jobs
         self._ready: deque[str] = deque()
+        self._ready_bytes = 0
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
         self._heard_at = self._live_since = asyncio.get_running_loop().time()
@@ -102,6 +107,7 @@ class Connection:
 
     def _put(self, item: str) -> None:
         self._ready.append(item)
+        self._ready_bytes += len(item)
         self._wake.set()
 
     # Writing
@@ -118,6 +124,7 @@ class Connection:
         items, size = [self._ready.popleft()], 0
         while self._ready and (size := size + len(items[-1])) < MESSAGE_BYTES:
             items.append(self._ready.popleft())
+        self._ready_bytes -= sum(map(len, items))
         return f"[{','.join(items)}]"
 
     # Reading
@@ -156,6 +163,8 @@ class Connection:
             raise Malformed("a message is no list")
         for item in items:
             self._take_in_item(item)
+            if self._ready_bytes > READY_BYTES_A_JOB * (len(self._jobs) + 1):
+                raise Malformed("more is asked for than is read")
 
     def _take_in_item(self, item: Any) -> None:
         if not isinstance(item, list) or not item or not isinstance(item[0], str):

@@ -102,6 +102,8 @@ def _url_and_token(channel: Mapping[str, Any]) -> tuple[URL | None, str]:
     url = URL(address)
     if not (url.scheme == "wss" or (url.scheme == "ws" and _is_loopback(url.host))) or not url.host:
         raise ValueError("url")
+    if url.user is not None or url.password is not None:  # the token is what opens the door
+        raise ValueError("url")
     return url, _text(channel, "token", _TOKEN)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.servers import free_port
 from tests.worker.direct.conftest import Worker, eventually
 from tests.worker.direct.scripted_proxy import ScriptedProxy
-from worker.direct import door
+from worker.direct import connection, door
 
 HANGS = {"hang_after": 1}
 
@@ -210,6 +210,7 @@ async def test_an_input_that_names_no_door_is_told_so(worker: Worker, proxy: Scr
         {"url": "https://proxy.example/channel", "token": "t" * 32},
         {"url": "ws://proxy.example/channel", "token": "t" * 32},
         {"url": "wss://proxy.example/channel"},
+        {"url": "wss://a:b@proxy.example/channel", "token": "t" * 32},
         {"url": "wss://[", "token": "t" * 32},
         {"url": 1},
     ],
@@ -245,3 +246,15 @@ async def test_the_proxies_let_in_are_bounded(
     assert await refused(proxy.tls(), open_door.port)
     async with others[1].dial(open_door.port):
         pass
+
+
+async def test_a_proxy_that_asks_for_more_than_it_reads_is_cut_off(
+    open_door: Worker, proxy: ScriptedProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READY_BYTES_A_JOB", 100_000)
+    channel = proxy.channel(port=open_door.port)
+    open_door.run(channel, script=HANGS)
+    async with proxy.dial(open_door.port) as opened:
+        await opened.until(lambda: opened.frames[channel["nonce"]])
+        await opened.say(*[["take", channel["nonce"], 0]] * 5_000)
+        await opened.until(lambda: opened.closed)
