@@ -249,12 +249,16 @@ async def test_the_proxies_let_in_are_bounded(
 
 
 async def test_a_proxy_that_asks_for_more_than_it_reads_is_cut_off(
-    open_door: Worker, proxy: ScriptedProxy, monkeypatch: pytest.MonkeyPatch
+    open_door: Worker,
+    proxy: ScriptedProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(connection, "READY_BYTES_A_JOB", 100_000)
     channel = proxy.channel(port=open_door.port)
-    open_door.run(channel, script=HANGS)
+    posted = open_door.run(channel, script=HANGS)
+    await eventually(lambda: posted.frames)
     async with proxy.dial(open_door.port) as opened:
-        await opened.until(lambda: opened.frames[channel["nonce"]])
         await opened.say(*[["take", channel["nonce"], 0]] * 5_000)
         await opened.until(lambda: opened.closed)
+    assert "more is asked for than is read" in caplog.text
