@@ -11,7 +11,8 @@ import time
 GUST_SECONDS = 15.0
 """How long a job's calls must be refused without a break before that is believed."""
 TRUST_SECONDS = 30.0
-"""How long after it worked a key is still tried for a submission that is refused."""
+"""How long after it worked, for any call about a job, a key is still tried for a submission that is
+refused."""
 
 
 class Gust:

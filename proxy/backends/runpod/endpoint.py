@@ -20,6 +20,7 @@ import msgspec
 
 from proxy.backends.connections import CANNOT_BE_SENT, Client
 from proxy.backends.dialing import Origin
+from proxy.backends.refusals import Trust
 from proxy.backends.response_bodies import whole_body
 from proxy.backends.runpod.pacing import CANCEL_BURST, CallLimiter
 from proxy.backends.standing import Standing
@@ -160,6 +161,7 @@ class Endpoint:
         self.url = url
         self.name = name
         self.standing = Standing(f"endpoint {name}", key_variable)
+        self.trust = Trust()
         self._client = client
         self._api_key = api_key
         self._metrics = metrics
@@ -253,10 +255,13 @@ class Endpoint:
         self._metrics.note_call(self.name, operation, str(reply.status))
         self.standing.note(reply.status, names_job=operation not in ("run", "health"))
         try:
-            return _checked(reply, body)
+            answer = _checked(reply, body)
         except UpstreamBusy as exc:
             limiter.slow_down(exc.retry_after_seconds)
             raise
+        if operation != "health":  # which a key may be allowed that may start no jobs
+            self.trust.note_worked()
+        return answer
 
     @cached_property
     def _base(self) -> httpx.URL:

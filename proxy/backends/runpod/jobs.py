@@ -12,7 +12,6 @@ import msgspec
 from proxy.backends.admission import Admission
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.backends.health_monitor import HealthMonitor
-from proxy.backends.refusals import Trust
 from proxy.backends.runpod.breaker import Breaker
 from proxy.backends.runpod.cancellation import Canceller
 from proxy.backends.runpod.direct.road import Invitation
@@ -84,7 +83,6 @@ class Jobs:
         self._invite = invite
         """Makes an invitation for each job, where workers may send frames by a channel."""
         self._breaker = Breaker()
-        self._trust = Trust()
         self._submissions: set[asyncio.Task[Job]] = set()
         self._live: set[Job] = set()
 
@@ -180,7 +178,6 @@ class Jobs:
                 raise
             else:
                 self._breaker.succeeded()
-                self._trust.note_worked()
                 self._journal.add(self.endpoint.url, job_id)
                 deadlines.cold_start_reason = lambda: self.monitor.cold_start_reason
                 return Job(
@@ -197,7 +194,7 @@ class Jobs:
         """Whether to give up a submission that failed so, now or as its next try would be late."""
         match failure:
             case UpstreamMisconfigured():  # or a gust of refusals at RunPod's edge
-                return not self._trust.holds
+                return not self.endpoint.trust.holds
             case NotSent():
                 return is_late or attempt >= REPEATS
         return is_late

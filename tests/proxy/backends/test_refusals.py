@@ -1,12 +1,14 @@
 """RunPod refuses calls for seconds, or does not know a job yet: no job is given up for it."""
 
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from starlette.responses import Response
 
+from proxy.backends import refusals
 from tests.proxy.backends.runpod.test_cancellation import leave_after
 from tests.proxy.conftest import asked, chat
 from tests.proxy.http.test_requests import error_of
@@ -64,6 +66,22 @@ def test_a_new_request_outlasts_refusals_of_a_key_that_has_just_worked(
         wait_until(lambda: runpod.refused["run"] > 20)  # more than the breaker takes
         runpod.refusal = None
         assert {answer.result().status_code for answer in answers} == {200}
+
+
+@pytest.mark.slow
+def test_polls_that_go_well_show_that_the_key_works(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "TRUST_SECONDS", 2.5)
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
+    with asked(fresh_client), ThreadPoolExecutor(1) as pool:
+        time.sleep(3)  # the submission is forgotten; polls, held for a second each, are not
+        runpod.refusal = Response(status_code=403)
+        answer = pool.submit(fresh_client.post, CHAT, json=chat())
+        wait_until(lambda: runpod.refused["run"] > 1)
+        runpod.script = OK
+        runpod.refusal = None
+        assert answer.result().status_code == 200
 
 
 @GUSTS
