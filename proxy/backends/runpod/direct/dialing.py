@@ -81,8 +81,12 @@ class Dialer:
         self._connect = connect
         self._serve = serve
         self._may_be_private = may_be_private
-        self._lines: dict[bytes, asyncio.Task[None]] = {}
-        """What dials a worker, or serves the connection to it, by the worker's certificate."""
+        self._lines: dict[Offer, asyncio.Task[None]] = {}
+        """What dials a worker, or serves the connection to it.
+
+        By address and certificate: who names another worker's certificate at an address of its own
+        must not keep us from the right one.
+        """
         self._failures = Failures()
         self._timed_out = defaultdict[str, set[str]](set)
         """The addresses of each endpoint that did not answer since one last did."""
@@ -91,7 +95,7 @@ class Dialer:
         """Dial, unless that is done or was in vain a while ago; what is in the way, in a word."""
         if not (self._may_be_private or offer.is_public):
             return "private_address"
-        if offer.certificate in self._lines:
+        if offer in self._lines:
             return "connecting"
         for what in (("endpoint", endpoint), offer.place, offer):
             if reason := self._failures.reason(what):
@@ -99,8 +103,8 @@ class Dialer:
         if len(self._lines) >= MAX_LINES:
             return "too_many"
         task = asyncio.create_task(self._line(endpoint, offer))
-        self._lines[offer.certificate] = task
-        task.add_done_callback(lambda _: self._lines.pop(offer.certificate))
+        self._lines[offer] = task
+        task.add_done_callback(lambda _: self._lines.pop(offer))
         return "connecting"
 
     async def close(self) -> None:

@@ -54,6 +54,17 @@ def test_there_is_one_connection_to_each_worker() -> None:
     run_virtually(scenario())
 
 
+def test_a_worker_that_names_anothers_certificate_does_not_stand_in_its_way() -> None:
+    async def scenario() -> None:
+        workers = Workers()
+        await workers.dial(offer("8.8.4.4", certificate=1))
+        await workers.dial(offer("8.8.8.8", certificate=1))
+        assert [str(dialled.address) for dialled in workers.dialled] == ["8.8.4.4", "8.8.8.8"]
+        await workers.dialer.close()
+
+    run_virtually(scenario())
+
+
 def test_a_private_address_is_dialled_only_where_that_is_allowed() -> None:
     async def scenario() -> None:
         workers = Workers()
