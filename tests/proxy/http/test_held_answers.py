@@ -1,6 +1,7 @@
 """What is held of answers until it can go out counts in the memory for all, and is let go of."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def test_the_beginning_of_an_event_counts_where_a_server_streams(
 ) -> None:
     server = ScriptedServer()
     pieces = [piece.encode() for piece in PIECES]
-    server.replies = [Reply(200, pieces, content_type=SSE)]
+    end = threading.Event()
+    server.replies = [Reply(200, pieces, content_type=SSE, hold=end)]
     with serve(server.app) as url:
         path = tmp_path / "proxy.toml"
         path.write_text(CONFIG.format(url=url, queue=60, idle=60))
@@ -113,6 +115,7 @@ def test_the_beginning_of_an_event_counts_where_a_server_streams(
         with serve(app) as address:
             headers = {"authorization": f"Bearer {KEY}"}
             response = httpx.post(address + CHAT, json=chat(stream=True), headers=headers)
+            end.set()
             assert '"code":"memory_limit_reached"' in response.text
             wait_until(lambda: used_bytes(app) == 0)
 
