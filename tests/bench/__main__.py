@@ -151,6 +151,7 @@ def _write(record: Record, *, is_whole: bool) -> int:
     folder = DOCUMENT.parent if is_whole else DRAFTS
     figures, text = folder / FIGURES.name, folder / DOCUMENT.name
     record.save(figures)
+    record = Record.load(figures)  # rounded as it is kept, so that the page is made of that alone
     text.write_text(document(record, _drawn(record, folder / IMAGES.name)))
     if not is_whole:
         _say(document(record))
