@@ -10,6 +10,7 @@ slows all of them down for a while; no request fails by it.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -101,7 +102,10 @@ class CallLimiter:
             if self._in_flight >= self._at_once:
                 return  # whoever ends next calls this again
             if (seconds := self._seconds_until_free()) > 0:
-                self._timer = asyncio.get_running_loop().call_later(seconds, self._admit)
+                # uvloop takes whole milliseconds, and rounds: a rest would come back at once.
+                milliseconds = math.ceil(seconds * 1000)
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(milliseconds / 1000, self._admit)
                 return
             self._spend()
             self._last_was_urgent = queue is self._urgent

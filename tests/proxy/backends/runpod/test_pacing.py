@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 import pytest
+import uvloop
 
 from proxy.backends.runpod.pacing import HEADROOM, CallLimiter
 from proxy.config.limits import WINDOW_SECONDS, CallLimit
@@ -234,3 +235,23 @@ def test_it_is_crowded_when_held_calls_would_be_in_the_way() -> None:
         return told
 
     assert run_virtually(run()) == [False, True, False]
+
+
+def test_waiting_for_a_turn_does_not_spin() -> None:
+    looks = 0
+
+    class Counted(CallLimiter):
+        def _admit(self) -> None:
+            nonlocal looks
+            looks += 1
+            super()._admit()
+
+    async def run() -> int:
+        limiter, log = Counted(CallLimit(calls=2000, at_once=40)), Log()
+        async with asyncio.TaskGroup() as group:
+            for caller in range(20):
+                group.create_task(poll_for(limiter, log, caller, seconds=0.2, each=0))
+        return len(log.times)
+
+    calls = uvloop.run(run())
+    assert looks < 5 * calls
