@@ -320,7 +320,8 @@ def test_a_client_that_leaves_a_large_answer_cancels_its_job(
     begun = frame(200, "application/json", "x" * (MAX_WHOLE_BYTES + 1)) | {"end": False}
     runpod.script = [Page("IN_PROGRESS", [begun]), Page("IN_PROGRESS", hold=threading.Event())]
     with client.stream("POST", CHAT, json=chat()) as response:
-        next(response.iter_bytes())
+        pieces = response.iter_bytes()  # httpx closes the connection with this iterator
+        next(pieces)
         assert runpod.cancelled == []
     wait_until(lambda: runpod.cancelled == [runpod.job_id])
 
