@@ -37,7 +37,7 @@ class Connection(asyncio.Protocol):
         self._is_reading = self._is_writable = True
         self._failure: httpx.TransportError | None = None
         self._read_seconds: float | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
         self._expiry: asyncio.TimerHandle | None = None
 
     @property
@@ -78,12 +78,13 @@ class Connection(asyncio.Protocol):
         while not self._has_head:
             await self._next_event()
 
-    async def read(self) -> bytes:
-        """The next part of the body; none at its end."""
+    async def read(self, seconds: float | None = None) -> bytes | None:
+        """The next part of the body; empty at its end, None if nothing came for so many seconds."""
         while not self._parts:
             if self._is_complete:
                 return b""
-            await self._next_event()
+            if not await self._next_event(seconds):
+                return None
         part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._forget_parts()
         return part
@@ -118,23 +119,29 @@ class Connection(asyncio.Protocol):
             self._is_reading = True
             self.transport.resume_reading()
 
-    async def _next_event(self) -> None:
+    async def _next_event(self, seconds: float | None = None) -> bool:
+        """Wait for one; False if there was none for so many seconds.
+
+        Without them the exchange's own limit holds, after which the connection is of no more use.
+        """
         if self._failure is not None:
             raise self._failure
         self._waiter = self._loop.create_future()
         timer = None
-        if self._read_seconds is not None:
+        if seconds is not None:
+            timer = self._loop.call_later(seconds, self._wake, False)
+        elif self._read_seconds is not None:
             timer = self._loop.call_later(self._read_seconds, self._time_out)
         try:
-            await self._waiter
+            return await self._waiter
         finally:
             self._waiter = None
             if timer is not None:
                 timer.cancel()
 
-    def _wake(self) -> None:
+    def _wake(self, has_come: bool = True) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(has_come)
 
     def _fail(self, failure: httpx.TransportError) -> None:
         if self._failure is None:

@@ -337,16 +337,13 @@ class RelayedAnswer:
         assert self._content is not None
         if self._begun:
             return self._begun.pop(0)
-        terms = self._deadlines.terms
+        seconds = min(self._deadlines.terms.keep_alive_seconds, self._deadlines.seconds_left())
         try:
-            async with asyncio.timeout(
-                min(terms.keep_alive_seconds, self._deadlines.seconds_left())
-            ):
-                chunk = await self._content.read()
-        except TimeoutError:
-            return b""
+            chunk = await self._content.read(seconds)
         except httpx.HTTPError as exc:
             raise WorkerFailed("The connection to the model's server broke.") from exc
+        if chunk is None:
+            return b""
         self._deadlines.note_output()
         return chunk or None
 

@@ -25,22 +25,25 @@ class Body:
         self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
         self._packed = b""
 
-    async def read(self) -> bytes:
-        """The next piece, none at the end; loses nothing when it is cancelled.
+    async def read(self, seconds: float | None = None) -> bytes | None:
+        """The next piece; empty at the end, None if nothing came for so many seconds.
 
-        Raises httpx.HTTPError.
+        Nothing is lost when it is cancelled. Raises httpx.HTTPError.
         """
         if self._encoding == "identity":
-            return await self._reply.read()
+            return await self._reply.read(seconds)
         if self._encoding not in ("gzip", "x-gzip"):
             raise httpx.DecodingError(f"packed as {self._encoding[:20]!r}, which nobody asked for")
         while True:
-            if not self._packed and not (packed := await self._reply.read()):
+            packed = self._packed or await self._reply.read(seconds)
+            if packed is None:
+                return None
+            if not packed:
                 if not self._unpacker.eof:
                     raise httpx.DecodingError("gzip that ends too early")
                 return b""
             try:
-                piece = self._unpacker.decompress(self._packed or packed, MAX_PIECE_BYTES)
+                piece = self._unpacker.decompress(packed, MAX_PIECE_BYTES)
             except zlib.error as exc:
                 raise httpx.DecodingError("not gzip") from exc
             self._packed = self._unpacker.unconsumed_tail

@@ -49,9 +49,12 @@ class Reply(httpx.AsyncByteStream):
                 return value.decode("latin-1")
         return ""
 
-    async def read(self) -> bytes:
-        """The next part of the body, none at its end; loses nothing when it is cancelled."""
-        return await self._connection.read()
+    async def read(self, seconds: float | None = None) -> bytes | None:
+        """The next part of the body; empty at its end, None if nothing came for so many seconds.
+
+        Nothing is lost when it is cancelled.
+        """
+        return await self._connection.read(seconds)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while piece := await self.read():

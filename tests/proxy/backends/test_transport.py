@@ -307,11 +307,8 @@ async def test_a_header_that_cannot_be_sent_is_not(key: str) -> None:
             await sent(by, "http://127.0.0.1:1", key=key)
 
 
-async def test_a_connection_that_is_idle_for_long_is_closed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(transport, "IDLE_SECONDS", 0.02)
-    closed = threading.Event()
+def answering_until(closed: threading.Event) -> Talk:
+    """Answer one request, and set the event when the connection is closed by the other end."""
 
     def talk(connection: socket.socket) -> None:
         heard(connection)
@@ -319,7 +316,35 @@ async def test_a_connection_that_is_idle_for_long_is_closed(
         connection.recv(1)
         closed.set()
 
+    return talk
+
+
+async def test_a_wait_for_more_that_is_over_costs_nothing_of_the_answer() -> None:
+    goes_on = threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        heard(connection)
+        connection.sendall(CHUNKED + b"2\r\nab\r\n")
+        goes_on.wait(30)
+        connection.sendall(b"2\r\ncd\r\n0\r\n\r\n")
+
     with raw_server(talk) as url:
+        async with transport_to() as by:
+            reply = await sent(by, url)
+            assert await reply.read(30) == b"ab"
+            assert [await reply.read(0.01) for _ in range(3)] == [None] * 3
+            goes_on.set()
+            assert await body_of(reply) == b"cd"
+            assert await reply.read(0.01) == b""
+
+
+async def test_a_connection_that_is_idle_for_long_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "IDLE_SECONDS", 0.02)
+    closed = threading.Event()
+
+    with raw_server(answering_until(closed)) as url:
         async with transport_to() as by:
             assert await got(by, url) == b"ok"
             assert await ended(closed)
@@ -546,13 +571,7 @@ async def test_a_proxy_that_makes_no_tunnel_is_a_proxy_error(secure_url: str) ->
 async def test_closing_closes_what_is_open() -> None:
     closed = threading.Event()
 
-    def talk(connection: socket.socket) -> None:
-        heard(connection)
-        connection.sendall(OK)
-        connection.recv(1)
-        closed.set()
-
-    with raw_server(talk) as url:
+    with raw_server(answering_until(closed)) as url:
         async with transport_to() as by:
             assert await got(by, url) == b"ok"
         assert await ended(closed)
