@@ -48,11 +48,11 @@ def control(stack: Road, method: str, path: str, body: Any = None) -> Any:
     return stack.runpod.control(method, f"/ep{path}", body)
 
 
-def roads(stack: Road, *, road: str, obstacle: str = "") -> int:
+def roads(stack: Road, *, road: str, reason: str = "") -> int:
     """How many answers have come by this road."""
     headers = {"authorization": f"Bearer {KEY}"}
     page = httpx.get(f"{stack.url.removesuffix('/v1')}/metrics", headers=headers, timeout=60).text
-    line = f'^proxy_roads_total{{endpoint="ep",obstacle="{obstacle}",road="{road}"}} (\\d+)'
+    line = f'^proxy_roads_total{{endpoint="ep",reason="{reason}",road="{road}"}} (\\d+)'
     return sum(map(int, re.findall(line, page, re.MULTILINE)))
 
 
@@ -131,21 +131,21 @@ def test_a_proxy_whose_channel_is_silent_stops_in_order(stack: Road, tmp_path: P
         proxy.close()
 
 
-@pytest.mark.parametrize(("dials", "obstacle"), [("refuse", "refused"), ("ignore", "timeout")])
+@pytest.mark.parametrize(("dials", "reason"), [("refuse", "refused"), ("ignore", "timeout")])
 def test_answers_come_by_the_queue_while_the_workers_cannot_be_reached(
-    stack: Road, dials: str, obstacle: str
+    stack: Road, dials: str, reason: str
 ) -> None:
     control(stack, "PUT", "/road", {"dials": dials})
     control(stack, "POST", "/road/cut")
-    wait_until(lambda: is_whole_by_queue(stack, obstacle))
+    wait_until(lambda: is_whole_by_queue(stack, reason))
     control(stack, "DELETE", "/road")
     wait_until(lambda: comes_directly(stack))
 
 
-def is_whole_by_queue(stack: Road, obstacle: str) -> bool:
-    before = roads(stack, road="queue", obstacle=obstacle)
+def is_whole_by_queue(stack: Road, reason: str) -> bool:
+    before = roads(stack, road="queue", reason=reason)
     assert Answer(stack, delay_seconds=0).read() == TEXT
-    return roads(stack, road="queue", obstacle=obstacle) > before
+    return roads(stack, road="queue", reason=reason) > before
 
 
 def test_a_worker_whose_port_has_moved_is_answered_by_the_queue_and_the_next_one_directly(

@@ -10,6 +10,7 @@ import pytest
 
 from scripts.set_up import next_worker_environment, set_up_next_worker
 from tests.end_to_end.conftest import Road, road
+from tests.end_to_end.scripted_streams import leave, said
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -36,17 +37,6 @@ def sdk(direct_road: Road) -> Iterator[openai.OpenAI]:
     with direct_road.sdk() as sdk:
         yield sdk
     direct_road.runpod.control("DELETE", "/ep/road")
-
-
-def said(sdk: openai.OpenAI, **script: Any) -> str:
-    """The text of a stream that the engine makes as the script says."""
-    chunks = sdk.chat.completions.create(
-        model="m",
-        messages=[{"role": "user", "content": "hi"}],
-        stream=True,
-        extra_body={"script": script},
-    )
-    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
 def connections(stack: Road) -> int:
@@ -120,14 +110,7 @@ def test_a_client_that_leaves_stops_vllm_before_runpod_has_heard_of_it(
     open_channel(direct_road)
     direct_road.runpod.inject(operation="cancel", times=0, delay_seconds=30)
     aborted = direct_road.engine()["aborted"]
-    stream = sdk.chat.completions.create(
-        model="m",
-        messages=[{"role": "user", "content": "hi"}],
-        stream=True,
-        extra_body={"script": {"tokens": 100_000, "delay_seconds": 0.02}},
-    )
-    next(iter(stream))
-    stream.close()
+    leave(sdk)
     wait_until(lambda: direct_road.engine()["aborted"] == aborted + 1, seconds=15)
     direct_road.runpod.control("DELETE", "/faults")
 

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.end_to_end.conftest import Road, road
+from tests.end_to_end.scripted_streams import leave, said
 from tests.leaving import call_to_leave
 from tests.proxy.conftest import KEY
 from tests.waiting import leaving_after, wait_until
@@ -21,17 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 def sdk(warm_road: Road) -> Iterator[openai.OpenAI]:
     with warm_road.sdk() as sdk:
         yield sdk
-
-
-def said(sdk: openai.OpenAI, **script: Any) -> str:
-    """The text of a stream that the engine makes as the script says."""
-    chunks = sdk.chat.completions.create(
-        model="m",
-        messages=[{"role": "user", "content": "hi"}],
-        stream=True,
-        extra_body={"script": script},
-    )
-    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
 def dripped(sdk: openai.OpenAI, text: str) -> str:
@@ -50,14 +40,7 @@ def test_a_client_that_leaves_a_stream_stops_the_engine(
     sdk: openai.OpenAI, warm_road: Road
 ) -> None:
     aborted = warm_road.engine()["aborted"]
-    stream = sdk.chat.completions.create(
-        model="m",
-        messages=[{"role": "user", "content": "hi"}],
-        stream=True,
-        extra_body={"script": {"tokens": 10_000, "delay_seconds": 0.02}},
-    )
-    next(iter(stream))
-    stream.close()
+    leave(sdk)
     wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1)
     wait_until(lambda: warm_road.engine()["running"] == 0)
 
