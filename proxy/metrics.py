@@ -44,7 +44,7 @@ class Metrics:
             "proxy_roads",
             "Answers where a direct channel is allowed, by the road they came by, and what was in "
             "the way of the channel",
-            *("endpoint", "road", "obstacle"),
+            *("endpoint", "road", "reason"),
         )
         self._frames = self._counter(
             "proxy_frames", "Outputs of such answers, by the road they came by", "endpoint", "road"
@@ -101,9 +101,9 @@ class Metrics:
         """So many channels to an endpoint's workers are open now."""
         self._channels.labels(endpoint).set(number)
 
-    def note_road(self, endpoint: str, road: str, obstacle: str) -> None:
+    def note_road(self, endpoint: str, road: str, reason: str) -> None:
         """An answer has come: by `direct`, or by `queue` for a reason in one word."""
-        self._roads.labels(endpoint, road, obstacle).inc()
+        self._roads.labels(endpoint, road, reason).inc()
 
     def note_frames(self, endpoint: str, *, direct: int, polled: int) -> None:
         """So many frames of an answer came by a channel, so many outputs by polls."""

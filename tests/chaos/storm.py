@@ -147,11 +147,9 @@ class Stack:
     def roads(self) -> Counter[str]:
         """How many answers came by which road, with what was in the way of the other."""
         page = self.proxy.client.get("/metrics").raise_for_status().text
-        line = r'^proxy_roads_total{endpoint="[^"]*",obstacle="([^"]*)",road="([^"]*)"} (\d+)'
+        line = r'^proxy_roads_total{endpoint="[^"]*",reason="([^"]*)",road="([^"]*)"} (\d+)'
         found = re.findall(line, page, re.MULTILINE)
-        return Counter(
-            {f"{road} {obstacle}".strip(): int(count) for obstacle, road, count in found}
-        )
+        return Counter({f"{road} {reason}".strip(): int(count) for reason, road, count in found})
 
     def spoil_starts(self, cause: str) -> None:
         """Let no engine start from now on, for that cause."""

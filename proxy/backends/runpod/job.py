@@ -9,7 +9,7 @@ from typing import Any
 from proxy.backends.deadlines import Deadlines, pause
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Gust
-from proxy.backends.runpod.bell import Bell
+from proxy.backends.runpod.auto_reset_event import AutoResetEvent
 from proxy.backends.runpod.direct.road import Invitation
 from proxy.backends.runpod.endpoint import Endpoint, JobState, JobStatus, StreamPage
 from proxy.backends.runpod.wire import Reader
@@ -73,7 +73,7 @@ class Job:
         self._gust = Gust()
         self.invitation = invitation
         self._has_head = False
-        self._bell = invitation.inbox.bell if invitation else Bell()
+        self._changed = invitation.inbox.changed if invitation else AutoResetEvent()
         """Rings when a poll is done, and when something comes by the channel."""
         self._polling: asyncio.Task[StreamPage] | None = None
         self._asked = self._hold_seconds = 0.0
@@ -103,7 +103,7 @@ class Job:
         """
         if self.invitation is None or not self.has_output:
             return ""
-        return ":".join(filter(None, (self.invitation.road, self.invitation.obstacle)))
+        return ":".join(filter(None, (self.invitation.road, self.invitation.reason)))
 
     @property
     def worker_seconds(self) -> float:
@@ -197,7 +197,7 @@ class Job:
 
     def _come(self) -> list[Any]:
         """What has come by either road since the last time."""
-        self._bell.clear()
+        self._changed.clear()
         outputs: list[Any] = []
         if self._polling is not None and self._polling.done():
             outputs = self._polled(self._polling)
@@ -221,7 +221,7 @@ class Job:
             if self._polling is None:
                 self._begin_poll(wait_seconds)
             wait_seconds += LATE_SECONDS
-        await self._bell.wait(wait_seconds)
+        await self._changed.wait(wait_seconds)
 
     def _begin_poll(self, wait_seconds: float) -> None:
         if self.invitation is not None:
@@ -274,7 +274,7 @@ class Job:
             self._looking.add_done_callback(self._ring)
 
     def _ring(self, _: asyncio.Future[Any]) -> None:
-        self._bell.ring()
+        self._changed.set()
 
     async def _ask_for_end(self) -> None:
         """Learn whether the job has ended otherwise than by its last frame."""

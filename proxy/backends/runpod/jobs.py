@@ -145,7 +145,7 @@ class Jobs:
             self.endpoint.name, job.worker_seconds, self._price_per_second
         )
         if (invitation := job.invitation) is not None and job.has_output:
-            self._metrics.note_road(self.endpoint.name, invitation.road, invitation.obstacle)
+            self._metrics.note_road(self.endpoint.name, invitation.road, invitation.reason)
             direct, polled = invitation.inbox.direct_frames, job.polled_outputs
             self._metrics.note_frames(self.endpoint.name, direct=direct, polled=polled)
         if job.has_ended:

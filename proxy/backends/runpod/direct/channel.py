@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from proxy.backends.runpod.direct.exchange import Exchange
 from proxy.backends.runpod.direct.inbox import Inbox, WindowIgnored
+from proxy.backends.runpod.direct.inboxes import Inboxes
 
 MAX_MESSAGE_BYTES: Final = 4 * 2**20
 ACK_SECONDS: Final = 0.25
@@ -54,17 +54,17 @@ class BadMessage(Exception):
 class Channel:
     """A connection to a worker: `run` serves it until it ends."""
 
-    def __init__(self, connection: Connection, exchange: Exchange, endpoint: str) -> None:
+    def __init__(self, connection: Connection, inboxes: Inboxes, endpoint: str) -> None:
         self.endpoint = endpoint
         self.is_silent = False
         self._connection = connection
-        self._exchange = exchange
+        self._all_inboxes = inboxes
         self._inboxes: dict[str, Inbox] = {}
         """The jobs whose frames come by this channel, by nonce."""
         self._outgoing: dict[tuple[str, str], list[Any]] = {}
         """What is to be sent, one item of a kind for each job."""
         self._has_outgoing = asyncio.Event()
-        self._owed: set[Inbox] = set()
+        self._unacknowledged: set[Inbox] = set()
         self._ack_timer: asyncio.TimerHandle | None = None
         self._beat_timer: asyncio.TimerHandle | None = None
         self._beat_due = 0.0
@@ -110,27 +110,27 @@ class Channel:
         if self._is_answered:
             self._heard = now  # nothing was asked since then, so that nothing is missing
         self._ping(now)
-        self._hasten()
+        self._ping_soon()
 
     def settle(self, inbox: Inbox) -> None:
         """Tell the worker at once that a job's answer is whole, and expect no more of it."""
         if self._inboxes.pop(inbox.nonce, None) is not None:
-            self._owed.discard(inbox)
+            self._unacknowledged.discard(inbox)
             self._send("got", inbox.nonce, inbox.received, inbox.received)
 
-    def owe(self, inbox: Inbox, *, at_once: bool) -> None:
+    def acknowledge(self, inbox: Inbox, *, at_once: bool) -> None:
         """Tell the worker soon, or at once, what has been received and consumed of a job."""
-        self._owed.add(inbox)
+        self._unacknowledged.add(inbox)
         if at_once:
-            self._pay()
+            self._send_acknowledgements()
         elif self._ack_timer is None:
             loop = asyncio.get_running_loop()
-            self._ack_timer = loop.call_later(ACK_SECONDS, self._pay)
+            self._ack_timer = loop.call_later(ACK_SECONDS, self._send_acknowledgements)
 
     def drop(self, inbox: Inbox) -> None:
         """Another channel, or none, brings the frames of this job from now on."""
         self._inboxes.pop(inbox.nonce, None)
-        self._owed.discard(inbox)
+        self._unacknowledged.discard(inbox)
 
     # What comes.
 
@@ -188,13 +188,13 @@ class Channel:
             return
         self._unknown = 0
         inbox.put(seq, frame)
-        self.owe(inbox, at_once="end" in frame)
+        self.acknowledge(inbox, at_once="end" in frame)
 
     def _answer_have(self, nonce: str) -> None:
         inbox = self._attached(nonce)
         if inbox is not None:
             self._send("take", nonce, inbox.received)
-        elif self._exchange.was_left(nonce):
+        elif self._all_inboxes.was_left(nonce):
             self._send("cancel", nonce)
 
     def _let_go(self, nonce: str) -> None:
@@ -204,17 +204,18 @@ class Channel:
             inbox.detach()
 
     def _attached(self, nonce: str) -> Inbox | None:
-        inbox = self._exchange.find(nonce)
+        inbox = self._all_inboxes.find(nonce)
         if inbox is not None:
             inbox.attach(self)
             self._inboxes[nonce] = inbox
-            self._hasten()
+            self._ping_soon()
         return inbox
 
     def _note_stray(self, nonce: str) -> None:
         """A frame of a job that is not followed."""
-        if self._exchange.was_left(nonce):
+        if self._all_inboxes.was_left(nonce):
             self._send("cancel", nonce)
+        if self._all_inboxes.is_past(nonce):
             return
         self._unknown += 1
         if self._unknown > MAX_UNKNOWN:
@@ -222,14 +223,14 @@ class Channel:
 
     # What is sent.
 
-    def _pay(self) -> None:
+    def _send_acknowledgements(self) -> None:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
-        for inbox in self._owed:
+        for inbox in self._unacknowledged:
             inbox.note_told()
             self._send("got", inbox.nonce, inbox.received, inbox.consumed)
-        self._owed.clear()
+        self._unacknowledged.clear()
 
     def _send(self, kind: str, *values: Any) -> None:
         self._outgoing[kind, str(values[0])] = [kind, *values]
@@ -277,7 +278,7 @@ class Channel:
         self._is_answered = False
         self._has_outgoing.set()
 
-    def _hasten(self) -> None:
+    def _ping_soon(self) -> None:
         """Ping soon: there is a job now."""
         loop = asyncio.get_running_loop()
         soon = loop.time() + BUSY_PING_SECONDS
@@ -295,7 +296,7 @@ class Channel:
         inboxes, self._inboxes = self._inboxes, {}
         for inbox in inboxes.values():
             inbox.detach()
-        self._owed.clear()
+        self._unacknowledged.clear()
 
     async def _close(self) -> None:
         try:

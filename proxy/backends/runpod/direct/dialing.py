@@ -20,7 +20,7 @@ LASTING_SECONDS: Final = 10.0
 FIREWALL_ADDRESSES: Final = 3
 """So many addresses of an endpoint must time out in a row before none is dialled for a pause."""
 MAX_REMEMBERED: Final = 1_000
-MAX_LINES: Final = 1_000
+MAX_CHANNELS: Final = 1_000
 """To so many workers there are connections at a time."""
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Dialer:
         self._connect = connect
         self._serve = serve
         self._may_be_private = may_be_private
-        self._lines: dict[Offer, asyncio.Task[None]] = {}
+        self._connections: dict[Offer, asyncio.Task[None]] = {}
         """What dials a worker, or serves the connection to it.
 
         By address and certificate: who names another worker's certificate at an address of its own
@@ -95,27 +95,27 @@ class Dialer:
         """Dial, unless that is done or was in vain a while ago; what is in the way, in a word."""
         if not (self._may_be_private or offer.is_public):
             return "private_address"
-        if offer in self._lines:
+        if offer in self._connections:
             return "connecting"
         for what in (("endpoint", endpoint), offer.place, offer):
             if reason := self._failures.reason(what):
                 return reason
-        if len(self._lines) >= MAX_LINES:
+        if len(self._connections) >= MAX_CHANNELS:
             return "too_many"
-        task = asyncio.create_task(self._line(endpoint, offer))
-        self._lines[offer] = task
-        task.add_done_callback(lambda _: self._lines.pop(offer))
+        task = asyncio.create_task(self._connection(endpoint, offer))
+        self._connections[offer] = task
+        task.add_done_callback(lambda _: self._connections.pop(offer))
         return "connecting"
 
     async def close(self) -> None:
         """Close all connections, and dial no more."""
-        lines = list(self._lines.values())
-        for line in lines:
-            line.cancel()
-        if lines:
-            await asyncio.wait(lines)
+        connections = list(self._connections.values())
+        for connection in connections:
+            connection.cancel()
+        if connections:
+            await asyncio.wait(connections)
 
-    async def _line(self, endpoint: str, offer: Offer) -> None:
+    async def _connection(self, endpoint: str, offer: Offer) -> None:
         try:
             connection = await self._connect(offer)
         except DialFailed as exc:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, Protocol
 
-from proxy.backends.runpod.bell import Bell
+from proxy.backends.runpod.auto_reset_event import AutoResetEvent
 from proxy.backends.runpod.wire import frame_bytes
 from proxy.errors import MemoryLimitReached
 from proxy.memory import Reservation
@@ -24,7 +24,7 @@ class Carrier(Protocol):
 
     is_silent: bool
 
-    def owe(self, inbox: "Inbox", *, at_once: bool) -> None:
+    def acknowledge(self, inbox: "Inbox", *, at_once: bool) -> None:
         """Tell the worker soon, or at once, what has been received and consumed."""
         ...
 
@@ -51,8 +51,8 @@ class Inbox:
         "_taken_bytes",
         "_uncredited_bytes",
         "_waiting_bytes",
-        "bell",
         "carrier",
+        "changed",
         "consumed",
         "direct_frames",
         "nonce",
@@ -62,7 +62,7 @@ class Inbox:
 
     def __init__(self, nonce: str, reservation: Reservation) -> None:
         self.nonce = nonce
-        self.bell = Bell()
+        self.changed = AutoResetEvent()
         """Rings when frames have come, and when the channel stops or starts to bring them."""
         self.carrier: Carrier | None = None
         self.received = 0
@@ -109,7 +109,7 @@ class Inbox:
     def note_silent(self) -> None:
         """The channel brings nothing, for now or for good."""
         self.was_lost |= self._has_flowed
-        self.bell.ring()
+        self.changed.set()
 
     def put(self, seq: int, frame: dict[str, Any]) -> None:
         """Take a frame that came by the channel.
@@ -140,7 +140,7 @@ class Inbox:
         self.direct_frames += 1
         if seq == self.received:
             self.received = seq + 1
-        self.bell.ring()
+        self.changed.set()
 
     def take(self) -> list[dict[str, Any]]:
         """All frames that have come, for the job's answer to read."""
@@ -155,7 +155,7 @@ class Inbox:
         """The answer has read all frames below this number, whichever road they came by."""
         if number > self.received:
             self.received = number
-            self._owe()
+            self._acknowledge()
 
     def note_consumed(self) -> None:
         """What was taken has been handed on to the client."""
@@ -164,7 +164,7 @@ class Inbox:
             self.consumed = consumed
             self._uncredited_bytes += self._taken_bytes
             self._taken_bytes = 0
-            self._owe(at_once=self._uncredited_bytes > WINDOW_BYTES / 4)
+            self._acknowledge(at_once=self._uncredited_bytes > WINDOW_BYTES / 4)
 
     def note_told(self) -> None:
         """The worker is told both numbers now."""
@@ -175,9 +175,9 @@ class Inbox:
         self._frames.clear()
         self._reservation.release()
 
-    def _owe(self, *, at_once: bool = False) -> None:
+    def _acknowledge(self, *, at_once: bool = False) -> None:
         if self.carrier is not None:
-            self.carrier.owe(self, at_once=at_once)
+            self.carrier.acknowledge(self, at_once=at_once)
 
     def _begin_run(self, run: object) -> None:
         """Another worker's numbers begin anew; what the answer makes of that is its own affair."""

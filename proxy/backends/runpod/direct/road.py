@@ -6,9 +6,9 @@ from typing import Any
 
 from proxy.backends.runpod.direct.channel import Channel, Connection
 from proxy.backends.runpod.direct.dialing import Dialer
-from proxy.backends.runpod.direct.exchange import Exchange
 from proxy.backends.runpod.direct.identity import Identity, new_identity
 from proxy.backends.runpod.direct.inbox import Inbox
+from proxy.backends.runpod.direct.inboxes import Inboxes
 from proxy.backends.runpod.direct.offer import PROTOCOL, NoOffer, Offer, offered
 from proxy.backends.runpod.direct.tokens import Tokens
 from proxy.memory import Memory
@@ -33,7 +33,7 @@ class DirectRoad:
         self._door = door
         self._tokens = Tokens()
         self._identity: Identity = new_identity()
-        self._exchange = Exchange(memory)
+        self._all_inboxes = Inboxes(memory)
         self._dialer = Dialer(
             WorkerDoors(self._identity.context).connect, self.serve, may_be_private=may_be_private
         )
@@ -41,7 +41,7 @@ class DirectRoad:
 
     def invite(self, endpoint: str, port: int) -> "Invitation":
         """Prepare for the frames of a job that is about to be submitted."""
-        inbox = self._exchange.open()
+        inbox = self._all_inboxes.open()
         told: dict[str, Any] = {
             "protocol": PROTOCOL,
             "nonce": inbox.nonce,
@@ -58,7 +58,7 @@ class DirectRoad:
 
     async def serve(self, connection: Connection, endpoint: str) -> None:
         """Serve a connection to a worker of an endpoint until it ends."""
-        channel = Channel(connection, self._exchange, endpoint)
+        channel = Channel(connection, self._all_inboxes, endpoint)
         self._channels.add(channel)
         self._count(endpoint)
         log.info("a channel to a worker of endpoint %s is open", endpoint)
@@ -91,7 +91,7 @@ class DirectRoad:
             elif not has_ended and channel.endpoint == endpoint:
                 channel.drop(inbox)
                 channel.cancel(inbox.nonce)  # which worker has it may not be known yet
-        self._exchange.close(inbox, was_left=not has_ended)
+        self._all_inboxes.close(inbox, was_left=not has_ended)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -107,7 +107,7 @@ class DirectRoad:
 class Invitation:
     """One job that may come by a channel: what its input tells, and how it came in the end."""
 
-    __slots__ = ("_endpoint", "_is_closed", "_obstacle", "_offer", "_road", "inbox", "told")
+    __slots__ = ("_endpoint", "_is_closed", "_offer", "_reason", "_road", "inbox", "told")
 
     def __init__(
         self, road: DirectRoad, endpoint: str, inbox: Inbox, told: Mapping[str, Any]
@@ -115,7 +115,7 @@ class Invitation:
         self.inbox = inbox
         self.told = told
         """The `channel` of the job's input."""
-        self._obstacle = "no_answer"
+        self._reason = "no_answer"
         self._road = road
         self._endpoint = endpoint
         self._offer: Offer | None = None
@@ -126,14 +126,14 @@ class Invitation:
         try:
             self._offer = offered(channel)
         except NoOffer as exc:
-            self._obstacle = str(exc)
+            self._reason = str(exc)
         else:
             self.dial()
 
     def dial(self) -> None:
         """Dial the worker's door, if it is known and nothing comes from there."""
         if self._offer is not None and self.inbox.carrier is None:
-            self._obstacle = self._road.dial(self._endpoint, self._offer)
+            self._reason = self._road.dial(self._endpoint, self._offer)
 
     @property
     def road(self) -> str:
@@ -143,11 +143,11 @@ class Invitation:
         return "direct" if is_direct else "queue"
 
     @property
-    def obstacle(self) -> str:
+    def reason(self) -> str:
         """Why they do not come by a channel, in a word; empty if they do."""
         if self.road == "direct":
             return ""
-        return "lost" if self.inbox.direct_frames else self._obstacle
+        return "lost" if self.inbox.direct_frames else self._reason
 
     def close(self, *, has_ended: bool) -> None:
         """The job is followed no more."""

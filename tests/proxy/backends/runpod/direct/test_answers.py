@@ -92,6 +92,7 @@ def test_the_next_jobs_frames_come_by_the_same_connection_before_run_is_answered
 
 def test_the_queue_takes_over_where_the_channel_breaks(direct: Direct) -> None:
     rest = [Page("IN_PROGRESS", [frame(3)]), Page("COMPLETED", [[frame(4), frame(5, end=True)]])]
+    lost = direct.metric("proxy_roads_total", road="queue", reason="lost")
     with direct.connected(*rest) as answer:
         direct.send(frame(1), frame(2))
         answer.read_to(event(2))
@@ -99,7 +100,7 @@ def test_the_queue_takes_over_where_the_channel_breaks(direct: Direct) -> None:
         direct.worker.cut()
         direct.polled.set()
         assert answer.read_all() == whole(5)
-    assert direct.metric("proxy_roads_total", road="queue", obstacle="refused") >= 0
+    wait_until(lambda: direct.metric("proxy_roads_total", road="queue", reason="lost") == lost + 1)
 
 
 def test_the_channel_takes_over_again_from_the_number_that_was_reached(direct: Direct) -> None:
@@ -254,7 +255,7 @@ def by_queue(direct: Direct, **channel: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channel", "obstacle"),
+    ("channel", "reason"),
     [
         ({"port": free_port()}, "refused"),
         ({"certificate": "ab" * 32}, "certificate"),
@@ -263,11 +264,11 @@ def by_queue(direct: Direct, **channel: Any) -> None:
     ],
 )
 def test_what_is_in_the_way_of_the_channel_is_counted_in_a_word(
-    direct: Direct, channel: dict[str, Any], obstacle: str
+    direct: Direct, channel: dict[str, Any], reason: str
 ) -> None:
     by_queue(direct, **channel)
     by_queue(direct, **channel)  # what is remembered has the same name
-    wait_until(lambda: direct.metric("proxy_roads_total", road="queue", obstacle=obstacle) >= 1)
+    wait_until(lambda: direct.metric("proxy_roads_total", road="queue", reason=reason) >= 1)
     assert direct.worker.dials == 0
 
 
@@ -276,14 +277,14 @@ def test_a_worker_in_a_private_network_is_not_dialled_unless_that_is_allowed(
     direct: Direct,
 ) -> None:
     by_queue(direct)
-    wait_until(lambda: direct.metric("proxy_roads_total", obstacle="private_address") == 1)
+    wait_until(lambda: direct.metric("proxy_roads_total", reason="private_address") == 1)
 
 
 def test_an_older_worker_answers_by_the_queue(direct: Direct) -> None:
     direct.runpod.script = [Page("COMPLETED", [frame(0), frame(1, end=True)])]
     with direct.client.stream("POST", CHAT, json=chat(stream=True)) as response:
         assert response.read().decode() == whole(1)
-    wait_until(lambda: direct.metric("proxy_roads_total", obstacle="not_offered") >= 1)
+    wait_until(lambda: direct.metric("proxy_roads_total", reason="not_offered") >= 1)
 
 
 @pytest.mark.slow
@@ -361,7 +362,7 @@ def test_the_log_says_which_road_an_answer_came_by(
         direct.send(frame(1, end=True))
         answer.read_all()
     wait_until(lambda: any("road=direct" in line for line in caplog.messages))
-    assert direct.metric("proxy_roads_total", road="direct", obstacle="") >= 1
+    assert direct.metric("proxy_roads_total", road="direct", reason="") >= 1
     assert direct.metric("proxy_frames_total", road="direct") >= 1
     assert direct.metric("proxy_channels", endpoint="ep") == 1
     direct.worker.close_door()

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from proxy.backends.runpod.direct.channel import MAX_UNKNOWN, Channel
-from proxy.backends.runpod.direct.exchange import Exchange
 from proxy.backends.runpod.direct.inbox import Inbox
+from proxy.backends.runpod.direct.inboxes import Inboxes
 from proxy.memory import Memory
 from tests.proxy.backends.runpod.direct.conftest import frame
 from tests.virtual_time import run_virtually
@@ -55,12 +55,12 @@ class Served:
 
     def __init__(self) -> None:
         self.wire = Wire()
-        self.exchange = Exchange(Memory(2**30))
-        self.channel = Channel(self.wire, self.exchange, "ep")
+        self.inboxes = Inboxes(Memory(2**30))
+        self.channel = Channel(self.wire, self.inboxes, "ep")
         self.running = asyncio.create_task(self.channel.run())
 
     def job(self) -> Inbox:
-        return self.exchange.open()
+        return self.inboxes.open()
 
 
 @asynccontextmanager
@@ -118,11 +118,24 @@ def test_a_running_job_that_is_followed_is_taken_from_where_it_stands() -> None:
     run_virtually(scenario())
 
 
+def test_frames_that_were_under_way_when_their_answer_was_whole_are_no_error() -> None:
+    async def scenario() -> None:
+        async with served() as it:
+            answered, other = it.job(), it.job()
+            it.inboxes.close(answered, was_left=False)
+            it.wire.say(*[["frame", answered.nonce, frame(n)] for n in range(MAX_UNKNOWN + 1)])
+            it.wire.say(["frame", other.nonce, frame(0)])
+            await turns()
+            assert (it.wire.items, len(other.take())) == ([], 1)
+
+    run_virtually(scenario())
+
+
 def test_a_job_that_was_left_is_cancelled_and_one_that_never_was_is_passed_over() -> None:
     async def scenario() -> None:
         async with served() as it:
             job = it.job()
-            it.exchange.close(job, was_left=True)
+            it.inboxes.close(job, was_left=True)
             it.wire.say(["have", job.nonce], ["have", "0" * 32], ["frame", "0" * 32, frame(0)])
             await turns()
             assert it.wire.items == [["cancel", job.nonce]]

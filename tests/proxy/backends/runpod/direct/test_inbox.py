@@ -20,7 +20,7 @@ class Carrier:
         self.owed: list[bool] = []
         self.dropped = 0
 
-    def owe(self, inbox: Inbox, *, at_once: bool) -> None:
+    def acknowledge(self, inbox: Inbox, *, at_once: bool) -> None:
         self.owed.append(at_once)
 
     def drop(self, inbox: Inbox) -> None:
