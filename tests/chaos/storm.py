@@ -74,11 +74,10 @@ class Report:
     """What became of the requests of one storm."""
 
     ends: Counter[str] = field(default_factory=Counter)
-    gusts: int = 0
-    """How often RunPod refused everything for a while."""
-    longest_gust_seconds: float = 0
-    told_of_refusals: list[str] = field(default_factory=list)
-    """Every answer that says RunPod refuses the key; right only after a gust that was long."""
+    gusts: list[tuple[float, float]] = field(default_factory=list)
+    """From when to when RunPod refused everything, by the monotonic clock."""
+    told_of_refusals: list[tuple[float, str]] = field(default_factory=list)
+    """Every answer that says RunPod refuses the key, and when it came."""
     failed_starts: int = 0
     """For how many periods no worker could start."""
     spells: Counter[str] = field(default_factory=Counter)
@@ -93,11 +92,22 @@ class Report:
         """How many requests were told that the model cannot be started."""
         return sum(count for end, count in self.ends.items() if START_FAILED in end)
 
+    def judge_refusals(self) -> None:
+        """Each answer that says RunPod refuses the key is wrong, but in a gust that was long.
+
+        Gusts are short, but on a machine that stands still for a while.
+        """
+        long = [(began, ended) for began, ended in self.gusts if ended - began >= GUST_SECONDS]
+        for told, what in self.told_of_refusals:
+            if not any(began <= told <= ended + GUST_SECONDS for began, ended in long):
+                self.wrong.append(what)
+
     def __str__(self) -> str:
         """Some lines for people."""
+        longest = max((ended - began for began, ended in self.gusts), default=0.0)
         return (
-            f"{self.ends.total()} requests, {self.gusts} gusts of refusals, "
-            f"the longest {self.longest_gust_seconds:.0f} s, "
+            f"{self.ends.total()} requests, {len(self.gusts)} gusts of refusals, "
+            f"the longest {longest:.0f} s, "
             f"{self.failed_starts} periods without a start: {_counts(self.ends)}; "
             f"{len(self.wrong)} wrong\nby road: {_counts(self.roads)}\n"
             f"on the direct road: {_counts(self.spells)}"
@@ -261,8 +271,7 @@ async def storm(stack: Stack, *, seed: int, requests: int, at_once: int = 24) ->
             weather.calm()
             stack.mend_starts()
             stack.calm()
-    if report.longest_gust_seconds < GUST_SECONDS:
-        report.wrong += report.told_of_refusals
+    report.judge_refusals()
     report.spells = weather.spells
     report.roads = stack.roads()
     return report
@@ -322,13 +331,11 @@ async def _gusts(
             continue
         if report.refused_starts > failed_starts:  # few submissions, if any
             continue
-        report.gusts += 1
         began = time.monotonic()
         await asyncio.to_thread(stack.refuse, dice.choice([401, 403, 404]))
         await asyncio.wait(clients, timeout=dice.uniform(1, 3))
         await asyncio.to_thread(stack.stir)
-        seconds = time.monotonic() - began
-        report.longest_gust_seconds = max(report.longest_gust_seconds, seconds)
+        report.gusts.append((began, time.monotonic()))
 
 
 def _counts(counter: Counter[str]) -> str:
@@ -350,13 +357,13 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
             end = f"HTTP {exc.status_code} {exc.code}"
             code = exc.body.get("code") if isinstance(exc.body, dict) else None
             if code == "upstream_misconfigured":
-                report.told_of_refusals.append(f"{seed}: {exc.body}")
+                report.told_of_refusals.append((time.monotonic(), f"{seed}: {exc.body}"))
             elif not code:
                 report.wrong.append(f"{seed}: an error that is not honest: {exc.body}")
         except openai.APIError as exc:
             end = f"error event {exc.code}"
             if exc.code == "upstream_misconfigured":
-                report.told_of_refusals.append(f"{seed}: {exc}")
+                report.told_of_refusals.append((time.monotonic(), f"{seed}: {exc}"))
             if isinstance(exc, openai.APIConnectionError):
                 report.wrong.append(f"{seed}: the connection broke: {exc!r}")
         report.ends[end] += 1
