@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from proxy import __version__
+from proxy.access.keys import Keys
 from proxy.backends.registry import BackendRegistry
 from proxy.backends.runpod.cancellation import Canceller
 from proxy.backends.runpod.endpoint import create_client
@@ -24,7 +25,6 @@ from proxy.http.error_responses import LastResort, add_handlers
 from proxy.http.path_normalization import ForgivingPaths
 from proxy.http.routes import health, inference, metrics, models, welcome
 from proxy.http.websockets import WithoutWebSockets
-from proxy.keys import Keys
 from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.services import Services

@@ -3,11 +3,11 @@
 import logging
 from dataclasses import dataclass
 
+from proxy.access.keys import Keys
 from proxy.backends.registry import BackendRegistry
 from proxy.config.file import ConfigError
 from proxy.config.load import load
 from proxy.config.settings import Settings
-from proxy.keys import Keys
 from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.serving.build import build_models

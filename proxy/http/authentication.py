@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import APIRouter, Request, Response
 
+from proxy.access.keys import ANYBODY, Key
 from proxy.http.context import context_of, services_of
 from proxy.http.origins import check_origin
-from proxy.keys import ANYBODY, Key
 
 Handler = Callable[[Request], Awaitable[Response]]
 

@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 from starlette.requests import HTTPConnection
 
+from proxy.access.keys import Key
 from proxy.api.answer import Answer
 from proxy.api.dialects import Dialect
 from proxy.errors import ProxyError
-from proxy.keys import Key
 from proxy.metrics import Metrics
 from proxy.services import Services
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from proxy.access.keys import Key
 from proxy.api.answer import Answer
 from proxy.api.call import Call
 from proxy.backends.backend import Backend
@@ -14,7 +15,6 @@ from proxy.backends.health_monitor import State
 from proxy.config.mistakes import nearest
 from proxy.config.values import MAX_NAME_LENGTH
 from proxy.errors import InvalidRequest, ModelNotFound
-from proxy.keys import Key
 from proxy.metrics import Metrics
 from proxy.serving.fallback import FallbackAnswer
 

@@ -12,12 +12,12 @@ import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from proxy.access.keys import Key
 from proxy.api.answer import Answer, WrappedAnswer
 from proxy.api.call import Call
 from proxy.api.forms import FormContent
 from proxy.api.retries import RETRY_MARGIN_SECONDS, Sender
 from proxy.errors import IdempotencyKeyReused, InvalidRequest, MemoryLimitReached, Stopping
-from proxy.keys import Key
 from proxy.memory import Memory
 
 log = logging.getLogger(__name__)

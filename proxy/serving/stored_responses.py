@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from proxy.access.keys import Key, Keys
 from proxy.api.call import Call, JSONContent
 from proxy.errors import InvalidRequest, ResponseNotFound
-from proxy.keys import Key, Keys
 from proxy.serving.models import Model, Models
 
 MAX_RESPONSES = 10_000

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Final
 
+from proxy.access.keys import Key
 from proxy.backends.deadlines import Terms
 from proxy.config.settings import Settings
 from proxy.config.tables import ModelConfig
 from proxy.errors import InvalidRequest
-from proxy.keys import Key
 
 COLD_START_TIMEOUT_HEADER: Final = "x-cold-start-timeout"
 """A client's own limit, in seconds, for how long a worker may be waited for."""

@@ -8,6 +8,7 @@ from functools import partial
 
 from fastapi import HTTPException, Request, Response
 
+from proxy.access.keys import Key
 from proxy.api.answer import Answer
 from proxy.api.call import Call
 from proxy.api.dialects import StreamContext
@@ -24,7 +25,6 @@ from proxy.http.context import RequestContext, context_of, services_of
 from proxy.http.disconnect import while_client_stays
 from proxy.http.plain import plain_response
 from proxy.http.sse import EventStream
-from proxy.keys import Key
 from proxy.services import Services
 from proxy.serving.models import Model
 from proxy.serving.terms import call_terms
