@@ -123,8 +123,23 @@ class Completion:
         """Take whole events."""
         if not self.has_end:
             self.has_end = split_end(whole, self._ends)[1] != b""
-            if self._counts_choices:
+            if self._counts_choices and not self._is_midway(whole):
                 self._note_choices(whole)
+
+    def _is_midway(self, whole: bytes) -> bool:
+        """Whether this is a chunk of a choice that is open already: nearly all are, as vLLM and
+        OpenAI write them, and then there is nothing to decode.
+
+        Within a JSON string neither name can stand between plain quotes, but as a whole one, which
+        is counted as well.
+        """
+        return (
+            0 in self._open
+            and b'"index":0,' in whole
+            and b'"finish_reason":null' in whole
+            and whole.count(b'"index"') == 1
+            and whole.count(b'"finish_reason"') == 1
+        )
 
     def _note_choices(self, whole: bytes) -> None:
         for event in events_of(whole):

@@ -195,6 +195,39 @@ def test_the_time_for_an_event_in_many_pieces_grows_with_its_size_alone() -> Non
     assert seconds(400_000) < 10 * max(seconds(100_000) for _ in range(2))
 
 
+MIDWAY = b'{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":null}'
+"""A choice as vLLM writes it, in the middle of its text."""
+
+
+@pytest.mark.parametrize(
+    ("beside", "is_finished"),
+    [
+        (b"", False),
+        (b'{"index":0,"delta":{},"finish_reason":"stop"}', True),
+        (b'{"finish_reason": "stop"}', True),
+        (b'{"index": 0, "finish_reason": "length"}', True),
+        (b'{"index":1,"delta":{},"finish_reason":"stop"}', False),
+        (rb'{"delta":{"content":"\"finish_reason\":\"stop\""}}', False),
+    ],
+)
+def test_an_end_is_seen_beside_a_chunk_that_is_midway(beside: bytes, is_finished: bool) -> None:
+    completion = Completion(CHAT.ends)
+    both = MIDWAY + b"," * bool(beside) + beside
+    for choices in (MIDWAY, both):
+        completion.note(b'data: {"choices":[%b]}\n\n' % choices)
+    assert completion.is_finished is is_finished
+
+
+def test_a_choice_that_begins_after_another_is_waited_for() -> None:
+    completion = Completion(CHAT.ends)
+    end = MIDWAY.replace(b"null}", b'"stop"}')
+    for choices in (MIDWAY, MIDWAY + b',{"index":1,"delta":{}}', MIDWAY, end):
+        completion.note(b'data: {"choices":[%b]}\n\n' % choices)
+        assert not completion.is_finished
+    completion.note(b'data: {"choices":[%b]}\n\n' % end.replace(b'"index":0', b'"index":1'))
+    assert completion.is_finished
+
+
 def test_choices_without_end_cost_no_memory_and_one_of_them_can_still_be_open() -> None:
     completion = Completion(CHAT.ends)
     many = b",".join(b'{"index":%d}' % index for index in range(10_000, 110_000))
