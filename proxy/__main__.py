@@ -6,6 +6,7 @@ start or --check finds one; 2 for a wrong command line.
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -46,6 +47,9 @@ docs/settings.md lists all of them."""
 EXIT_CODES = """\
 exit codes: 0 when told to stop, or when --check finds no fault; 1 when the proxy cannot start, or
 --check finds a fault; 2 for a wrong command line"""
+
+COLLECT_AFTER = 10_000
+"""How many objects have to be made, and not freed, before Python looks for cycles among them."""
 
 log = logging.getLogger("proxy")
 
@@ -101,7 +105,18 @@ def _serve(settings: Settings, first: Config) -> None:
     for line in summary(first, settings):
         log.info("%s", line)
     log.info("listening at %s", ", ".join(map(_base_url, sockets)))
+    _collect_rarely()
     Server(app, settings).run(sockets)
+
+
+def _collect_rarely() -> None:
+    """Look for cycles rarely, and never among what was made by now and stays.
+
+    No stream goes on meanwhile: a look at everything took 100 ms with 400 streams open.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
 
 
 def _read_env_file(path: Path | None) -> list[str]:

@@ -57,6 +57,26 @@ def run(environment: dict[str, str], tmp_path: Path) -> Run:
     return start
 
 
+def test_what_was_made_at_start_is_not_looked_at_again_while_streams_run(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    program = (
+        "import gc, proxy.__main__ as command\n"
+        "command.Server.run = lambda *_: print(gc.get_freeze_count(), len(gc.get_objects()))\n"
+        "command.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment | ENOUGH,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    frozen, left = map(int, done.stdout.split())
+    assert frozen > 100 * left
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_help_and_version_need_no_configuration(run: Run, arguments: list[str]) -> None:
     ended = run(*arguments)
