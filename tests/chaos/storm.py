@@ -436,10 +436,11 @@ def main() -> int:
                 at_once=arguments.at_once,
             )
         )
+        print(report, *report.wrong, sep="\n", flush=True)
         stack.wait_until_answered()
         stack.wait_until_quiet()
         grown = (process.memory_info().rss - before) / 2**20
-    print(report, f"; the proxy grew by {grown:.1f} MiB", *report.wrong, sep="\n")
+    print(f"nothing is left running; the proxy grew by {grown:.1f} MiB")
     return 1 if report.wrong or report.ends["broken off"] else 0
 
 

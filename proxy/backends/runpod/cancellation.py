@@ -118,14 +118,14 @@ class Canceller:
 
     async def _repeat(self, cancel: _Cancel) -> None:
         pause = FIRST_PAUSE_SECONDS
-        longest = MAX_PAUSE_SECONDS
         while True:
+            longest = MAX_PAUSE_SECONDS
             try:
                 if await cancel.attempt():
                     return
             except ProxyError as exc:
                 cancel.tell(exc)
-                is_refused = isinstance(exc, UpstreamMisconfigured)
-                longest = MAX_REFUSED_PAUSE_SECONDS if is_refused else MAX_PAUSE_SECONDS
+                if isinstance(exc, UpstreamMisconfigured):
+                    longest = MAX_REFUSED_PAUSE_SECONDS
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)

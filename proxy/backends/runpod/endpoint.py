@@ -22,7 +22,7 @@ from proxy.backends.connections import CANNOT_BE_SENT, Client
 from proxy.backends.dialing import Origin
 from proxy.backends.refusals import Trust
 from proxy.backends.response_bodies import whole_body
-from proxy.backends.runpod.pacing import CANCEL_BURST, CallLimiter
+from proxy.backends.runpod.pacing import CallLimiter
 from proxy.backends.standing import Standing
 from proxy.backends.transport import Reply, Transport, header_lines
 from proxy.config.limits import CallLimit
@@ -169,7 +169,7 @@ class Endpoint:
         self._run = CallLimiter(limits.run)
         self._stream = CallLimiter(limits.stream)
         self._status = CallLimiter(limits.status)
-        self._cancel = CallLimiter(limits.cancel, burst=CANCEL_BURST)
+        self._cancel = CallLimiter.for_cancels(limits.cancel)
 
     async def run(self, job: bytes, *, connect_seconds: float, on_turn: Callable[[], None]) -> str:
         """Queue a job, given as its JSON, and return its id.

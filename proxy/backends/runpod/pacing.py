@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Self
 
 from proxy.config.limits import WINDOW_SECONDS, CallLimit
 
@@ -27,6 +28,9 @@ SLOWER, FASTER = 1.5, 0.8
 """What a 429 does to the interval between calls, and every window without one after it."""
 MAX_SLOWNESS = 10.0
 """So many times the usual interval at most: it must shrink again in reasonable time."""
+CANCEL_SLOWNESS = 1.0
+"""The same for cancels, which only pause: polls that come later bring as much, but the jobs of
+cancels that wait run on, and when some of them are refused all along, ever more would wait."""
 PAUSE_SECONDS = 1.0
 """How long all calls pause after a 429 that does not say."""
 
@@ -34,18 +38,26 @@ PAUSE_SECONDS = 1.0
 class CallLimiter:
     """The turns of one operation of one endpoint."""
 
-    def __init__(self, limit: CallLimit, *, burst: float = BURST) -> None:
+    def __init__(
+        self, limit: CallLimit, *, burst: float = BURST, max_slowness: float = MAX_SLOWNESS
+    ) -> None:
         self._at_once = limit.at_once
         self._base_interval = self._interval = WINDOW_SECONDS / (limit.calls * (HEADROOM - burst))
         self._burst_seconds = limit.calls * burst * self._base_interval
         self._due = 0.0
         """When the next call would go out if all went out evenly."""
+        self._max_interval = self._base_interval * max_slowness
         self._slowed = 0.0
         self._in_flight = 0
         self._urgent: deque[asyncio.Future[None]] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._last_was_urgent = False
         self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def for_cancels(cls, limit: CallLimit) -> Self:
+        """That of /cancel."""
+        return cls(limit, burst=CANCEL_BURST, max_slowness=CANCEL_SLOWNESS)
 
     @property
     def is_crowded(self) -> bool:
@@ -75,7 +87,7 @@ class CallLimiter:
         pause = PAUSE_SECONDS if retry_after_seconds is None else retry_after_seconds
         self._due = max(self._due, now + pause + self._burst_seconds)
         if now - self._slowed > PAUSE_SECONDS:  # one step for a volley of refusals
-            self._interval = min(self._interval * SLOWER, self._base_interval * MAX_SLOWNESS)
+            self._interval = min(self._interval * SLOWER, self._max_interval)
             self._slowed = now
 
     async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:

@@ -191,6 +191,27 @@ def test_a_refusal_pauses_everybody_and_slows_them_down_until_it_is_forgotten() 
     assert later > 0.85 * LIMIT.calls
 
 
+def test_cancels_of_which_some_are_refused_all_along_do_not_pile_up() -> None:
+    async def cancel(limiter: CallLimiter, log: Log, caller: int) -> None:
+        dice = random.Random(caller)
+        await log.call(limiter, caller, 0.05)
+        while dice.random() < 0.1:
+            limiter.slow_down(None)
+            await log.call(limiter, caller, 0.05)
+        ended.append(asyncio.get_running_loop().time())
+
+    async def run() -> None:
+        limiter = CallLimiter.for_cancels(CallLimit(calls=100, at_once=20))
+        async with asyncio.TaskGroup() as group:
+            for caller in range(900):
+                group.create_task(cancel(limiter, Log(), caller))
+                await asyncio.sleep(0.5)
+
+    ended: list[float] = []
+    run_virtually(run())
+    assert ended[-1] - 900 * 0.5 < 10
+
+
 def test_callers_who_leave_hand_their_turns_on() -> None:
     async def run() -> int:
         limiter, log = CallLimiter(CallLimit(calls=200, at_once=1)), Log()
