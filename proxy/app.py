@@ -26,13 +26,13 @@ from proxy.http.path_normalization import ForgivingPaths
 from proxy.http.routes import health, inference, metrics, models, welcome
 from proxy.http.websockets import WithoutWebSockets
 from proxy.memory import Memory
-from proxy.metrics import Metrics
 from proxy.services import Services
 from proxy.serving.build import build_models
 from proxy.serving.sharing import Sharing
 from proxy.serving.shield import Shield
 from proxy.serving.stored_responses import StoredResponses
 from proxy.serving.warmup import Warmer
+from proxy.telemetry.metrics import Metrics
 
 LAST_CALLS_SECONDS = 10
 """How long a proxy that stops waits for RunPod to answer its last submissions, and then the last

@@ -9,13 +9,13 @@ from proxy.config.file import ConfigError
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.memory import Memory
-from proxy.metrics import Metrics
 from proxy.serving.build import build_models
 from proxy.serving.models import Models
 from proxy.serving.sharing import Sharing
 from proxy.serving.shield import Shield
 from proxy.serving.stored_responses import StoredResponses
 from proxy.serving.warmup import Warmer
+from proxy.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from proxy.backends.starts import Starts
 from proxy.config.settings import Settings
 from proxy.config.tables import EndpointConfig, FallbackURL, secret
 from proxy.memory import Memory
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

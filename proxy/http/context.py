@@ -15,8 +15,8 @@ from proxy.access.keys import Key
 from proxy.api.answer import Answer
 from proxy.api.dialects import Dialect
 from proxy.errors import ProxyError
-from proxy.metrics import Metrics
 from proxy.services import Services
+from proxy.telemetry.metrics import Metrics
 
 log = logging.getLogger("proxy.access")
 

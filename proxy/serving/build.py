@@ -6,9 +6,9 @@ from proxy.backends.backend import Backend
 from proxy.backends.registry import BackendRegistry
 from proxy.config.settings import Settings
 from proxy.config.tables import Config, ModelConfig
-from proxy.metrics import Metrics
 from proxy.serving.models import Model, Models
 from proxy.serving.terms import model_terms
+from proxy.telemetry.metrics import Metrics
 
 
 def build_models(

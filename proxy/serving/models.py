@@ -15,8 +15,8 @@ from proxy.backends.health_monitor import State
 from proxy.config.mistakes import nearest
 from proxy.config.values import MAX_NAME_LENGTH
 from proxy.errors import InvalidRequest, ModelNotFound
-from proxy.metrics import Metrics
 from proxy.serving.fallback import FallbackAnswer
+from proxy.telemetry.metrics import Metrics
 
 MAX_SHOWN = 10
 """How many models an error names."""

@@ -14,7 +14,7 @@ from proxy.backends.runpod.job import Job
 from proxy.backends.runpod.wire import Reader, reader_for
 from proxy.errors import DeadlinePassed, ProxyError, WorkerFailed
 from proxy.memory import Memory
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 
 
 class JobAnswer:

@@ -36,7 +36,7 @@ from proxy.errors import (
     WorkerFailed,
 )
 from proxy.memory import Memory, Reservation
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 
 ANSWER_MARGIN_SECONDS = 15
 """How long RunPod may take to answer a call, beyond the time we asked it to hold the call."""

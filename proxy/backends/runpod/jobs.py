@@ -27,7 +27,7 @@ from proxy.errors import (
     UpstreamMisconfigured,
     UpstreamUnavailable,
 )
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

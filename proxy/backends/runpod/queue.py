@@ -12,7 +12,7 @@ from proxy.backends.runpod.answer import JobAnswer
 from proxy.backends.runpod.job_input import job_input
 from proxy.backends.runpod.jobs import Jobs
 from proxy.memory import Memory
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 
 MAX_SERVED = 1_000
 """How many models an endpoint may be said to serve; a broken worker might tell ever new ones."""

@@ -4,7 +4,7 @@ from fastapi import Request, Response
 
 from proxy.http.authentication import KeyedRouter
 from proxy.http.context import services_of
-from proxy.metrics import CONTENT_TYPE
+from proxy.telemetry.metrics import CONTENT_TYPE
 
 
 async def metrics(request: Request) -> Response:

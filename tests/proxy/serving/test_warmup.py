@@ -20,10 +20,10 @@ from proxy.app import create_app
 from proxy.backends.backend import InFlight
 from proxy.backends.deadlines import Terms
 from proxy.config.tables import ModelConfig
-from proxy.metrics import Metrics
 from proxy.serving.models import Model
 from proxy.serving.terms import model_terms
 from proxy.serving.warmup import Warmer
+from proxy.telemetry.metrics import Metrics
 from tests.proxy.conftest import KEY, settings_for
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod

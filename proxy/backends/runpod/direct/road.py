@@ -12,7 +12,7 @@ from proxy.backends.runpod.direct.inboxes import Inboxes
 from proxy.backends.runpod.direct.offer import PROTOCOL, NoOffer, Offer, offered
 from proxy.backends.runpod.direct.tokens import Tokens
 from proxy.memory import Memory
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from proxy.backends.starts import Starts
 from proxy.config.limits import CallLimit
 from proxy.errors import NotSent, UpstreamMisconfigured
 from proxy.memory import Memory
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 from tests.proxy.raw_server import heard, raw_server
 
 LIMITS = CallLimits(*[CallLimit(1000, 100)] * 4)

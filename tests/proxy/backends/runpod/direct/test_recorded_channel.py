@@ -10,7 +10,7 @@ from proxy.backends.runpod.direct.offer import NoOffer, offered
 from proxy.backends.runpod.direct.road import DirectRoad
 from proxy.backends.runpod.wire import FrameReader
 from proxy.memory import Memory
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 from tests.proxy.backends.runpod.direct.test_channel import served, turns
 from tests.virtual_time import run_virtually
 
