@@ -1,0 +1,1 @@
+"""The database: SQLite in the state folder, or PostgreSQL. Imported only where one is used."""

@@ -1,0 +1,138 @@
+"""The database, on a thread of its own: the event loop never waits for it.
+
+Each piece of work is one transaction. The schema is made, or brought up to date, before the first:
+proxies that start together do it one after the other.
+"""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import alembic.command
+import alembic.config
+import alembic.util
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+MIGRATIONS: Final = Path(__file__).with_name("migrations")
+CONNECT_SECONDS: Final = 5
+BUSY_SECONDS: Final = 10
+"""How long to wait for another process that writes."""
+STATEMENT_SECONDS: Final = 30
+_MIGRATION_LOCK: Final = 7_295_118_043
+"""A number of PostgreSQL's advisory locks that is ours."""
+
+
+class DatabaseAway(Exception):
+    """The database could not do it; the message has no password and no value in it."""
+
+
+class Database:
+    """One database, opened at its first use and again whenever it has been away.
+
+    `url` is SQLAlchemy's: `sqlite:////folder/file` or `postgresql://user:password@host/name`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = with_driver(url)
+        self._engine: Engine | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns, done in one transaction.
+
+        It is not given up when the caller is: what was begun is done.
+
+        Raises:
+            DatabaseAway: it could not be done, and nothing of it was.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self.run_here, work)
+
+    def run_here(self, work: Callable[[Connection], T]) -> T:
+        """The same in the caller's thread, for commands."""
+        try:
+            with self._opened().begin() as connection:
+                return work(connection)
+        except (SQLAlchemyError, OSError) as exc:
+            raise DatabaseAway(_reason(exc)) from exc
+
+    async def close(self) -> None:
+        """Finish what was begun, then let go of it."""
+        await asyncio.to_thread(self._thread.shutdown)
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            engine = _engine(self._url)
+            try:
+                _migrate(engine)
+            except BaseException:
+                engine.dispose()
+                raise
+            self._engine = engine
+        return self._engine
+
+
+def with_driver(url: str) -> URL:
+    """The URL with the driver that we bring."""
+    found = make_url(url)
+    if found.drivername in ("postgres", "postgresql"):
+        return found.set(drivername="postgresql+psycopg")
+    return found
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        options = f"-c statement_timeout={STATEMENT_SECONDS * 1000}"
+        wanted = {"connect_timeout": CONNECT_SECONDS, "options": options}
+        # A connection that has died is noticed and made anew before it is used.
+        return create_engine(url, pool_size=1, pool_pre_ping=True, connect_args=wanted)
+    if url.database:
+        path = Path(url.database)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+    connection.isolation_level = None  # we say when a transaction begins: see _begin
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin(connection: Connection) -> None:
+    """A transaction that means to write from its beginning: none then fails in its middle."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _migrate(engine: Engine) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            lock = text("SELECT pg_advisory_xact_lock(:number)")
+            connection.execute(lock, {"number": _MIGRATION_LOCK})
+        config.attributes["connection"] = connection
+        try:
+            alembic.command.upgrade(config, "head")
+        except alembic.util.CommandError as exc:
+            raise DatabaseAway(f"its schema is not known, as of a newer version: {exc}") from exc
+
+
+def _reason(exc: Exception) -> str:
+    """What went wrong, without the statement and its values."""
+    cause = getattr(exc, "orig", None) or exc
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__

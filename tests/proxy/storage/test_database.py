@@ -1,0 +1,143 @@
+"""The database: made and brought up to date by itself, away and back, with nothing half done."""
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, insert, inspect, select, text
+
+from proxy.storage.database import Database, DatabaseAway
+from proxy.storage.schema import METADATA, REVISIONS
+from tests.postgres import PostgreSQL, postgresql
+
+OPENED = """
+import sys
+from sqlalchemy import text
+from proxy.storage.database import Database
+print(Database(sys.argv[1]).run_here(lambda one: one.execute(text("SELECT 7")).scalar()))
+"""
+COPIES = 4
+on_postgresql = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgreSQL]:
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=on_postgresql)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that nobody has opened yet."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/new/proxy.sqlite3"
+    server: PostgreSQL = request.getfixturevalue("server")
+    return server.new_database()
+
+
+def add(connection: Connection, subject: str = "keys") -> None:
+    connection.execute(insert(REVISIONS).values(subject=subject, number=1))
+
+
+def subjects(connection: Connection) -> list[str]:
+    return list(connection.scalars(select(REVISIONS.c.subject)))
+
+
+async def test_the_tables_are_made_at_the_first_use(url: str) -> None:
+    database = Database(url)
+    found = await database.run(lambda one: inspect(one).get_table_names())
+    assert {*found} - {"alembic_version"} == {*METADATA.tables}
+    await database.close()
+
+
+@pytest.mark.slow
+def test_copies_that_start_together_make_them_once(url: str) -> None:
+    command = [sys.executable, "-c", OPENED, url]
+    copies = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(COPIES)
+    ]
+    assert [copy.communicate(timeout=100)[0] for copy in copies] == [b"7\n"] * COPIES
+
+
+async def test_what_fails_in_its_middle_has_not_been_done(url: str) -> None:
+    database = Database(url)
+
+    def fail(connection: Connection) -> None:
+        add(connection, "one")
+        add(connection, "one")
+
+    with pytest.raises(DatabaseAway):
+        await database.run(fail)
+    assert await database.run(subjects) == []
+    await database.close()
+
+
+async def test_the_event_loop_goes_on_meanwhile(url: str) -> None:
+    database, gate = Database(url), threading.Event()
+    work = asyncio.create_task(database.run(lambda _: gate.wait(60)))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await work
+    await database.close()
+
+
+async def test_what_was_begun_is_done_when_its_caller_is_gone(url: str) -> None:
+    database, gate = Database(url), threading.Event()
+
+    def slowly(connection: Connection) -> None:
+        gate.wait(60)
+        add(connection)
+
+    work = asyncio.create_task(database.run(slowly))
+    await asyncio.sleep(0)
+    work.cancel()
+    gate.set()
+    assert await database.run(subjects) == ["keys"]
+    await database.close()
+
+
+@on_postgresql
+async def test_a_server_that_was_killed_and_is_back_is_used_again(server: PostgreSQL) -> None:
+    database = Database(server.new_database())
+    await database.run(add)
+    server.stop(signal.SIGKILL)
+    with pytest.raises(DatabaseAway):
+        await database.run(subjects)
+    server.start()
+    assert await database.run(subjects) == ["keys"]
+    await database.close()
+
+
+async def test_a_database_that_cannot_be_opened_is_told_without_its_password() -> None:
+    database = Database("postgresql://me:SECRET@127.0.0.1:1/none")
+    with pytest.raises(DatabaseAway) as caught:
+        await database.run(subjects)
+    assert "SECRET" not in str(caught.value)
+    assert str(caught.value)
+    await database.close()
+
+
+async def test_a_schema_of_a_newer_version_is_left_alone(url: str) -> None:
+    database = Database(url)
+    await database.run(lambda one: one.execute(text("UPDATE alembic_version SET version_num='9'")))
+    await database.close()
+    newer = Database(url)
+    with pytest.raises(DatabaseAway, match="newer version"):
+        await newer.run(subjects)
+    await newer.close()
+
+
+async def test_others_cannot_read_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.sqlite3"
+    database = Database(f"sqlite:///{path}")
+    await database.run(add)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    await database.close()
