@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from proxy import __version__
 from proxy.access.keys import Keys
+from proxy.access.limits import Limiter
 from proxy.backends.registry import BackendRegistry
 from proxy.backends.runpod.cancellation import Canceller
 from proxy.backends.runpod.endpoint import create_client
@@ -107,6 +108,7 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
                 sharing=sharing,
                 stored_responses=StoredResponses(),
                 keys=Keys(settings.api_keys, first.keys),
+                limiter=Limiter(),
                 models=build_models(first, settings, backends, numbers),
             )
             warmer.schedule(services.models)

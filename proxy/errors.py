@@ -16,6 +16,7 @@ ProxyError                          what the client sees
 │   ├── WebSocketsNotServed         426  invalid_request_error  websockets_not_served
 │   └── HeadersTooLarge             431  invalid_request_error  headers_too_large
 ├── EndpointOverloaded              429  requests               endpoint_overloaded, Retry-After
+├── RateLimitExceeded               429  requests               rate_limit_exceeded, Retry-After
 ├── InternalError                   500  server_error           internal_error
 ├── WorkerFailed                    502  server_error           worker_failed
 │   └── StartCancelled              502  server_error           worker_failed
@@ -41,6 +42,7 @@ WorkerFailed. The shapes follow https://platform.openai.com/docs/guides/error-co
 SDKs raise their own classes. Messages never hold a key, a prompt or a traceback.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Final
@@ -91,7 +93,7 @@ class ProxyError(Exception):
         """`Retry-After` where it is known, and whether an SDK should try again by itself."""
         headers = {} if self.retry else {"x-should-retry": "false"}
         if self.retry_after_seconds is not None:
-            headers["retry-after"] = str(max(1, round(self.retry_after_seconds)))
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_seconds)))
         return headers
 
 
@@ -220,6 +222,26 @@ class EndpointOverloaded(ProxyError):
     type = "requests"
     code = "endpoint_overloaded"
     retry = True
+
+
+class RateLimitExceeded(ProxyError):
+    """The API key has used up what it may use for now."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    retry = True
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: float, limits: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self._limits = dict(limits or {})
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """With what is left of the limit, and until when."""
+        return super().headers | self._limits
 
 
 class InternalError(ProxyError):

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from proxy.access.keys import Keys
+from proxy.access.limits import Limiter
 from proxy.backends.registry import BackendRegistry
 from proxy.config.file import ConfigError
 from proxy.config.load import load
@@ -33,6 +34,7 @@ class Services:
     sharing: Sharing
     stored_responses: StoredResponses
     keys: Keys
+    limiter: Limiter
     models: Models
     is_draining: bool = False
 

@@ -12,6 +12,23 @@ from proxy.errors import InvalidAPIKey
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """How much the holder of a key may use; None where there is no bound."""
+
+    requests_per_minute: int | None = None
+    max_requests: int | None = None
+    """At once."""
+
+    @property
+    def are_any(self) -> bool:
+        """Whether anything is bounded."""
+        return self.requests_per_minute is not None or self.max_requests is not None
+
+
+UNLIMITED = KeyLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
     """What the holder of a key may do, and how its client is to be treated."""
 
@@ -20,6 +37,7 @@ class Key:
     models: frozenset[str] | None = None
     """The models it may use; None for all."""
     may_warm: bool = True
+    limits: KeyLimits = UNLIMITED
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings that are others for its calls, of those that `Overrides` names."""
 
@@ -72,7 +90,8 @@ class Keys:
 
 def _key(name: str, config: KeyConfig) -> Key:
     models = None if config.models is None else frozenset(config.models)
-    return Key(name, models, config.may_warm, config.overrides)
+    limits = KeyLimits(**config.limits)
+    return Key(name, models, config.may_warm, limits, config.overrides)
 
 
 def _bearer(header: str) -> str:

@@ -216,7 +216,20 @@ class ModelConfig(Overrides):
     """Its tokenizer.json, to count tokens behind the wake-up shield while no worker is up."""
 
 
-class KeyConfig(Overrides):
+class Limits(Table):
+    """How much the holder of a key may use; what is left out has no bound."""
+
+    requests_per_minute: Count | None = None
+    max_requests: Count | None = None
+    """How many may be under way at a time."""
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Those that are given."""
+        return self.model_dump(include=set(Limits.model_fields), exclude_none=True)
+
+
+class KeyConfig(Overrides, Limits):
     """A key that clients may use."""
 
     env: Variable = ""

@@ -35,7 +35,10 @@ class AccessLog:
         async def send_with_id(message: Message) -> None:
             if message["type"] in _STARTS:
                 context.status = context.status or message.get("status", SWITCHING_PROTOCOLS)
-                message["headers"] = [*message.get("headers", ()), *id_headers]
+                headers = message.get("headers", ())
+                if context.permit is not None:
+                    headers = context.permit.told(headers)
+                message["headers"] = [*headers, *id_headers]
             await send(message)
 
         try:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from starlette.requests import HTTPConnection
 
 from proxy.access.keys import Key
+from proxy.access.limits import Permit
 from proxy.api.answer import Answer
 from proxy.api.dialects import Dialect
 from proxy.errors import ProxyError
@@ -36,6 +37,8 @@ class RequestContext:
     """On the monotonic clock, in seconds."""
     key: Key | None = None
     """The key that it came with, once it is known to be one of ours."""
+    permit: Permit | None = None
+    """What lets it in, where its key has limits."""
     route: str = ""
     """The route that it reached, as in `POST /v1/responses/{id}`."""
     model: str = ""
@@ -57,6 +60,8 @@ class RequestContext:
     def finish(self, metrics: Metrics) -> None:
         """The request is over: its line in the log, and what it adds to the numbers."""
         outcome = self.outcome or _outcome(self.status)
+        if self.permit is not None:
+            self.permit.end()
         metrics.note_request(self.model, self.status, outcome)
         if self.first_byte_seconds is not None:
             metrics.note_first_byte(self.model, self.first_byte_seconds)

@@ -50,6 +50,7 @@ async def _serve(route: Route, request: Request) -> Response:
     model = await _model(services, call, key)
     context.model = model.label or model.name
     terms = call_terms(model.terms, key, request.headers)
+    context.permit = await services.limiter.admit(key)
     call, rewriter = _rewriter(services.settings, call, context)
     answer = context.answer = await _answer(services, request, call, model, terms)
     call = call.without_body()  # the answer has it, as long as it may have to be sent

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from proxy.errors import NotPermitted
 from proxy.http.authentication import KeyedRouter, key_of
-from proxy.http.context import services_of
+from proxy.http.context import context_of, services_of
 
 
 async def list_models(request: Request) -> Response:
@@ -32,6 +32,7 @@ async def warm_model(request: Request) -> Response:
     model = services.models.find(request.path_params["id"], key)
     if not key.may_warm:
         raise NotPermitted("This API key may not wake workers.")
+    context_of(request).permit = await services.limiter.admit(key)
     if (monitor := model.backend.monitor) is not None:
         monitor.starts.forgive()
     services.warmer.wake(model)

@@ -1,0 +1,218 @@
+"""A key's limits: exact, whoever comes at the same time, and answered as OpenAI answers them."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from proxy.access.keys import Key, KeyLimits
+from proxy.access.limits import Limiter, duration
+from proxy.app import create_app
+from proxy.errors import RateLimitExceeded
+from tests.leaving import call_to_leave
+from tests.proxy.conftest import AS_JSON, KEY, chat, settings_for
+from tests.proxy.http.test_requests import error_of
+from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.servers import serve
+from tests.waiting import wait_until
+
+CHAT = "/v1/chat/completions"
+LIMITED = "sk-limited"
+FRAME = {"seq": 0, "status": 200, "content_type": "application/json", "text": "{}", "end": True}
+BEGINNING = {"seq": 0, "status": 200, "content_type": "text/event-stream", "text": ": hi\n\n"}
+STORM = 200
+
+Limited = Callable[..., Any]
+
+
+@pytest.fixture
+def limited(
+    scripted_runpod: tuple[ScriptedRunPod, str],
+    runpod: ScriptedRunPod,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Limited:
+    """A client that has a key with these limits."""
+
+    @contextmanager
+    def start(**limits: Any) -> Iterator[httpx.Client]:
+        monkeypatch.setenv("LIMITED_KEY", LIMITED)
+        fields = "\n".join(f"{name} = {value}" for name, value in limits.items())
+        file = tmp_path / "proxy.toml"
+        file.write_text(
+            "[endpoints.ep]\n[models.m]\nendpoint = 'ep'\n"
+            f"[keys.limited]\nenv = 'LIMITED_KEY'\nmay_warm = true\n{fields}\n"
+        )
+        runpod.script = [Page("COMPLETED", [FRAME])]
+        headers = {"authorization": f"Bearer {LIMITED}"}
+        with (
+            serve(create_app(settings_for(scripted_runpod[1], config=file))) as url,
+            httpx.Client(base_url=url, headers=headers, timeout=60) as client,
+        ):
+            yield client
+
+    return start
+
+
+def test_no_sixty_seconds_have_more_requests_than_a_minute_may() -> None:
+    async def arrivals() -> list[float]:
+        now, chance = 0.0, random.Random(7)
+        let_in: list[float] = []
+        promises: list[tuple[float, float]] = []
+        limiter = Limiter(clock=lambda: now)
+        key = Key("k", limits=KeyLimits(requests_per_minute=20))
+        for _ in range(5_000):
+            now += chance.choice((0.0, 0.1, 1.0, 3.0))
+            try:
+                await limiter.admit(key)
+                let_in.append(now)
+            except RateLimitExceeded as refusal:
+                promises.append((now + (refusal.retry_after_seconds or 0), let_in[-20] + 60))
+        assert all(told == pytest.approx(free) for told, free in promises)
+        return let_in
+
+    let_in = asyncio.run(arrivals())
+    assert len(let_in) > 1_000
+    assert all(later - earlier >= 60 for earlier, later in zip(let_in, let_in[20:], strict=False))
+
+
+def test_a_minute_is_free_again_as_its_requests_pass() -> None:
+    async def tell() -> None:
+        now = 0.0
+        limiter = Limiter(clock=lambda: now)
+        key = Key("k", limits=KeyLimits(requests_per_minute=2))
+        await limiter.admit(key)
+        now = 20.0
+        await limiter.admit(key)
+        now = 30.0
+        with pytest.raises(RateLimitExceeded) as refused:
+            await limiter.admit(key)
+        assert refused.value.retry_after_seconds == 30
+        assert refused.value.headers["x-ratelimit-reset-requests"] == "50s"
+        now = 60.0
+        await limiter.admit(key)
+
+    asyncio.run(tell())
+
+
+def test_the_request_beyond_a_minutes_is_refused_as_openai_does(
+    limited: Limited, runpod: ScriptedRunPod
+) -> None:
+    with limited(requests_per_minute=2) as client:
+        answers = [client.post(CHAT, json=chat()) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    told = [answer.headers["x-ratelimit-remaining-requests"] for answer in answers]
+    assert told == ["1", "0", "0"]
+    assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {"2"}
+    assert answers[0].headers["x-ratelimit-reset-requests"] == "1m0s"
+    error = error_of(answers[2])
+    assert (error["type"], error["code"]) == ("requests", "rate_limit_exceeded")
+    assert "Limit 2, Used 2, Requested 1. Please try again in " in error["message"]
+    assert 1 <= int(answers[2].headers["retry-after"]) <= 60
+    assert len(runpod.jobs) == 2
+
+
+def test_openais_sdk_raises_its_own_class_for_a_limit(limited: Limited) -> None:
+    with limited(requests_per_minute=1) as client:
+        sdk = openai.OpenAI(base_url=f"{client.base_url}/v1", api_key=LIMITED, max_retries=0)
+        with sdk:
+            sdk.post("/chat/completions", body=chat(), cast_to=object)
+            with pytest.raises(openai.RateLimitError):
+                sdk.post("/chat/completions", body=chat(), cast_to=object)
+
+
+def test_only_routes_that_start_jobs_use_up_a_limit(
+    limited: Limited, runpod: ScriptedRunPod
+) -> None:
+    with limited(requests_per_minute=1) as client:
+        for path in ("/v1/models", "/v1/models/m", "/metrics", "/health", "/ready"):
+            answer = client.get(path)
+            assert answer.status_code == 200
+            assert "x-ratelimit-limit-requests" not in answer.headers
+        assert client.post(CHAT, content=b"{", headers=AS_JSON).status_code == 400
+        assert client.post(CHAT, json=chat(model="other")).status_code == 404
+        assert client.post("/v1/models/m/warm").status_code == 202
+        assert client.post("/v1/models/m/warm").status_code == 429
+        assert client.post(CHAT, json=chat()).status_code == 429
+        wait_until(lambda: len(runpod.jobs) == 1)
+
+
+def test_other_keys_are_not_held_to_it(limited: Limited) -> None:
+    with limited(requests_per_minute=1) as client:
+        assert client.post(CHAT, json=chat()).status_code == 200
+        assert client.post(CHAT, json=chat()).status_code == 429
+        client.headers["authorization"] = f"Bearer {KEY}"
+        for _ in range(3):
+            answer = client.post(CHAT, json=chat())
+            assert answer.status_code == 200
+            assert "x-ratelimit-limit-requests" not in answer.headers
+
+
+def test_a_streams_place_is_free_when_its_client_leaves(
+    limited: Limited, runpod: ScriptedRunPod
+) -> None:
+    with limited(max_requests=1) as client:
+        runpod.script = [Page("IN_PROGRESS", [BEGINNING])]
+        with call_to_leave(f"{client.base_url}{CHAT}", key=LIMITED, body=chat(stream=True)):
+            wait_until(lambda: len(runpod.jobs) == 1)
+            refused = client.post(CHAT, json=chat())
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert "on requests at once: Limit 1" in error_of(refused)["message"]
+        runpod.script = [Page("COMPLETED", [FRAME])]
+        wait_until(lambda: client.post(CHAT, json=chat()).status_code == 200)
+        assert client.post(CHAT, json=chat()).status_code == 200
+
+
+def test_a_refused_or_failed_requests_place_is_free_again(
+    limited: Limited, runpod: ScriptedRunPod
+) -> None:
+    with limited(max_requests=1) as client:
+        runpod.script = [Page("FAILED")]
+        runpod.final = {"status": "FAILED", "error": "broken"}
+        for _ in range(3):
+            assert client.post(CHAT, json=chat()).status_code == 502
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", [{"requests_per_minute": 50}, {"max_requests": 50}])
+def test_of_two_hundred_clients_at_once_just_as_many_are_let_in_as_may(
+    limited: Limited, runpod: ScriptedRunPod, limits: dict[str, int]
+) -> None:
+    async def storm(url: str) -> list[int]:
+        async def ask(client: httpx.AsyncClient) -> int:
+            status = (await client.post(CHAT, json=chat())).status_code
+            if status == 429:
+                statuses.append(status)
+                if len(statuses) == STORM - 50:
+                    release.set()
+            return status
+
+        statuses: list[int] = []
+        headers = {"authorization": f"Bearer {LIMITED}"}
+        bounds = httpx.Limits(max_connections=STORM)
+        async with httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=60, limits=bounds
+        ) as client:
+            return await asyncio.gather(*(ask(client) for _ in range(STORM)))
+
+    release = threading.Event()  # no answer before all that are too many have been refused
+    with limited(**limits) as client:
+        runpod.script = [Page("IN_PROGRESS", hold=release), Page("COMPLETED", [FRAME])]
+        statuses = asyncio.run(storm(str(client.base_url)))
+    assert (statuses.count(200), statuses.count(429)) == (50, STORM - 50)
+    assert len(runpod.jobs) == 50
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0ms"), (0.12, "120ms"), (8.64, "8.64s"), (59.9996, "1m0s"), (360, "6m0s")],
+)
+def test_times_are_written_as_openai_writes_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
