@@ -17,6 +17,8 @@ ProxyError                          what the client sees
 │   └── HeadersTooLarge             431  invalid_request_error  headers_too_large
 ├── EndpointOverloaded              429  requests               endpoint_overloaded, Retry-After
 ├── RateLimitExceeded               429  requests               rate_limit_exceeded, Retry-After
+│   ├── TokenLimitExceeded          429  tokens                 rate_limit_exceeded, Retry-After
+│   └── PromptOverLimit             429  tokens                 rate_limit_exceeded
 ├── InternalError                   500  server_error           internal_error
 ├── WorkerFailed                    502  server_error           worker_failed
 │   └── StartCancelled              502  server_error           worker_failed
@@ -233,7 +235,11 @@ class RateLimitExceeded(ProxyError):
     retry = True
 
     def __init__(
-        self, message: str, *, retry_after_seconds: float, limits: Mapping[str, str] | None = None
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        limits: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message, retry_after_seconds=retry_after_seconds)
         self._limits = dict(limits or {})
@@ -242,6 +248,19 @@ class RateLimitExceeded(ProxyError):
     def headers(self) -> dict[str, str]:
         """With what is left of the limit, and until when."""
         return super().headers | self._limits
+
+
+class TokenLimitExceeded(RateLimitExceeded):
+    """It has used up its tokens for now."""
+
+    type = "tokens"
+
+
+class PromptOverLimit(RateLimitExceeded):
+    """The prompt alone is more tokens than the API key has in a minute."""
+
+    type = "tokens"
+    retry = False
 
 
 class InternalError(ProxyError):

@@ -16,13 +16,14 @@ class KeyLimits:
     """How much the holder of a key may use; None where there is no bound."""
 
     requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     max_requests: int | None = None
     """At once."""
 
     @property
     def are_any(self) -> bool:
         """Whether anything is bounded."""
-        return self.requests_per_minute is not None or self.max_requests is not None
+        return self != UNLIMITED
 
 
 UNLIMITED = KeyLimits()

@@ -1,8 +1,9 @@
 """How much a key may use at a time: its limits, and what is counted against them in this process.
 
-Both limits are exact. In no 60 seconds more requests are let in than a key has a minute, wherever
-these begin; and never more run at once. What is let in is decided in one go, without an `await`
-in between, so a request that one limit refuses uses up nothing of the other.
+No 60 seconds, wherever they begin, have more requests than a key has a minute, and never more run
+at once. Tokens are a bucket that holds a minute's worth and fills evenly: what a request may take
+is taken out when it is let in, and what it did not take is put back when it ends. All of it is
+decided without an `await` in between, so what one limit refuses uses up nothing of the others.
 """
 
 import time
@@ -11,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.access.keys import Key
-from proxy.errors import RateLimitExceeded
+from proxy.access.keys import Key, KeyLimits
+from proxy.api.token_estimate import Tokens
+from proxy.errors import PromptOverLimit, RateLimitExceeded, TokenLimitExceeded
 
 WINDOW_SECONDS: Final = 60.0
 """What a minute is: the last 60 seconds, at any time."""
@@ -23,8 +25,11 @@ RETRY_AFTER_FULL_SECONDS: Final = 1
 class Permit:
     """A request that was let in, and holds its place among those at once until it ends."""
 
-    def __init__(self, headers: Mapping[str, str], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, headers: Mapping[str, str], reserved: int, on_end: Callable[[int], None]
+    ) -> None:
         self._headers = {name.encode(): value.encode() for name, value in headers.items()}
+        self._reserved = reserved
         self._on_end = on_end
 
     def told(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -35,9 +40,14 @@ class Permit:
         own = self._headers
         return [(name, value) for name, value in headers if name not in own] + list(own.items())
 
-    def end(self) -> None:
-        """The request is over, however it ended."""
-        self._on_end()
+    def end(self, *, used: int, is_known: bool) -> None:
+        """The request is over, however it ended, and has used so many tokens.
+
+        Unless that is known, as of one whose client left, it counts as all that was reserved.
+        """
+        if self._reserved and not is_known:
+            used = max(used, self._reserved)
+        self._on_end(used - self._reserved if self._reserved else 0)
 
 
 @dataclass(slots=True)
@@ -47,6 +57,19 @@ class _Use:
     arrivals: deque[float] = field(default_factory=deque)
     """When the requests of the last minute were let in."""
     running: int = 0
+    tokens: float = 0.0
+    """How many are taken from the bucket; more than it holds where an answer took more."""
+    tokens_at: float = 0.0
+    """When that was so."""
+
+    def pass_to(self, now: float, limits: KeyLimits) -> None:
+        """Forget what is longer ago than a minute, and fill the bucket."""
+        while self.arrivals and self.arrivals[0] <= now - WINDOW_SECONDS:
+            self.arrivals.popleft()
+        if (per_minute := limits.tokens_per_minute) is not None:
+            filled = (now - self.tokens_at) * per_minute / WINDOW_SECONDS
+            self.tokens = max(0.0, self.tokens - filled)
+        self.tokens_at = now
 
 
 class Limiter:
@@ -57,39 +80,65 @@ class Limiter:
         self._uses: dict[str, _Use] = {}
         """By the names of the keys, which a key keeps when the configuration is read again."""
 
-    async def admit(self, key: Key) -> Permit | None:
-        """Let a request of this key in; None if the key has no limits.
+    async def admit(self, key: Key, tokens: Tokens) -> Permit | None:
+        """Let a request of this key in, which may take so many tokens; None without limits.
 
         Raises:
-            RateLimitExceeded: it is one too many.
+            RateLimitExceeded: it is too much.
         """
         limits = key.limits
         if not limits.are_any:
             return None
-        use = self._uses.setdefault(key.name, _Use())
-        now = self._clock()
-        while use.arrivals and use.arrivals[0] <= now - WINDOW_SECONDS:
-            use.arrivals.popleft()
-        if limits.max_requests is not None and use.running >= limits.max_requests:
-            raise too_many_at_once(limits.max_requests)
+        use, now = self._uses.setdefault(key.name, _Use()), self._clock()
+        use.pass_to(now, limits)
+        reserved = to_reserve(limits, tokens)
+        self._check(use, limits, reserved, now)
+        use.running += 1
+        use.tokens += reserved
+
+        def end(correction: int) -> None:
+            use.running -= 1
+            use.tokens = max(0.0, use.tokens + correction)
+
         headers = {}
         if (allowed := limits.requests_per_minute) is not None:
-            if len(use.arrivals) >= allowed:
-                # One place is free when so many are left; the limit may have been a higher one.
-                last_one_in_the_way, newest = use.arrivals[-allowed], use.arrivals[-1]
-                raise too_many_requests(
-                    allowed,
-                    retry_seconds=last_one_in_the_way + WINDOW_SECONDS - now,
-                    reset_seconds=newest + WINDOW_SECONDS - now,
-                )
             use.arrivals.append(now)
-            headers = request_headers(allowed, allowed - len(use.arrivals), WINDOW_SECONDS)
-        use.running += 1
+            headers |= request_headers(allowed, allowed - len(use.arrivals), WINDOW_SECONDS)
+        if (allowed := limits.tokens_per_minute) is not None:
+            headers |= token_headers(allowed, use.tokens)
+        return Permit(headers, reserved, end)
 
-        def end() -> None:
-            use.running -= 1
+    def _check(self, use: _Use, limits: KeyLimits, reserved: int, now: float) -> None:
+        if (allowed := limits.max_requests) is not None and use.running >= allowed:
+            raise too_many_at_once(allowed)
+        allowed = limits.requests_per_minute
+        if allowed is not None and len(use.arrivals) >= allowed:
+            # One place is free when so many are left; the limit may have been a higher one.
+            last_in_the_way, newest = use.arrivals[-allowed], use.arrivals[-1]
+            raise too_many_requests(
+                allowed,
+                retry_seconds=last_in_the_way + WINDOW_SECONDS - now,
+                reset_seconds=newest + WINDOW_SECONDS - now,
+            )
+        allowed = limits.tokens_per_minute
+        if allowed is not None and reserved > allowed - use.tokens:
+            raise too_many_tokens(allowed, use.tokens, reserved)
 
-        return Permit(headers, end)
+
+def to_reserve(limits: KeyLimits, tokens: Tokens) -> int:
+    """How many tokens to take for a request: at most what a minute has.
+
+    Raises:
+        PromptOverLimit: the prompt alone is more than that.
+    """
+    if (allowed := limits.tokens_per_minute) is None:
+        return 0
+    if tokens.prompt > allowed:
+        raise PromptOverLimit(
+            f"Request too large for this API key on tokens per min (TPM): Limit {allowed}, "
+            f"Requested {tokens.prompt}. The input must be reduced in order to run successfully."
+        )
+    return min(tokens.prompt + tokens.output, allowed)
 
 
 def too_many_requests(
@@ -116,12 +165,32 @@ def too_many_at_once(allowed: int) -> RateLimitExceeded:
     )
 
 
+def too_many_tokens(allowed: int, used: float, reserved: int) -> RateLimitExceeded:
+    """The error for a key whose bucket, with so many taken, has not as many as are wanted."""
+    seconds = (used + reserved - allowed) * WINDOW_SECONDS / allowed
+    return TokenLimitExceeded(
+        f"Rate limit reached for this API key on tokens per min (TPM): Limit {allowed}, "
+        f"Used {used:.0f}, Requested {reserved}. Please try again in {seconds:.3f}s.",
+        retry_after_seconds=seconds,
+        limits=token_headers(allowed, used),
+    )
+
+
 def request_headers(allowed: int, remaining: int, seconds: float) -> dict[str, str]:
     """OpenAI's headers for requests a minute, of which all are free again in so many seconds."""
     return {
         "x-ratelimit-limit-requests": str(allowed),
         "x-ratelimit-remaining-requests": str(remaining),
         "x-ratelimit-reset-requests": duration(seconds),
+    }
+
+
+def token_headers(allowed: int, used: float) -> dict[str, str]:
+    """The same for tokens, of which so many are taken from the bucket."""
+    return {
+        "x-ratelimit-limit-tokens": str(allowed),
+        "x-ratelimit-remaining-tokens": str(max(0, int(allowed - used))),
+        "x-ratelimit-reset-tokens": duration(used * WINDOW_SECONDS / allowed),
     }
 
 

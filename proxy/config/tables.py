@@ -220,6 +220,8 @@ class Limits(Table):
     """How much the holder of a key may use; what is left out has no bound."""
 
     requests_per_minute: Count | None = None
+    tokens_per_minute: Annotated[int, Field(gt=0, le=MAX_TOKENS)] | None = None
+    """Of prompts and answers together."""
     max_requests: Count | None = None
     """How many may be under way at a time."""
 

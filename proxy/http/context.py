@@ -61,7 +61,7 @@ class RequestContext:
         """The request is over: its line in the log, and what it adds to the numbers."""
         outcome = self.outcome or _outcome(self.status)
         if self.permit is not None:
-            self.permit.end()
+            self.permit.end(used=sum(self.tokens), is_known=self._knows_tokens(outcome))
         metrics.note_request(self.model, self.status, outcome)
         if self.first_byte_seconds is not None:
             metrics.note_first_byte(self.model, self.first_byte_seconds)
@@ -79,6 +79,12 @@ class RequestContext:
             f" road={self.answer.road}" if self.answer and self.answer.road else "",
             self.remark,
         )
+
+    def _knows_tokens(self, outcome: str) -> bool:
+        """Whether `tokens` is all that it used: one that failed before its first byte used none."""
+        if outcome == "client_left":  # also before the head, which then has a status for the log
+            return False
+        return self.status >= 400 or (outcome == "completed" and any(self.tokens))
 
 
 def context_of(connection: HTTPConnection) -> RequestContext:

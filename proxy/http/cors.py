@@ -5,6 +5,7 @@ from collections.abc import Iterable
 READABLE_HEADERS = [
     *("x-request-id", "x-runpod-job-id", "retry-after", "metadata", "x-should-retry"),
     *(f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")),
+    *(f"x-ratelimit-{what}-tokens" for what in ("limit", "remaining", "reset")),
 ]
 """What a page may read of an answer. Without the last, its SDK would repeat what it must not."""
 

@@ -15,6 +15,7 @@ from proxy.api.dialects import StreamContext
 from proxy.api.keep_alive import KeepAlive, keep_alive
 from proxy.api.rewriting import Rewriter
 from proxy.api.route_table import Route, find_route, named_by
+from proxy.api.token_estimate import Tokens, estimated_tokens
 from proxy.api.usage import asking_for_usage
 from proxy.backends.deadlines import Terms
 from proxy.config.settings import Settings
@@ -50,8 +51,10 @@ async def _serve(route: Route, request: Request) -> Response:
     model = await _model(services, call, key)
     context.model = model.label or model.name
     terms = call_terms(model.terms, key, request.headers)
-    context.permit = await services.limiter.admit(key)
-    call, rewriter = _rewriter(services.settings, call, context)
+    counts = key.limits.tokens_per_minute is not None
+    tokens = estimated_tokens(call, model.known_max_model_len) if counts else Tokens()
+    context.permit = await services.limiter.admit(key, tokens)
+    call, rewriter = _rewriter(services.settings, call, context, counts=counts)
     answer = context.answer = await _answer(services, request, call, model, terms)
     call = call.without_body()  # the answer has it, as long as it may have to be sent
     try:
@@ -80,11 +83,14 @@ async def _model(services: Services, call: Call, key: Key) -> Model:
 
 
 def _rewriter(
-    settings: Settings, call: Call, context: RequestContext
+    settings: Settings, call: Call, context: RequestContext, *, counts: bool
 ) -> tuple[Call, Rewriter | None]:
-    """What the settings have changed in the answer, and the call that it takes."""
+    """What the settings have changed in the answer, and the call that it takes.
+
+    `counts`: its tokens are counted in any case.
+    """
     both_names = settings.reasoning_fields == "both"
-    if not settings.count_tokens:
+    if not settings.count_tokens and not counts:
         return call, Rewriter(both_names=True) if both_names else None
     call, hides_usage = asking_for_usage(call)
 

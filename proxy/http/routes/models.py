@@ -7,6 +7,7 @@
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from proxy.api.token_estimate import Tokens
 from proxy.errors import NotPermitted
 from proxy.http.authentication import KeyedRouter, key_of
 from proxy.http.context import context_of, services_of
@@ -32,7 +33,7 @@ async def warm_model(request: Request) -> Response:
     model = services.models.find(request.path_params["id"], key)
     if not key.may_warm:
         raise NotPermitted("This API key may not wake workers.")
-    context_of(request).permit = await services.limiter.admit(key)
+    context_of(request).permit = await services.limiter.admit(key, Tokens())
     if (monitor := model.backend.monitor) is not None:
         monitor.starts.forgive()
     services.warmer.wake(model)

@@ -1,6 +1,7 @@
 """A key's limits: exact, whoever comes at the same time, and answered as OpenAI answers them."""
 
 import asyncio
+import json
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ import pytest
 
 from proxy.access.keys import Key, KeyLimits
 from proxy.access.limits import Limiter, duration
+from proxy.api.token_estimate import Tokens
 from proxy.app import create_app
-from proxy.errors import RateLimitExceeded
+from proxy.errors import PromptOverLimit, RateLimitExceeded, TokenLimitExceeded
 from tests.leaving import call_to_leave
 from tests.proxy.conftest import AS_JSON, KEY, chat, settings_for
 from tests.proxy.http.test_requests import error_of
@@ -71,7 +73,7 @@ def test_no_sixty_seconds_have_more_requests_than_a_minute_may() -> None:
         for _ in range(5_000):
             now += chance.choice((0.0, 0.1, 1.0, 3.0))
             try:
-                await limiter.admit(key)
+                await limiter.admit(key, Tokens())
                 let_in.append(now)
             except RateLimitExceeded as refusal:
                 promises.append((now + (refusal.retry_after_seconds or 0), let_in[-20] + 60))
@@ -88,16 +90,16 @@ def test_a_minute_is_free_again_as_its_requests_pass() -> None:
         now = 0.0
         limiter = Limiter(clock=lambda: now)
         key = Key("k", limits=KeyLimits(requests_per_minute=2))
-        await limiter.admit(key)
+        await limiter.admit(key, Tokens())
         now = 20.0
-        await limiter.admit(key)
+        await limiter.admit(key, Tokens())
         now = 30.0
         with pytest.raises(RateLimitExceeded) as refused:
-            await limiter.admit(key)
+            await limiter.admit(key, Tokens())
         assert refused.value.retry_after_seconds == 30
         assert refused.value.headers["x-ratelimit-reset-requests"] == "50s"
         now = 60.0
-        await limiter.admit(key)
+        await limiter.admit(key, Tokens())
 
     asyncio.run(tell())
 
@@ -208,6 +210,115 @@ def test_of_two_hundred_clients_at_once_just_as_many_are_let_in_as_may(
         statuses = asyncio.run(storm(str(client.base_url)))
     assert (statuses.count(200), statuses.count(429)) == (50, STORM - 50)
     assert len(runpod.jobs) == 50
+
+
+def test_what_a_request_did_not_take_is_put_back_and_what_it_took_beyond_is_owed() -> None:
+    async def tell() -> None:
+        now = 0.0
+        limiter = Limiter(clock=lambda: now)
+        key = Key("k", limits=KeyLimits(tokens_per_minute=600))
+        frugal = await limiter.admit(key, Tokens(100, 400))
+        with pytest.raises(TokenLimitExceeded) as refused:
+            await limiter.admit(key, Tokens(50, 100))
+        assert refused.value.retry_after_seconds == 5
+        assert refused.value.headers["x-ratelimit-remaining-tokens"] == "100"
+        assert refused.value.headers["x-ratelimit-reset-tokens"] == "50s"
+        assert frugal is not None
+        frugal.end(used=110, is_known=True)
+        greedy = await limiter.admit(key, Tokens(50, 100))
+        assert greedy is not None
+        greedy.end(used=690, is_known=True)  # of the 490 that were left
+        now = 20.0
+        with pytest.raises(TokenLimitExceeded):
+            await limiter.admit(key, Tokens(1))
+        now = 21.0
+        await limiter.admit(key, Tokens(10))
+
+    asyncio.run(tell())
+
+
+def test_a_bucket_never_holds_more_than_a_minutes_tokens() -> None:
+    async def tell() -> None:
+        now = 0.0
+        limiter = Limiter(clock=lambda: now)
+        key = Key("k", limits=KeyLimits(tokens_per_minute=600))
+        long = await limiter.admit(key, Tokens(600))
+        now = 300.0
+        assert long is not None
+        long.end(used=0, is_known=True)
+        await limiter.admit(key, Tokens(600))
+        with pytest.raises(TokenLimitExceeded):
+            await limiter.admit(key, Tokens(1))
+
+    asyncio.run(tell())
+
+
+def test_a_request_takes_at_most_what_a_minute_has_unless_its_prompt_is_more() -> None:
+    async def tell() -> None:
+        limiter = Limiter()
+        key = Key("k", limits=KeyLimits(tokens_per_minute=600))
+        with pytest.raises(PromptOverLimit, match="Limit 600, Requested 601") as refused:
+            await limiter.admit(key, Tokens(601))
+        assert refused.value.headers["x-should-retry"] == "false"
+        assert await limiter.admit(key, Tokens(1, 32_000)) is not None
+
+    asyncio.run(tell())
+
+
+USAGE = {"usage": {"prompt_tokens": 30, "completion_tokens": 12, "total_tokens": 42}}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_tokens_are_reserved_and_settled_by_usage(
+    limited: Limited, runpod: ScriptedRunPod, is_streamed: bool
+) -> None:
+    with limited(tokens_per_minute=2000) as client:
+        runpod.script = [Page("COMPLETED", [FRAME | {"text": json.dumps(USAGE)}])]
+        if is_streamed:
+            last = f"data: {json.dumps(USAGE | {'choices': []})}\n\n"
+            text = 'data: {"choices":[{"index":0}]}\n\n' + last + "data: [DONE]\n\n"
+            runpod.script = [Page("COMPLETED", [BEGINNING | {"text": text, "end": True}])]
+        first = client.post(CHAT, json=chat(max_tokens=900, stream=is_streamed))
+        second = client.post(CHAT, json=chat(max_tokens=900))
+    assert "usage" not in first.text or not is_streamed  # which was not asked for
+    left, after = (int(a.headers["x-ratelimit-remaining-tokens"]) for a in (first, second))
+    estimate = (2000 - left) - 900
+    assert 10 < estimate < 40
+    assert 2000 - 42 - 900 - estimate <= after <= 2000 - 42 - 900  # a second or so has passed
+    assert first.headers["x-ratelimit-limit-tokens"] == "2000"
+
+
+def test_the_request_beyond_a_minutes_tokens_is_refused_as_openai_does(
+    limited: Limited, runpod: ScriptedRunPod
+) -> None:
+    with limited(tokens_per_minute=1000) as client:
+        assert client.post(CHAT, json=chat(max_tokens=900)).status_code == 200
+        refused = client.post(CHAT, json=chat(max_tokens=900))
+        too_large = client.post(CHAT, json=chat(messages=[{"role": "user", "content": "x" * 9000}]))
+        assert client.post("/tokenize", json={"prompt": "hi"}).status_code == 200
+    for answer in (refused, too_large):
+        error = error_of(answer)
+        assert answer.status_code == 429
+        assert (error["type"], error["code"]) == ("tokens", "rate_limit_exceeded")
+    assert "retry-after" in refused.headers
+    assert too_large.headers["x-should-retry"] == "false"
+    assert len(runpod.jobs) == 2
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_failed_answer_takes_no_tokens_and_one_that_is_left_takes_all_that_was_reserved(
+    limited: Limited, runpod: ScriptedRunPod, is_streamed: bool
+) -> None:
+    with limited(tokens_per_minute=1000) as client:
+        runpod.script = [Page("FAILED")]
+        runpod.final = {"status": "FAILED", "error": "broken"}
+        for _ in range(3):
+            assert client.post(CHAT, json=chat(max_tokens=900)).status_code == 502
+        runpod.script = [Page("IN_PROGRESS", [BEGINNING])]
+        body = chat(stream=is_streamed, max_tokens=900)
+        with call_to_leave(f"{client.base_url}{CHAT}", key=LIMITED, body=body):
+            wait_until(lambda: len(runpod.jobs) == 4)
+        assert client.post(CHAT, json=chat(max_tokens=900)).status_code == 429
 
 
 @pytest.mark.parametrize(
