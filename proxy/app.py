@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from proxy import __version__
 from proxy.access.keys import Keys
 from proxy.access.limits import Limiter
+from proxy.access.spending import Spending
 from proxy.backends.registry import BackendRegistry
 from proxy.backends.runpod.cancellation import Canceller
 from proxy.backends.runpod.endpoint import create_client
@@ -84,6 +85,8 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
         async with AsyncExitStack() as stack:  # what was begun last is ended first
             journal = Journal(settings.state_dir.expanduser())
             stack.callback(journal.close)
+            spending = Spending(settings.state_dir.expanduser())
+            stack.callback(spending.close)
             client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
             await stack.enter_async_context(client)
             canceller = Canceller(on_ended=journal.remove)
@@ -108,7 +111,7 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
                 sharing=sharing,
                 stored_responses=StoredResponses(),
                 keys=Keys(settings.api_keys, first.keys),
-                limiter=Limiter(),
+                limiter=Limiter(spending),
                 models=build_models(first, settings, backends, numbers),
             )
             warmer.schedule(services.models)

@@ -19,6 +19,7 @@ ProxyError                          what the client sees
 ├── RateLimitExceeded               429  requests               rate_limit_exceeded, Retry-After
 │   ├── TokenLimitExceeded          429  tokens                 rate_limit_exceeded, Retry-After
 │   └── PromptOverLimit             429  tokens                 rate_limit_exceeded
+├── InsufficientQuota               429  insufficient_quota     insufficient_quota, Retry-After
 ├── InternalError                   500  server_error           internal_error
 ├── WorkerFailed                    502  server_error           worker_failed
 │   └── StartCancelled              502  server_error           worker_failed
@@ -261,6 +262,14 @@ class PromptOverLimit(RateLimitExceeded):
 
     type = "tokens"
     retry = False
+
+
+class InsufficientQuota(ProxyError):
+    """The API key has spent its budget of the day or the month."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
 
 
 class InternalError(ProxyError):

@@ -19,11 +19,24 @@ class KeyLimits:
     tokens_per_minute: int | None = None
     max_requests: int | None = None
     """At once."""
+    daily_budget: float | None = None
+    """In dollars, as a worker's time is priced."""
+    monthly_budget: float | None = None
+    daily_gpu_seconds: float | None = None
+    """Seconds for which workers have jobs of this key."""
+    monthly_gpu_seconds: float | None = None
 
     @property
     def are_any(self) -> bool:
         """Whether anything is bounded."""
         return self != UNLIMITED
+
+    @property
+    def have_budget(self) -> bool:
+        """Whether what it spends is bounded."""
+        dollars = (self.daily_budget, self.monthly_budget)
+        seconds = (self.daily_gpu_seconds, self.monthly_gpu_seconds)
+        return any(budget is not None for budget in (*dollars, *seconds))
 
 
 UNLIMITED = KeyLimits()

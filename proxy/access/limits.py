@@ -10,11 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 from proxy.access.keys import Key, KeyLimits
+from proxy.access.spending import Spending, Spent, next_day, next_month
+from proxy.api.call import OnSpent, spends_unwatched
 from proxy.api.token_estimate import Tokens
-from proxy.errors import PromptOverLimit, RateLimitExceeded, TokenLimitExceeded
+from proxy.errors import InsufficientQuota, PromptOverLimit, RateLimitExceeded, TokenLimitExceeded
 
 WINDOW_SECONDS: Final = 60.0
 """What a minute is: the last 60 seconds, at any time."""
@@ -75,7 +78,8 @@ class _Use:
 class Limiter:
     """Lets requests in as far as their keys' limits allow, and counts them in memory."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, spending: Spending, clock: Callable[[], float] = time.monotonic) -> None:
+        self._spending = spending
         self._clock = clock
         self._uses: dict[str, _Use] = {}
         """By the names of the keys, which a key keeps when the configuration is read again."""
@@ -85,11 +89,14 @@ class Limiter:
 
         Raises:
             RateLimitExceeded: it is too much.
+            InsufficientQuota: the key has spent its budget.
         """
         limits = key.limits
         if not limits.are_any:
             return None
         use, now = self._uses.setdefault(key.name, _Use()), self._clock()
+        if limits.have_budget:
+            check_budget(limits, *self._spending.of(key.name), self._spending.now())
         use.pass_to(now, limits)
         reserved = to_reserve(limits, tokens)
         self._check(use, limits, reserved, now)
@@ -100,13 +107,21 @@ class Limiter:
             use.running -= 1
             use.tokens = max(0.0, use.tokens + correction)
 
-        headers = {}
+        headers: dict[str, str] = {}
         if (allowed := limits.requests_per_minute) is not None:
             use.arrivals.append(now)
             headers |= request_headers(allowed, allowed - len(use.arrivals), WINDOW_SECONDS)
         if (allowed := limits.tokens_per_minute) is not None:
             headers |= token_headers(allowed, use.tokens)
         return Permit(headers, reserved, end)
+
+    def on_spent(self, key: Key) -> OnSpent:
+        """What counts a job's cost among what this key spends."""
+
+        def note(seconds: float, dollars: float) -> None:
+            self._spending.note(key.name, Spent(dollars, seconds))
+
+        return note if key.limits.have_budget else spends_unwatched
 
     def _check(self, use: _Use, limits: KeyLimits, reserved: int, now: float) -> None:
         if (allowed := limits.max_requests) is not None and use.running >= allowed:
@@ -139,6 +154,26 @@ def to_reserve(limits: KeyLimits, tokens: Tokens) -> int:
             f"Requested {tokens.prompt}. The input must be reduced in order to run successfully."
         )
     return min(tokens.prompt + tokens.output, allowed)
+
+
+def check_budget(limits: KeyLimits, today: Spent, month: Spent, now: datetime) -> None:
+    """Raise InsufficientQuota if a budget is spent; it may have been overshot by what ran then."""
+    for spent, dollars, seconds, name, ends in (
+        (month, limits.monthly_budget, limits.monthly_gpu_seconds, "monthly", next_month(now)),
+        (today, limits.daily_budget, limits.daily_gpu_seconds, "daily", next_day(now)),
+    ):
+        if dollars is not None and spent.dollars >= dollars:
+            said = f"${dollars:g} (spent: ${spent.dollars:.4g})"
+        elif seconds is not None and spent.seconds >= seconds:
+            said = f"{seconds:g} GPU-seconds (spent: {spent.seconds:.4g})"
+        else:
+            continue
+        raise InsufficientQuota(
+            f"You exceeded your current quota: this API key has spent its {name} budget of {said}. "
+            f"It may be used again from {ends:%Y-%m-%d} 00:00 UTC on, or when the operator of this "
+            "proxy raises its budget.",
+            retry_after_seconds=(ends - now).total_seconds(),
+        )
 
 
 def too_many_requests(

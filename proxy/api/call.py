@@ -6,7 +6,7 @@ values stay slices of the body (`msgspec.Raw`), so a body of a million messages 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -118,6 +118,14 @@ class SentContent:
         raise AssertionError("the body was handed on")
 
 
+OnSpent = Callable[[float, float], None]
+"""Told of seconds that a worker had a job, and of the dollars at which they are estimated."""
+
+
+def spends_unwatched(seconds: float, dollars: float) -> None:
+    """Nobody has a budget for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request of a client, as far as it matters to whoever answers it."""
@@ -128,6 +136,8 @@ class Call:
     """What followed the path, without the question mark."""
     content: Content | None
     """None for a request without a body."""
+    on_spent: OnSpent = spends_unwatched
+    """Called once for each job that is made of it, when the job is let go of."""
 
     @property
     def model(self) -> str | None:

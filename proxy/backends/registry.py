@@ -8,6 +8,7 @@ from functools import partial
 
 import httpx
 
+from proxy.api.call import OnSpent
 from proxy.backends.admission import Admission
 from proxy.backends.backend import Backend
 from proxy.backends.connections import Client
@@ -157,8 +158,9 @@ class BackendRegistry:
         return partial(self._direct.invite, name, port)
 
     def _load_balancer(self, name: str, config: EndpointConfig) -> Backend:
-        def note_worker_seconds(seconds: float) -> None:
+        def note_worker_seconds(seconds: float, on_spent: OnSpent) -> None:
             self._metrics.note_worker_seconds(name, seconds, config.price_per_second)
+            on_spent(seconds, seconds * config.price_per_second)
 
         return Relay(
             self._client,

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from proxy.api.answer import JSON, Answer, Head, checked_head
-from proxy.api.call import Call, Content
+from proxy.api.call import Call, Content, OnSpent
 from proxy.api.sse_framing import DONE, Completion, WholeEvents
 from proxy.backends.admission import Admission
 from proxy.backends.backend import InFlight
@@ -68,12 +68,12 @@ class Relay:
         memory: Memory,
         standing: Standing,
         monitor: HealthMonitor | None = None,
-        on_worker_seconds: Callable[[float], None] = lambda seconds: None,
+        on_worker_seconds: Callable[[float, OnSpent], None] = lambda seconds, on_spent: None,
     ) -> None:
         self.served: dict[str, int | None] = {}
         self.monitor = monitor
         self.on_worker_seconds = on_worker_seconds
-        """Told of each answer how long a worker was at it."""
+        """Told of each answer how long a worker was at it, and who else wants to know."""
         self.shutdown = shutdown
         self.memory = memory
         self.standing = standing
@@ -104,7 +104,9 @@ class Relay:
             )
         except CANNOT_BE_SENT:
             raise _cannot_be_sent() from None
-        answer = RelayedAnswer(self, request, body, call.route.dialect.ends, terms)
+        answer = RelayedAnswer(
+            self, request, body, call.route.dialect.ends, terms, on_spent=call.on_spent
+        )
         return answer if self.monitor is None else ColdStartAnswer(answer, self.monitor)
 
     def in_flight(self) -> InFlight:
@@ -161,9 +163,12 @@ class RelayedAnswer:
         body: _RequestBody | None,
         ends: tuple[bytes, ...],
         terms: Terms,
+        *,
+        on_spent: OnSpent,
     ) -> None:
         self.head: Head | None = None
         self._relay = relay
+        self._on_spent = on_spent
         self._request = request
         self._body = body
         self._events = WholeEvents()
@@ -258,7 +263,7 @@ class RelayedAnswer:
         self._held.release()
         if self._response is not None and self._closing is None:
             if self.head is not None:
-                self._relay.on_worker_seconds(time.monotonic() - self._answered)
+                self._relay.on_worker_seconds(time.monotonic() - self._answered, self._on_spent)
             self._closing = asyncio.create_task(self._response.aclose())
 
     async def _worker_response(self) -> httpx.Response:

@@ -50,9 +50,12 @@ from proxy.config.values import (
 LOAD_BALANCING_URL = "https://{id}.api.runpod.ai"
 MAX_TOKENS = 1_000_000_000
 MAX_DOLLARS = 1_000_000
+MAX_GPU_SECONDS = 1_000_000_000
 
 Name = Annotated[str, AfterValidator(check_name)]
 Variable = Annotated[str, BeforeValidator(trimmed), AfterValidator(check_variable)]
+Dollars = Annotated[float, Field(gt=0, le=MAX_DOLLARS)]
+GPUSeconds = Annotated[float, Field(gt=0, le=MAX_GPU_SECONDS)]
 BaseURL = Annotated[str, BeforeValidator(trimmed), AfterValidator(check_base_url)]
 
 
@@ -116,7 +119,7 @@ class EndpointConfig(Table):
     direct_port: Port | None = None
     """The workers' port for it, which RunPod exposes."""
     price_per_second: float = Field(default=0, ge=0, le=MAX_DOLLARS)
-    """What a second of one worker costs, in dollars; for the metrics only."""
+    """What a second of one worker costs, in dollars; for the metrics, and keys' budgets."""
 
     @model_validator(mode="after")
     def _has_a_queue(self) -> Self:
@@ -224,6 +227,11 @@ class Limits(Table):
     """Of prompts and answers together."""
     max_requests: Count | None = None
     """How many may be under way at a time."""
+    daily_budget: Dollars | None = None
+    monthly_budget: Dollars | None = None
+    daily_gpu_seconds: GPUSeconds | None = None
+    """Seconds for which workers may have its jobs; those that run side by side add up."""
+    monthly_gpu_seconds: GPUSeconds | None = None
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -301,7 +309,19 @@ class Config(Table):
             for allowed in key.models or ():
                 if allowed not in self.models:
                     raise Misplaced(_no("model", allowed, self.models), "keys", name, "models")
+            self._check_prices(name, key)
         return self
+
+    def _check_prices(self, name: str, key: KeyConfig) -> None:
+        """A budget in dollars needs to know what the workers cost that spend it."""
+        budgets = [field for field in ("daily_budget", "monthly_budget") if getattr(key, field)]
+        for model in self.models if key.models is None else key.models:
+            endpoint = self.models[model].endpoint
+            if budgets and not self.endpoints[endpoint].price_per_second:
+                raise Misplaced(
+                    f"the endpoint '{endpoint}' needs a price_per_second for that",
+                    *("keys", name, budgets[0]),
+                )
 
 
 def secret(name: str) -> SecretStr:

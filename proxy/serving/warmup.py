@@ -13,7 +13,7 @@ from datetime import datetime
 
 from cronsim import CronSim
 
-from proxy.api.call import Call, JSONContent
+from proxy.api.call import Call, JSONContent, OnSpent, spends_unwatched
 from proxy.api.route_table import Route
 from proxy.backends.backend import Backend
 from proxy.errors import ProxyError
@@ -29,12 +29,12 @@ class Warmer:
         self._waking: dict[Backend, asyncio.Task[None]] = {}
         self._schedules: list[asyncio.Task[None]] = []
 
-    def wake(self, model: Model) -> None:
+    def wake(self, model: Model, on_spent: OnSpent = spends_unwatched) -> None:
         """Start a job that needs a worker, unless one is under way. Returns at once."""
         if model.backend.monitor is not None:
             model.backend.monitor.request_updates()
         if model.backend not in self._waking:
-            task = asyncio.create_task(_ask(model))
+            task = asyncio.create_task(_ask(model, on_spent))
             self._waking[model.backend] = task
             task.add_done_callback(lambda _: self._waking.pop(model.backend, None))
 
@@ -62,12 +62,13 @@ class Warmer:
             self.wake(model)
 
 
-async def _ask(model: Model) -> None:
+async def _ask(model: Model, on_spent: OnSpent) -> None:
     call = Call(
         f"warm_{uuid.uuid4().hex}",
         Route("GET", "/v1/models"),
         "",
         JSONContent(b"{}", {}, {}, None, wants_stream=False),
+        on_spent,
     )
     answer = model.backend.ask(call, None, model.terms)
     try:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
+from proxy.api.call import OnSpent
 from proxy.backends.deadlines import Deadlines, pause
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Gust
@@ -48,6 +49,7 @@ class Job:
         deadlines: Deadlines,
         *,
         on_close: Callable[["Job", bool], None],
+        on_spent: OnSpent,
         invitation: Invitation | None = None,
     ) -> None:
         self.id = job_id
@@ -58,6 +60,7 @@ class Job:
         self.has_lost_a_poll = False
         """The answer of a poll broke; it may have handed outputs out."""
         self.deadlines = deadlines
+        self.on_spent = on_spent
         self._endpoint = endpoint
         self._monitor = monitor
         self._on_close = on_close

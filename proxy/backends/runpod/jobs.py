@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from proxy.api.call import OnSpent
 from proxy.backends.admission import Admission
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.backends.health_monitor import HealthMonitor
@@ -43,6 +44,7 @@ NOT_ACCEPTED = "RunPod has not accepted the job"
 
 @dataclass(slots=True)
 class _Submission:
+    on_spent: OnSpent
     invitation: Invitation | None = None
     is_calling: bool = False
     """A call of /run is under way, so there may be a job already."""
@@ -97,8 +99,8 @@ class Jobs:
         waiting = sum(job.status is JobStatus.IN_QUEUE for job in self._live)
         return len(self._submissions) + waiting
 
-    async def submit(self, job_input: Mapping[str, Any], terms: Terms) -> Job:
-        """Queue a job.
+    async def submit(self, job_input: Mapping[str, Any], terms: Terms, on_spent: OnSpent) -> Job:
+        """Queue a job, and tell in the end what it has cost.
 
         A submission that cannot have started a job is repeated; any other is not. Cancelling this
         call does not lose the job: if RunPod has taken it, it is cancelled.
@@ -112,7 +114,7 @@ class Jobs:
         self._admission.check(live=self.live, waiting=self.waiting)
         self._breaker.check()
         # A frame can come before RunPod has answered, so it is known by then whose it is.
-        state = _Submission(self._invite() if self._invite else None)
+        state = _Submission(on_spent, self._invite() if self._invite else None)
         job = _encoded(job_input, terms, state)
         deadlines = Deadlines(terms, self.shutdown, lambda: state.reason)
         submission = asyncio.create_task(self._run(job, deadlines, state))
@@ -141,9 +143,9 @@ class Jobs:
     def _release(self, job: Job, is_running: bool) -> None:
         """Let go of a job that was left or has been answered; cancel it unless it has ended."""
         self._live.discard(job)
-        self._metrics.note_worker_seconds(
-            self.endpoint.name, job.worker_seconds, self._price_per_second
-        )
+        seconds = job.worker_seconds
+        self._metrics.note_worker_seconds(self.endpoint.name, seconds, self._price_per_second)
+        job.on_spent(seconds, seconds * self._price_per_second)
         if (invitation := job.invitation) is not None and job.has_output:
             self._metrics.note_road(self.endpoint.name, invitation.road, invitation.reason)
             direct, polled = invitation.inbox.direct_frames, job.polled_outputs
@@ -186,6 +188,7 @@ class Jobs:
                     self.monitor,
                     deadlines,
                     on_close=self._release,
+                    on_spent=state.on_spent,
                     invitation=state.invitation,
                 )
         raise AssertionError("unreachable")

@@ -35,7 +35,7 @@ class QueueBackend:
     def ask(self, call: Call, served_as: str | None, terms: Terms) -> Answer:
         """A job's answer; the job is submitted when it is opened."""
         answer = JobAnswer(
-            lambda: self._jobs.submit(job_input(call, served_as), terms),
+            lambda: self._jobs.submit(job_input(call, served_as), terms, call.on_spent),
             wants_stream=call.wants_stream,
             ends=call.route.dialect.ends,
             endpoint=self._jobs.endpoint.name,

@@ -4,11 +4,13 @@ import asyncio
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 from fastapi import HTTPException, Request, Response
 
 from proxy.access.keys import Key
+from proxy.access.limits import Limiter
 from proxy.api.answer import Answer
 from proxy.api.call import Call
 from proxy.api.dialects import StreamContext
@@ -51,10 +53,8 @@ async def _serve(route: Route, request: Request) -> Response:
     model = await _model(services, call, key)
     context.model = model.label or model.name
     terms = call_terms(model.terms, key, request.headers)
-    counts = key.limits.tokens_per_minute is not None
-    tokens = estimated_tokens(call, model.known_max_model_len) if counts else Tokens()
-    context.permit = await services.limiter.admit(key, tokens)
-    call, rewriter = _rewriter(services.settings, call, context, counts=counts)
+    call = await _let_in(services.limiter, context, key, call, model)
+    call, rewriter = _rewriter(services.settings, key, call, context)
     answer = context.answer = await _answer(services, request, call, model, terms)
     call = call.without_body()  # the answer has it, as long as it may have to be sent
     try:
@@ -82,15 +82,24 @@ async def _model(services: Services, call: Call, key: Key) -> Model:
     return model
 
 
-def _rewriter(
-    settings: Settings, call: Call, context: RequestContext, *, counts: bool
-) -> tuple[Call, Rewriter | None]:
-    """What the settings have changed in the answer, and the call that it takes.
+async def _let_in(
+    limiter: Limiter, context: RequestContext, key: Key, call: Call, model: Model
+) -> Call:
+    """The call, once its key's limits have room for it; what it costs is counted against them."""
+    if not key.limits.are_any:
+        return call
+    is_counted = key.limits.tokens_per_minute is not None
+    tokens = estimated_tokens(call, model.known_max_model_len) if is_counted else Tokens()
+    context.permit = await limiter.admit(key, tokens)
+    return replace(call, on_spent=limiter.on_spent(key))
 
-    `counts`: its tokens are counted in any case.
-    """
+
+def _rewriter(
+    settings: Settings, key: Key, call: Call, context: RequestContext
+) -> tuple[Call, Rewriter | None]:
+    """What is to be changed in the answer, or counted of it, and the call that this takes."""
     both_names = settings.reasoning_fields == "both"
-    if not settings.count_tokens and not counts:
+    if not settings.count_tokens and key.limits.tokens_per_minute is None:
         return call, Rewriter(both_names=True) if both_names else None
     call, hides_usage = asking_for_usage(call)
 

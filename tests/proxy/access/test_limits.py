@@ -4,10 +4,7 @@ import asyncio
 import json
 import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import openai
@@ -15,60 +12,26 @@ import pytest
 
 from proxy.access.keys import Key, KeyLimits
 from proxy.access.limits import Limiter, duration
+from proxy.access.spending import Spending
 from proxy.api.token_estimate import Tokens
-from proxy.app import create_app
 from proxy.errors import PromptOverLimit, RateLimitExceeded, TokenLimitExceeded
 from tests.leaving import call_to_leave
-from tests.proxy.conftest import AS_JSON, KEY, chat, settings_for
+from tests.proxy.access.conftest import BEGINNING, FRAME, LIMITED, Limited
+from tests.proxy.conftest import AS_JSON, KEY, chat
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
-from tests.servers import serve
 from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
-LIMITED = "sk-limited"
-FRAME = {"seq": 0, "status": 200, "content_type": "application/json", "text": "{}", "end": True}
-BEGINNING = {"seq": 0, "status": 200, "content_type": "text/event-stream", "text": ": hi\n\n"}
 STORM = 200
 
-Limited = Callable[..., Any]
 
-
-@pytest.fixture
-def limited(
-    scripted_runpod: tuple[ScriptedRunPod, str],
-    runpod: ScriptedRunPod,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Limited:
-    """A client that has a key with these limits."""
-
-    @contextmanager
-    def start(**limits: Any) -> Iterator[httpx.Client]:
-        monkeypatch.setenv("LIMITED_KEY", LIMITED)
-        fields = "\n".join(f"{name} = {value}" for name, value in limits.items())
-        file = tmp_path / "proxy.toml"
-        file.write_text(
-            "[endpoints.ep]\n[models.m]\nendpoint = 'ep'\n"
-            f"[keys.limited]\nenv = 'LIMITED_KEY'\nmay_warm = true\n{fields}\n"
-        )
-        runpod.script = [Page("COMPLETED", [FRAME])]
-        headers = {"authorization": f"Bearer {LIMITED}"}
-        with (
-            serve(create_app(settings_for(scripted_runpod[1], config=file))) as url,
-            httpx.Client(base_url=url, headers=headers, timeout=60) as client,
-        ):
-            yield client
-
-    return start
-
-
-def test_no_sixty_seconds_have_more_requests_than_a_minute_may() -> None:
+def test_no_sixty_seconds_have_more_requests_than_a_minute_may(tmp_path: Path) -> None:
     async def arrivals() -> list[float]:
         now, chance = 0.0, random.Random(7)
         let_in: list[float] = []
         promises: list[tuple[float, float]] = []
-        limiter = Limiter(clock=lambda: now)
+        limiter = Limiter(Spending(tmp_path), clock=lambda: now)
         key = Key("k", limits=KeyLimits(requests_per_minute=20))
         for _ in range(5_000):
             now += chance.choice((0.0, 0.1, 1.0, 3.0))
@@ -85,10 +48,10 @@ def test_no_sixty_seconds_have_more_requests_than_a_minute_may() -> None:
     assert all(later - earlier >= 60 for earlier, later in zip(let_in, let_in[20:], strict=False))
 
 
-def test_a_minute_is_free_again_as_its_requests_pass() -> None:
+def test_a_minute_is_free_again_as_its_requests_pass(tmp_path: Path) -> None:
     async def tell() -> None:
         now = 0.0
-        limiter = Limiter(clock=lambda: now)
+        limiter = Limiter(Spending(tmp_path), clock=lambda: now)
         key = Key("k", limits=KeyLimits(requests_per_minute=2))
         await limiter.admit(key, Tokens())
         now = 20.0
@@ -212,10 +175,12 @@ def test_of_two_hundred_clients_at_once_just_as_many_are_let_in_as_may(
     assert len(runpod.jobs) == 50
 
 
-def test_what_a_request_did_not_take_is_put_back_and_what_it_took_beyond_is_owed() -> None:
+def test_what_a_request_did_not_take_is_put_back_and_what_it_took_beyond_is_owed(
+    tmp_path: Path,
+) -> None:
     async def tell() -> None:
         now = 0.0
-        limiter = Limiter(clock=lambda: now)
+        limiter = Limiter(Spending(tmp_path), clock=lambda: now)
         key = Key("k", limits=KeyLimits(tokens_per_minute=600))
         frugal = await limiter.admit(key, Tokens(100, 400))
         with pytest.raises(TokenLimitExceeded) as refused:
@@ -237,10 +202,10 @@ def test_what_a_request_did_not_take_is_put_back_and_what_it_took_beyond_is_owed
     asyncio.run(tell())
 
 
-def test_a_bucket_never_holds_more_than_a_minutes_tokens() -> None:
+def test_a_bucket_never_holds_more_than_a_minutes_tokens(tmp_path: Path) -> None:
     async def tell() -> None:
         now = 0.0
-        limiter = Limiter(clock=lambda: now)
+        limiter = Limiter(Spending(tmp_path), clock=lambda: now)
         key = Key("k", limits=KeyLimits(tokens_per_minute=600))
         long = await limiter.admit(key, Tokens(600))
         now = 300.0
@@ -253,9 +218,11 @@ def test_a_bucket_never_holds_more_than_a_minutes_tokens() -> None:
     asyncio.run(tell())
 
 
-def test_a_request_takes_at_most_what_a_minute_has_unless_its_prompt_is_more() -> None:
+def test_a_request_takes_at_most_what_a_minute_has_unless_its_prompt_is_more(
+    tmp_path: Path,
+) -> None:
     async def tell() -> None:
-        limiter = Limiter()
+        limiter = Limiter(Spending(tmp_path))
         key = Key("k", limits=KeyLimits(tokens_per_minute=600))
         with pytest.raises(PromptOverLimit, match="Limit 600, Requested 601") as refused:
             await limiter.admit(key, Tokens(601))

@@ -342,6 +342,12 @@ def test_a_keys_hold_goes_before_the_models(configured: Configured, runpod: Scri
         ("[endpoints.a]\n[keys.k]\nmodels = []\n", "line 2: keys.k: give either env or sha256"),
         ("[endpoints.a]\n[keys.k]\nenv = 'UI_KEY'\nmodels = ['x']\n", "line 4: keys.k.models"),
         (
+            "[endpoints.a]\n[models.m]\nendpoint = 'a'\n"
+            "[keys.k]\nenv = 'UI_KEY'\ndaily_budget = 5\n",
+            "line 6: keys.k.daily_budget: the endpoint 'a' needs a price_per_second for that",
+        ),
+        ("[endpoints.a]\n[keys.k]\nenv = 'UI_KEY'\ntokens_per_minute = 0\n", "line 4: keys.k.tok"),
+        (
             "[endpoints.a]\n\n[model.m]\nendpoint = 'a'\n",
             "line 3: model: there is no such table; did you mean models?",
         ),
