@@ -13,19 +13,19 @@ import socket
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import httpx
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from proxy import __version__, check
+from proxy import __version__, check, key_commands
 from proxy.app import create_app
 from proxy.backends.connections import trusted_certificates
 from proxy.backends.outbound import OutboundProxies, OutboundProxyError
 from proxy.config.file import ConfigError
 from proxy.config.load import load
-from proxy.config.settings import Settings, doubts, explained, misspelt
+from proxy.config.settings import DatabaseSettings, Settings, doubts, explained, misspelt
 from proxy.config.tables import Config
 from proxy.http.listening import ListenError, listen
 from proxy.http.server import Server, allow_descriptors
@@ -53,12 +53,16 @@ COLLECT_AFTER = 10_000
 
 log = logging.getLogger("proxy")
 
+S = TypeVar("S", bound=DatabaseSettings)
+
 
 def main() -> None:
     """Read the settings, then serve or check."""
     options = parser().parse_args()
     read = _read_env_file(options.env_file)
-    settings = _settings()
+    if options.command == "keys":
+        sys.exit(key_commands.run(options, _settings(DatabaseSettings)))
+    settings = _settings(Settings)
     _log_to_stderr(settings.log_level)
     for sentence in [*read, *misspelt(os.environ), *doubts(settings), *_unreadable_exceptions()]:
         log.warning("%s", sentence)
@@ -92,6 +96,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--env-file", type=Path, metavar="FILE", help="read this file in place of .env"
     )
+    commands = flags.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    key_commands.add_parser(commands)
     return flags
 
 
@@ -142,9 +148,9 @@ def _read_env_file(path: Path | None) -> list[str]:
     return [sentence] if values else []
 
 
-def _settings() -> Settings:
+def _settings(kind: type[S]) -> S:
     try:
-        return Settings()
+        return kind()
     except ValidationError as exc:
         _refuse([*explained(exc), *misspelt(os.environ)])
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from proxy import __version__
-from proxy.access.keys import Keys
+from proxy.access.keys import Keys, KeyStore
 from proxy.access.limits import Limiter
 from proxy.access.spending import Spending
 from proxy.backends.registry import BackendRegistry
@@ -79,6 +79,16 @@ def create_app(settings: Settings, first: Config | None = None) -> FastAPI:
     return app
 
 
+def _key_store(url: str, stack: AsyncExitStack) -> KeyStore:
+    """SQLAlchemy takes its time and memory: it is imported where there is a database."""
+    from proxy.access.stored_keys import StoredKeys
+    from proxy.storage.database import Database
+
+    database = Database(url)
+    stack.push_async_callback(database.close)
+    return StoredKeys(database)
+
+
 def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def]
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -92,6 +102,9 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
             canceller = Canceller(on_ended=journal.remove)
             stack.push_async_callback(canceller.drain, LAST_CALLS_SECONDS)
             memory = Memory(settings.max_buffered_bytes)
+            key_store = None
+            if settings.database is not None and not settings.allow_anonymous:
+                key_store = _key_store(settings.database, stack)
             numbers, warmer, sharing = Metrics(), Warmer(), Sharing(memory)
             start_times = StartTimes(settings.state_dir.expanduser())
             backends = BackendRegistry(
@@ -110,7 +123,7 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
                 shield=Shield(is_up=settings.wake_shield),
                 sharing=sharing,
                 stored_responses=StoredResponses(),
-                keys=Keys(settings.api_keys, first.keys),
+                keys=Keys(settings.api_keys, first.keys, key_store),
                 limiter=Limiter(spending),
                 models=build_models(first, settings, backends, numbers),
             )

@@ -28,6 +28,7 @@ ProxyError                          what the client sees
 │   ├── UpstreamBusy                503  server_error           upstream_unavailable, Retry-After
 │   └── NotSent                     503  server_error           upstream_unavailable
 │       └── ConnectTimeout          503  server_error           connect_timeout
+├── KeysUnavailable                 503  server_error           keys_unavailable, Retry-After
 ├── TooManyConnections              503  server_error           too_many_connections, Retry-After
 ├── MemoryLimitReached              503  server_error           memory_limit_reached, Retry-After
 ├── Stopping                        503  server_error           shutting_down
@@ -319,6 +320,14 @@ class ConnectTimeout(NotSent):
     """No connection could be had in time."""
 
     code = "connect_timeout"
+
+
+class KeysUnavailable(ProxyError):
+    """The database of keys does not answer, so a key of it cannot be known to be good."""
+
+    status = 503
+    code = "keys_unavailable"
+    retry = True
 
 
 class TooManyConnections(ProxyError):

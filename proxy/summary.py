@@ -21,7 +21,10 @@ def summary(config: Config, settings: Settings) -> list[str]:
     if (left_out := len(config.endpoints) - MAX_NAMES) > 0:
         lines.append(f"and {left_out} more endpoints")
     keys = len(settings.api_keys) + len(config.keys)
-    if keys:
+    if settings.database and not settings.allow_anonymous:
+        named = f"{keys or 'no'} configured {'key' if keys == 1 else 'keys'}"
+        lines.append(f"{named} and those of the database may call")
+    elif keys:
         lines.append(f"{keys} {'key' if keys == 1 else 'keys'} may call")
     else:
         lines.append("everybody who reaches this proxy may call: PROXY_ALLOW_ANONYMOUS is true")

@@ -1,14 +1,17 @@
 """Who may call: the client's API key, compared in constant time."""
 
 import hmac
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import SecretStr
 
 from proxy.config.tables import KeyConfig, digest
 from proxy.errors import InvalidAPIKey
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +66,48 @@ class Key:
 ANYBODY = Key("anybody")
 
 
-class Keys:
-    """The API keys that clients may use; with none, everybody may call.
+class KeyStore(Protocol):
+    """Where further keys are kept."""
 
-    Those of the environment may do everything, those of the configuration what it says.
+    async def find(self, digest: bytes) -> Key | None:
+        """The key with this SHA-256; raises InvalidAPIKey and KeysUnavailable."""
+
+
+class Keys:
+    """The API keys that clients may use; with none, and nowhere to keep any, everybody may call.
+
+    Those of the environment may do everything, those of the configuration what it says, and those
+    of the store what was said when they were made.
     """
 
-    def __init__(self, keys: Iterable[SecretStr], configured: Mapping[str, KeyConfig]) -> None:
+    def __init__(
+        self,
+        keys: Iterable[SecretStr],
+        configured: Mapping[str, KeyConfig],
+        store: KeyStore | None = None,
+    ) -> None:
+        self._store = store
         self._keys = [
             (digest(key), Key(f"key-{number}")) for number, key in enumerate(keys, start=1)
         ]
         self._keys += [(c.digest, _key(name, c)) for name, c in configured.items()]
 
+    def replaced(self, keys: Iterable[SecretStr], configured: Mapping[str, KeyConfig]) -> "Keys":
+        """Others in the place of these, with the same store."""
+        return Keys(keys, configured, self._store)
+
     @property
     def are_several(self) -> bool:
         """Whether requests can be of different holders."""
-        return len(self._keys) > 1
+        return len(self._keys) > 1 or self._store is not None
 
-    def check(self, headers: Mapping[str, str]) -> Key:
+    async def check(self, headers: Mapping[str, str]) -> Key:
         """The key in a request's headers; raises InvalidAPIKey unless it is one of ours.
 
         It is read from `Authorization: Bearer KEY`, as OpenAI's clients send it, or from
         `x-api-key`, as Anthropic's do.
         """
-        if not self._keys:
+        if not self._keys and self._store is None:
             return ANYBODY
         key = _bearer(headers.get("authorization", "")) or headers.get("x-api-key", "")
         if not key:
@@ -97,9 +118,17 @@ class Keys:
         given = digest(SecretStr(key))
         # All digests are compared, so the time taken does not tell which one matched.
         found = [known for own, known in self._keys if hmac.compare_digest(given, own)]
-        if not found:
+        if found:
+            return found[0]
+        stored = await self._store.find(given) if self._store is not None else None
+        if stored is None:
             raise InvalidAPIKey("Incorrect API key provided.")
-        return found[0]
+        if any(stored.name == known.name for _, known in self._keys):
+            log.error(
+                "the key %s of the database has another key's name, and is refused", stored.name
+            )
+            raise InvalidAPIKey("Incorrect API key provided.")
+        return stored
 
 
 def _key(name: str, config: KeyConfig) -> Key:

@@ -52,7 +52,8 @@ def _of_environment(settings: Settings) -> Config:
 
 def _check_environment(config: Config, settings: Settings) -> None:
     """Check that the keys which the file only names are there, and are each one holder's alone."""
-    if not settings.api_keys and not config.keys and not settings.allow_anonymous:
+    has_keys = settings.api_keys or config.keys or settings.database
+    if not has_keys and not settings.allow_anonymous:
         raise Misplaced(f"{NO_KEYS}. PROXY_API_KEYS may name them as well", "keys")
     for number in range(1, len(settings.api_keys) + 1):
         if (name := f"key-{number}") in config.keys:  # two holders must not be taken for one

@@ -1,5 +1,6 @@
 """Settings of the proxy: the environment, read once at start-up."""
 
+import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,6 +53,8 @@ MAX_SECONDS = 7 * 24 * 3600
 MAX_COUNT = 1_000_000
 """More connections, requests or descriptors than any system has."""
 MAX_BYTES = 1_000_000_000
+DATABASE_FILE = "proxy.sqlite3"
+"""In the state folder, made by the first command that keeps something."""
 MIN_HEADER_BYTES = 2048
 """An OpenAI SDK's own headers need more than half of it."""
 MIN_BODY_BYTES = 256
@@ -87,6 +90,23 @@ def _public_url(value: str) -> str:
     return url
 
 
+def _database(value: SecretStr) -> SecretStr:
+    scheme = value.get_secret_value().partition(":")[0]
+    if scheme not in ("sqlite", "postgresql", "postgres"):
+        raise ValueError("give sqlite:////folder/file, or postgresql://user:password@host/database")
+    if scheme != "sqlite" and importlib.util.find_spec("psycopg") is None:
+        raise ValueError("needs a package: pip install 'runpod-openai-proxy[postgres]'")
+    return value
+
+
+def _database_of(url: SecretStr | None, state_dir: Path | None) -> str | None:
+    if url is not None:
+        return url.get_secret_value()
+    if state_dir is None or not (path := state_dir / DATABASE_FILE).is_file():
+        return None
+    return f"sqlite:///{path}"
+
+
 RateLimit = Annotated[CallLimit, BeforeValidator(call_limit), NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Hold = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
@@ -95,8 +115,8 @@ Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 Port = Annotated[int, Field(gt=0, le=65535)]
 
 
-class Settings(BaseSettings):
-    """What the environment says. The names of RunPod's own variables have no prefix."""
+class DatabaseSettings(BaseSettings):
+    """Where things are kept: all that commands which keep something have to know."""
 
     model_config = SettingsConfigDict(
         env_prefix="PROXY_",
@@ -106,6 +126,33 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         hide_input_in_errors=True,
     )
+
+    state_dir: Annotated[Path, AfterValidator(_from_home)] = Field(
+        default=Path("~/.local/state/runpod-openai-proxy"), validate_default=True
+    )
+    """Where the journal of jobs in flight is kept, and a database unless another is named."""
+    database_url: Annotated[SecretStr, AfterValidator(_database)] | None = None
+    """Where keys are kept that are made while the proxy runs; `proxy.sqlite3` in the state folder
+    if there is one."""
+
+    @property
+    def database(self) -> str | None:
+        """The URL of the database, if one is named, or the file is there that a command made."""
+        return _database_of(self.database_url, self.state_dir)
+
+    @property
+    def new_database(self) -> str:
+        """The URL of the database that a command makes where there is none."""
+        return f"sqlite:///{self.state_dir / DATABASE_FILE}"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _trimmed(cls, value: object) -> object:
+        return trimmed(value)
+
+
+class Settings(DatabaseSettings):
+    """What the environment says. The names of RunPod's own variables have no prefix."""
 
     config: Path | None = None
     """A TOML file with endpoints, models and keys; without it there is the one endpoint."""
@@ -194,10 +241,6 @@ class Settings(BaseSettings):
     """How many requests may be under way at a time."""
     max_waiting: Count = 500
     """How many of them may be waiting for a worker."""
-    state_dir: Annotated[Path, AfterValidator(_from_home)] = Field(
-        default=Path("~/.local/state/runpod-openai-proxy"), validate_default=True
-    )
-    """Where the journal of jobs in flight is kept."""
     run_limit: RateLimit = CallLimit(1000, 200)
     """RunPod's limit for /run: calls in ten seconds, and at once."""
     stream_limit: RateLimit = CallLimit(2000, 400)
@@ -233,16 +276,12 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "models", "routes", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
+        value = trimmed(value)
         if isinstance(value, str):
             if re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL):
                 raise ValueError("separate several by commas, without brackets and quotation marks")
             return tuple(part.strip(BLANKS) for part in value.split(",") if part.strip(BLANKS))
         return value
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _trimmed(cls, value: object) -> object:
-        return trimmed(value)
 
     @field_validator("routes")
     @classmethod
@@ -289,8 +328,11 @@ class Settings(BaseSettings):
                 check_key(key.get_secret_value())
             except ValueError as exc:
                 raise ValueError(f"number {number}: {exc}" if len(keys) > 1 else str(exc)) from None
-        has_file = info.data.get("config") is not None  # which may name keys
-        if not keys and not info.data.get("allow_anonymous", True) and not has_file:
+        has_others = info.data.get("config") is not None  # a file, which may name keys
+        has_others |= (
+            _database_of(info.data.get("database_url"), info.data.get("state_dir")) is not None
+        )
+        if not keys and not info.data.get("allow_anonymous", True) and not has_others:
             raise ValueError(NO_KEYS)
         return keys
 

@@ -26,7 +26,7 @@ class KeyedRouter(APIRouter):
 
         async def endpoint(request: Request) -> Response:
             services, context = services_of(request), context_of(request)
-            context.key = services.keys.check(request.headers)
+            context.key = await services.keys.check(request.headers)
             if self._starts_jobs and context.key is ANYBODY:
                 check_origin(request, services.settings.cors_origins)
             return await handler(request)

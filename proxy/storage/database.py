@@ -67,7 +67,11 @@ class Database:
 
     async def close(self) -> None:
         """Finish what was begun, then let go of it."""
-        await asyncio.to_thread(self._thread.shutdown)
+        await asyncio.to_thread(self.close_here)
+
+    def close_here(self) -> None:
+        """The same in the caller's thread, for commands."""
+        self._thread.shutdown()
         if self._engine is not None:
             self._engine.dispose()
 

@@ -2,7 +2,17 @@
 
 from typing import Final
 
-from sqlalchemy import Column, Integer, MetaData, String, Table
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
 
 METADATA: Final = MetaData()
 
@@ -13,3 +23,17 @@ REVISIONS: Final = Table(
     Column("number", Integer, nullable=False),
 )
 """How often each subject, such as `keys`, has changed: what running proxies ask for."""
+
+KEYS: Final = Table(
+    "keys",
+    METADATA,
+    Column("name", String(200), primary_key=True),
+    Column("digest", LargeBinary(32), nullable=False, unique=True),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+    Column("revoked", BigInteger),
+    Column("models", JSON(none_as_null=True)),
+    Column("may_warm", Boolean, nullable=False),
+    Column("limits", JSON, nullable=False),
+)
+"""Keys that clients may use; times are Unix times in seconds."""

@@ -51,7 +51,7 @@ class Proxy:
     def journal(self) -> list[str]:
         """The ids of the jobs in flight."""
         ids: list[str] = []
-        for path in self.state_dir.glob("*.sqlite3"):
+        for path in self.state_dir.glob("jobs-*.sqlite3"):
             database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
             ids += [row[0] for row in database.execute("SELECT id FROM jobs")]
             database.close()

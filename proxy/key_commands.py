@@ -1,0 +1,154 @@
+"""`python -m proxy keys`: keys made, listed, changed and revoked, while proxies run or not."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy.access.keys import KeyLimits
+from proxy.config.settings import DATABASE_FILE, DatabaseSettings
+
+if TYPE_CHECKING:  # SQLAlchemy, which only a command that runs needs
+    from sqlalchemy import Connection
+
+    from proxy.access.stored_keys import StoredKey
+
+ABOUT = f"""\
+Keys that clients may use, kept in the database of PROXY_DATABASE_URL, or in {DATABASE_FILE} in the
+state folder. A proxy that runs with that database knows of a change within a second; one that was
+started without a database has to be started again after the first key was made."""
+SHOWN_DATE: Final = "%Y-%m-%d %H:%M UTC"
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command line of `keys`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    keys = commands.add_parser(
+        "keys", help="make, list and revoke keys", description=ABOUT, formatter_class=raw
+    )
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make a key; it is shown this once")
+    create.add_argument("name", help="for people, the log and metrics")
+    create.add_argument(
+        "--models", type=_names, metavar="A,B", help="the models it may use; all without it"
+    )
+    create.add_argument(
+        "--expires", type=_moment, metavar="WHEN", help="a date, as in 2027-01-31, or days: 90d"
+    )
+    create.add_argument("--may-warm", action="store_true", help="may it wake workers?")
+    for field in fields(KeyLimits):
+        create.add_argument(
+            f"--{field.name.replace('_', '-')}", type=_positive, metavar="N", help="a limit"
+        )
+    actions.add_parser("list", help="all keys there are and were")
+    for action, says in (
+        ("show", "what one key may do"),
+        ("revoke", "let a key never be used again"),
+        ("rotate", "give a key another secret; the former is refused from then on"),
+    ):
+        actions.add_parser(action, help=says).add_argument("name")
+
+
+def run(options: argparse.Namespace, settings: DatabaseSettings) -> int:
+    """Do what the command line says; returns the exit code."""
+    from proxy.access import stored_keys
+    from proxy.storage.database import Database, DatabaseAway
+
+    database = Database(settings.database or settings.new_database)
+    try:
+        done = database.run_here(_work(options))
+    except (DatabaseAway, stored_keys.KeyMistake) as exc:
+        print(f"not done: {exc}", file=sys.stderr)  # noqa: T201 - what the command is for
+        return 1
+    finally:
+        database.close_here()
+    print(done)  # noqa: T201
+    if options.action in ("create", "rotate"):
+        print("Keep it now: it is not shown again.", file=sys.stderr)  # noqa: T201
+    return 0
+
+
+def _work(options: argparse.Namespace) -> Callable[["Connection"], str]:
+    """What is to be done in the database; it returns what is to be told."""
+    from proxy.access.stored_keys import StoredKey, create, find, listed, revoke, rotate
+
+    match options.action:
+        case "create":
+            key = StoredKey(
+                options.name,
+                created=int(time.time()),
+                models=options.models,
+                may_warm=options.may_warm,
+                limits=_limits(options),
+                expires=options.expires,
+            )
+            return lambda connection: create(connection, key)
+        case "rotate":
+            return lambda connection: rotate(connection, options.name)
+        case "revoke":
+            return lambda connection: _described(revoke(connection, options.name))
+        case "show":
+            return lambda connection: _described(find(connection, options.name))
+    return lambda connection: _table(listed(connection))
+
+
+def _limits(options: argparse.Namespace) -> KeyLimits:
+    given = {field.name: getattr(options, field.name) for field in fields(KeyLimits)}
+    return KeyLimits(**given)
+
+
+def _table(keys: Sequence["StoredKey"]) -> str:
+    if not keys:
+        return "there are no keys"
+    width = max(len(key.name) for key in keys)
+    return "\n".join(f"{key.name:{width}}  {key.state:8}  {_told(key)}" for key in keys)
+
+
+def _described(key: "StoredKey") -> str:
+    return f"{key.name}: {key.state}, {_told(key)}"
+
+
+def _told(key: "StoredKey") -> str:
+    """What it may do, in a line."""
+    parts = [f"made {_shown(key.created)}"]
+    if key.revoked is not None:
+        parts.append(f"revoked {_shown(key.revoked)}")
+    elif key.expires is not None:
+        parts.append(f"expires {_shown(key.expires)}")
+    parts.append("all models" if key.models is None else f"models {', '.join(key.models)}")
+    if key.may_warm:
+        parts.append("may warm")
+    bounds = {name: value for name, value in asdict(key.limits).items() if value is not None}
+    parts += [f"{name.replace('_', ' ')} {value}" for name, value in bounds.items()]
+    return ", ".join(parts)
+
+
+def _shown(moment: int) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime(SHOWN_DATE)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _positive(text: str) -> Any:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("a positive number is needed")
+    return int(value) if value.is_integer() else value
+
+
+def _moment(text: str) -> int:
+    """A Unix time."""
+    if text.endswith("d") and text[:-1].isdecimal():
+        return int(time.time()) + int(text[:-1]) * 86_400
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            "a date is needed, as in 2027-01-31, or a number of days, as in 90d"
+        ) from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

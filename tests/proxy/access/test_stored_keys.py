@@ -1,0 +1,282 @@
+"""Keys in the database: made by a command, known to all proxies, refused when in doubt."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import Connection, text
+
+from proxy.access import stored_keys
+from proxy.access.keys import KeyLimits
+from proxy.access.stored_keys import MAX_AGE_SECONDS, REFRESH_SECONDS, StoredKey, StoredKeys
+from proxy.app import create_app
+from proxy.config.settings import DATABASE_FILE
+from proxy.config.tables import digest
+from proxy.errors import InvalidAPIKey, KeysUnavailable
+from proxy.storage.database import Database
+from tests.postgres import PostgreSQL, postgresql
+from tests.proxy.conftest import KEY, settings_for
+from tests.proxy.http.test_requests import error_of
+from tests.servers import serve
+from tests.waiting import wait_until
+
+MODELS = "/v1/models"
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgreSQL]:
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A state folder of its own."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def command(folder: Path) -> Command:
+    """`python -m proxy keys`, with that state folder."""
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        ours = {"PROXY_STATE_DIR": str(folder)} | variables
+        return subprocess.run(
+            [sys.executable, "-m", "proxy", "--env-file", os.devnull, "keys", *arguments],
+            env=os.environ | ours,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    return run
+
+
+Start = Callable[..., AbstractContextManager[httpx.Client]]
+
+
+@pytest.fixture
+def start(scripted_runpod: tuple[Any, str], folder: Path) -> Start:
+    """A proxy with that state folder; a client of it without a key."""
+
+    @contextmanager
+    def running(**changes: Any) -> Iterator[httpx.Client]:
+        settings = settings_for(scripted_runpod[1], state_dir=folder, **changes)
+        with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
+            yield client
+
+    return running
+
+
+def listed(client: httpx.Client, key: str) -> httpx.Response:
+    return client.get(MODELS, headers={"authorization": f"Bearer {key}"})
+
+
+@pytest.mark.slow
+def test_a_key_that_a_command_made_is_taken_and_refused_when_it_is_revoked(
+    command: Command, start: Start
+) -> None:
+    first = command("create", "alice").stdout.strip()
+    with start(api_keys="") as one, start(api_keys="") as other:
+        assert [listed(client, first).status_code for client in (one, other)] == [200, 200]
+        second = command("create", "bob", "--models", "m").stdout.strip()
+        for client in (one, other):
+            wait_until(lambda client=client: listed(client, second).status_code == 200)  # type: ignore[misc]
+        assert command("revoke", "alice").returncode == 0
+        for client in (one, other):
+            wait_until(lambda client=client: listed(client, first).status_code == 401)  # type: ignore[misc]
+            assert "has been revoked" in error_of(listed(client, first))["message"]
+            assert listed(client, second).status_code == 200
+            assert listed(client, "sk-other").status_code == 401
+            assert client.get(MODELS).status_code == 401
+
+
+@pytest.mark.slow
+def test_a_rotated_keys_former_secret_is_refused(command: Command, start: Start) -> None:
+    former = command("create", "alice").stdout.strip()
+    with start() as client:
+        assert listed(client, former).status_code == 200
+        made = command("rotate", "alice").stdout.strip()
+        wait_until(lambda: listed(client, former).status_code == 401)
+        assert listed(client, made).status_code == 200
+        assert listed(client, KEY).status_code == 200
+
+
+@pytest.mark.slow
+def test_commands_tell_what_a_key_may_do_and_never_the_key(command: Command, folder: Path) -> None:
+    limits = ("--requests-per-minute", "60", "--expires", "2100-01-31")
+    made = command("create", "alice", "--models", "m,n", "--may-warm", *limits)
+    key = made.stdout.strip()
+    assert key.startswith("sk-")
+    assert "not shown again" in made.stderr
+    for action in (("list",), ("show", "alice")):
+        told = command(*action).stdout
+        for part in ("active", "models m, n", "may warm", "requests per minute 60", "2100-01-31"):
+            assert part in told
+        assert key not in told
+    kept = b"".join(path.read_bytes() for path in folder.glob(f"{DATABASE_FILE}*"))
+    assert digest_of(key) in kept
+    assert key.encode() not in kept
+    assert key.removeprefix("sk-").encode() not in kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("create", "alice"), "there is a key of the name alice already"),
+        (("create", "a b"), "letters, digits"),
+        (("create", "x", "--expires", "soon"), "a date is needed"),
+        (("create", "x", "--requests-per-minute", "0"), "a positive number"),
+        (("revoke", "bob"), "there is no key of the name bob"),
+        (("rotate", "gone"), "the key gone has been revoked"),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    command: Command, folder: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    for name in ("alice", "gone"):
+        make(folder, StoredKey(name, created=0))
+    done(url_in(folder), lambda one: stored_keys.revoke(one, "gone"))
+    refused = command(*arguments)
+    assert refused.returncode != 0
+    assert says in refused.stderr
+
+
+def test_a_key_does_what_was_said_when_it_was_made(folder: Path, start: Start) -> None:
+    limited = make(folder, StoredKey("a", 0, limits=KeyLimits(requests_per_minute=1)))
+    elsewhere = make(folder, StoredKey("b", 0, models=("other",)))
+    over = make(folder, StoredKey("c", 0, expires=1))
+    with start() as client:
+        headers = {"authorization": f"Bearer {limited}"}
+        warmed = client.post("/v1/models/m/warm", headers=headers)
+        assert error_of(warmed)["code"] == "permission_denied"
+        assert [model["id"] for model in listed(client, limited).json()["data"]] == ["m"]
+        assert listed(client, elsewhere).json()["data"] == []
+        assert "has expired" in error_of(listed(client, over))["message"]
+
+
+def test_a_key_with_the_name_of_a_configured_one_is_refused(folder: Path, start: Start) -> None:
+    same = make(folder, StoredKey("key-1", 0))
+    with start() as client:
+        assert listed(client, same).status_code == 401
+        assert listed(client, KEY).status_code == 200
+
+
+async def test_what_is_known_is_asked_for_again_before_it_is_a_second_old(tmp_path: Path) -> None:
+    database = Database(url_in(tmp_path))
+    key = make(tmp_path, StoredKey("a", 0))
+    now = 0.0
+    store = StoredKeys(database, clock=lambda: now)
+    assert await store.find(digest_of(key)) is not None
+    await database.run(lambda one: stored_keys.revoke(one, "a"))
+    now = REFRESH_SECONDS / 2
+    assert await store.find(digest_of(key)) is not None
+    now = MAX_AGE_SECONDS + 0.01
+    assert now < 1
+    with pytest.raises(InvalidAPIKey):
+        await store.find(digest_of(key))
+    await database.close()
+
+
+async def test_requests_do_not_wait_for_what_is_asked_again_in_time(tmp_path: Path) -> None:
+    database = Database(url_in(tmp_path))
+    key = make(tmp_path, StoredKey("a", 0))
+    now = 0.0
+    store = StoredKeys(database, clock=lambda: now)
+    assert await store.find(digest_of(key)) is not None
+    now = REFRESH_SECONDS + 0.01
+    finding = asyncio.create_task(store.find(digest_of(key)))
+    await asyncio.sleep(0)
+    assert finding.done()
+    await database.close()
+
+
+@pytest.mark.slow
+async def test_with_the_database_away_its_keys_are_refused_and_taken_when_it_is_back(
+    server: PostgreSQL, start: Start
+) -> None:
+    url = server.new_database()
+    key = done(url, lambda one: stored_keys.create(one, StoredKey("a", 0)))
+
+    def status() -> int:
+        return listed(client, key).status_code
+
+    with start(database_url=url) as client:
+        assert await asyncio.to_thread(status) == 200
+        server.stop(signal.SIGKILL)
+        try:
+            await asyncio.to_thread(wait_until, lambda: status() == 503)
+            refused = await asyncio.to_thread(listed, client, key)
+            assert error_of(refused)["code"] == "keys_unavailable"
+            assert "retry-after" in refused.headers
+            assert (await asyncio.to_thread(listed, client, KEY)).status_code == 200
+        finally:
+            server.start()
+        await asyncio.to_thread(wait_until, lambda: status() == 200)
+
+
+@pytest.mark.slow
+async def test_a_database_that_hangs_keeps_no_request_waiting(server: PostgreSQL) -> None:
+    database = Database(server.new_database())
+    await database.run(lambda one: one.execute(text("SELECT 1")))
+    held = asyncio.create_task(database.run(lambda one: one.execute(text("SELECT pg_sleep(20)"))))
+    await asyncio.sleep(0)
+    store = StoredKeys(database)
+    with pytest.raises(KeysUnavailable):
+        await store.find(b"")
+    assert not held.done()
+
+
+@pytest.mark.slow
+def test_without_a_database_nothing_of_it_is_loaded(folder: Path) -> None:
+    program = (
+        "import sys, proxy.__main__ as command\n"
+        "command.Server.run = lambda *_: print({'sqlalchemy', 'alembic'} & {*sys.modules})\n"
+        "command.main()"
+    )
+    given = {
+        "RUNPOD_API_KEY": "rp",
+        "RUNPOD_ENDPOINT_ID": "ep",
+        "PROXY_API_KEYS": KEY,
+        "PROXY_PORT": "0",
+        "PROXY_STATE_DIR": str(folder),
+    }
+    command = [sys.executable, "-c", program, "--env-file", os.devnull]
+    ended = subprocess.run(
+        command, env=os.environ | given, capture_output=True, text=True, timeout=100
+    )
+    assert ended.stdout == "set()\n"
+
+
+T = TypeVar("T")
+
+
+def done(url: str, work: Callable[[Connection], T]) -> T:
+    database = Database(url)
+    try:
+        return database.run_here(work)
+    finally:
+        database.close_here()
+
+
+def url_in(folder: Path) -> str:
+    return f"sqlite:///{folder / DATABASE_FILE}"
+
+
+def make(folder: Path, key: StoredKey) -> str:
+    return done(url_in(folder), lambda one: stored_keys.create(one, key))
+
+
+def digest_of(key: str) -> bytes:
+    return digest(SecretStr(key))
