@@ -119,9 +119,9 @@ def _measure(record: Record, there: OpenTargets, arguments: argparse.Namespace) 
                 record.capacities.append(search.of(target.name, there.opened[target.name]))
     if arguments.profile:
         for target in up:
-            if target.is_profiled:
-                _say(f"profiling {target.title}")
-                found = profile(there.ground, target.name, there.opened[target.name])
+            for kind in target.profiled:
+                _say(f"profiling {target.title}, {kind}")
+                found = profile(there.ground, target.name, there.opened[target.name], kind)
                 record.profiles.append(found)
 
 

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.bench.load import Seen
+from tests.bench.load import Kind, Seen
 from tests.bench.record import Record
-from tests.bench.rounds import Kind, Result
+from tests.bench.rounds import Result
 
 Measure = Callable[[Seen], float | None]
 
@@ -101,7 +101,11 @@ class Figures:
 
     def streams(self) -> list[int]:
         """The numbers of streams that were measured."""
-        return sorted({one.streams for one in self.record.results if one.kind == "streams"})
+        return self.loads("streams")
+
+    def loads(self, kind: Kind) -> list[int]:
+        """The numbers of streams, or of plain requests a second, that were measured."""
+        return sorted({one.streams for one in self.record.results if one.kind == kind})
 
     def results(self, target: str, kind: Kind, streams: int) -> list[Result]:
         """All rounds of it, in order."""

@@ -34,6 +34,8 @@ GRACE_SECONDS: Final = 30.0
 _STAMP: Final = re.compile(rb'"content":\s*"(\d+) (\d+\.\d+) ')
 _CONTENT: Final = re.compile(rb'"(?:content|reasoning_content|reasoning)":\s*"[^"]')
 
+Kind = Literal["streams", "plain"]
+
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What to ask of one target."""
@@ -42,7 +44,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """The base URL as OpenAI's clients take it."""
     key: str
     model: str
-    kind: Literal["streams", "plain"]
+    kind: Kind
     streams: int = 1
     starts: int = 0
     """Short streams before the others, one after the other, for their first tokens."""

@@ -9,10 +9,11 @@ import msgspec
 
 from scripts.bench import set_up_for_bench
 from tests.bench.ground import Ground
-from tests.bench.load import Load
+from tests.bench.load import Kind, Load
 from tests.bench.stacks import Opened
 
 STREAMS: Final = 100
+PLAIN_A_SECOND: Final = 200
 SECONDS: Final = 10
 RATE: Final = 250
 SHOWN: Final = 15
@@ -25,25 +26,28 @@ class Profile(msgspec.Struct, kw_only=True):
     """What was seen of one target."""
 
     target: str
+    kind: Kind = "streams"
+    """What it served: a hundred streams, or plain requests."""
     samples: int = 0
     functions: list[tuple[str, float]] = []
     """`name (file)` and its share of the busy time, without what it called."""
     error: str = ""
 
 
-def profile(ground: Ground, name: str, opened: Opened) -> Profile:
-    """Look at this target while it serves a hundred streams."""
-    found = Profile(target=name)
+def profile(ground: Ground, name: str, opened: Opened, kind: Kind) -> Profile:
+    """Look at this target while it serves a hundred streams, or two hundred requests a second."""
+    found = Profile(target=name, kind=kind)
     program = set_up_for_bench("profile").folder / "bin" / "py-spy"
     stacks = ground.folder / f"profile-{name}.txt"
     load = Load(
         url=opened.url,
         key=opened.key,
         model=opened.model,
-        kind="streams",
+        kind=kind,
         streams=STREAMS,
         ramp_seconds=START_SECONDS / 2,
         window_seconds=START_SECONDS / 2 + SECONDS,
+        requests_a_second=PLAIN_A_SECOND,
     )
     command = [
         *(str(program), "record", "--pid", str(opened.watched[0]), "--format", "raw"),

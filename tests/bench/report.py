@@ -15,10 +15,11 @@ from scripts.processes import ROOT
 from tests.bench import figures
 from tests.bench.drawings import draw
 from tests.bench.figures import Figure, Figures
+from tests.bench.load import Kind
 from tests.bench.profiles import Profile
 from tests.bench.record import Machine, Named, Record
-from tests.bench.rounds import Kind, Result
-from tests.bench.stacks import BEFORE
+from tests.bench.rounds import Result
+from tests.bench.stacks import BEFORE, POSTS
 
 FIGURES: Final = ROOT / "docs" / "performance.json"
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
@@ -32,6 +33,7 @@ PLOTS: Final = {
 }
 """What each plot shows, by the name of its file with an underscore."""
 GLANCE_STREAMS: Final = 100
+GLANCE_PLAIN: Final = 20
 WHOLE_FROM: Final = 20
 MILLISECONDS: Final = 1000.0
 MICROSECONDS: Final = 1_000_000.0
@@ -127,7 +129,7 @@ def _glance(found: Figures) -> str:
         first = found.added(target.name, figures.first_token_p50, most)
         gap = found.added(target.name, figures.gap_p99, most)
         chunk = found.of(target.name, figures.cpu_per_chunk, most)
-        request = found.of(target.name, figures.cpu_per_request, 1, "plain")
+        request = found.of(target.name, figures.cpu_per_request, GLANCE_PLAIN, "plain")
         cells = (
             f"{most}",
             _median(first, MILLISECONDS),
@@ -181,20 +183,27 @@ def _streams_table(found: Figures, streams: int) -> str:
 
 
 def _plain(found: Figures) -> str:
-    head = ("", "added, p50, ms", "p99, ms", "CPU, us")
+    """Times at the lowest rate, where none waits for another; CPU time at each."""
+    if not (rates := found.loads("plain")):
+        return ""
+    costs = [f"CPU at {rate} a second, us" for rate in rates]
+    head = ("", "added, p50, ms", "p99, ms", *costs)
     rows: list[Row] = []
     for target in _but_direct(found):
-        if not found.results(target.name, "plain", 1):
+        if not found.results(target.name, "plain", rates[0]):
             continue
-        if error := found.error(target.name, "plain", 1):
-            rows.append((target.title, f"failed: {_one_line(error)}", "", ""))
+        if error := found.error(target.name, "plain", rates[0]):
+            rows.append((target.title, f"failed: {_one_line(error)}", "", *("" for _ in rates)))
             continue
         added = [
-            _text(found.added(target.name, one, 1, "plain"), MILLISECONDS)
+            _text(found.added(target.name, one, rates[0], "plain"), MILLISECONDS)
             for one in (figures.plain_p50, figures.plain_p99)
         ]
-        cpu = found.of(target.name, figures.cpu_per_request, 1, "plain")
-        rows.append((target.title, *added, _text(cpu, MICROSECONDS, 0)))
+        cpu = [
+            _text(found.of(target.name, figures.cpu_per_request, rate, "plain"), MICROSECONDS, 0)
+            for rate in rates
+        ]
+        rows.append((target.title, *added, *cpu))
     return _table(head, rows)
 
 
@@ -218,15 +227,17 @@ def _cpu(found: Figures) -> str:
 
 def _calls(found: Figures) -> str:
     streams = found.streams()
-    head = ("", *map(_streams_text, streams), "refused")
+    head = ("", *map(_streams_text, streams), "refused", "posts of the worker")
     rows: list[Row] = []
     for target in _but_direct(found):
         every = [one for count in streams for one in found.results(target.name, "streams", count)]
         if not any(one.calls for one in every):
             continue
-        cells = [_polls(found.results(target.name, "streams", count)) for count in streams]
+        results = [found.results(target.name, "streams", count) for count in streams]
+        cells = [_calls_per_1000_tokens("stream", some) for some in results]
         refused = sum(call["refused"] for one in every for call in one.calls.values())
-        rows.append((target.title, *cells, str(refused)))
+        posts = _calls_per_1000_tokens(POSTS, every)
+        rows.append((target.title, *cells, str(refused), posts))
     return _table(head, rows)
 
 
@@ -272,7 +283,10 @@ def _leaving(record: Record) -> str:
 
 def _profiles(record: Record) -> str:
     titles = {one.name: one.title for one in record.targets}
-    return "\n\n".join(f"**{titles[one.target]}**\n\n{_profile(one)}" for one in record.profiles)
+    kinds = {"streams": "", "plain": ", plain requests"}
+    return "\n\n".join(
+        f"**{titles[one.target]}{kinds[one.kind]}**\n\n{_profile(one)}" for one in record.profiles
+    )
 
 
 def _profile(profile: Profile) -> str:
@@ -282,12 +296,12 @@ def _profile(profile: Profile) -> str:
     return _table(("own time", "function"), rows)
 
 
-def _polls(results: list[Result]) -> str:
-    """Polls for 1,000 tokens, all the tokens of a run counted: the ramp's and the window's."""
+def _calls_per_1000_tokens(operation: str, results: list[Result]) -> str:
+    """All the tokens of a run are counted: the ramp's and the window's."""
     values = [
-        1000 * one.calls["stream"]["admitted"] / tokens
+        1000 * one.calls[operation]["admitted"] / tokens
         for one in results
-        if one.seen is not None and "stream" in one.calls and (tokens := one.seen.tokens)
+        if one.seen is not None and operation in one.calls and (tokens := one.seen.tokens)
     ]
     return _text(Figure.of(values), digits=0)
 
@@ -310,14 +324,16 @@ def _before(found: Figures) -> str:
         if twin not in names:
             continue
         for title, measure, kind in COMPARED:
-            for count in found.streams() if kind == "streams" else [1]:
+            for count in found.loads(kind):
                 if (figure := found.ratio(target.name, twin, measure, count, kind)) is not None:
-                    where = f", {_streams_text(count)}" if kind == "streams" else ""
+                    where = _streams_text(count) if kind == "streams" else f"{count} a second"
                     then = found.of(twin, measure, count, kind)
                     now = found.of(target.name, measure, count, kind)
                     scale, unit = (MICROSECONDS, "us") if "CPU" in title else (MILLISECONDS, "ms")
                     cells = (f"{_median(then, scale)} {unit}", f"{_median(now, scale)} {unit}")
-                    rows.append((target.title, title + where, *cells, _text(figure, digits=2)))
+                    rows.append(
+                        (target.title, f"{title}, {where}", *cells, _text(figure, digits=2))
+                    )
     return _table(("", "", "before", "now", "ratio"), rows)
 
 

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from tests.bench.ground import Ground
-from tests.bench.load import Load, Seen
+from tests.bench.load import Kind, Load, Seen
 from tests.bench.processes import memory_bytes
 from tests.bench.stacks import Opened, Target
 
@@ -18,10 +18,8 @@ MANY_STREAMS: Final = 200
 """From here on a window is twice as long: a stream that polls gets few turns."""
 FEW_STREAMS: Final = 6
 """Up to here more streams are begun than are held, or there would be few first tokens."""
-PLAIN_A_SECOND: Final = 20
 
 Calls = dict[str, dict[str, int]]
-Kind = Literal["streams", "plain"]
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -31,6 +29,7 @@ class Result(msgspec.Struct, kw_only=True):
     target: str
     kind: Kind
     streams: int
+    """Or of plain requests, how many a second."""
     seen: Seen | None = None
     calls: Calls = {}
     """Of RunPod's operations, during the run."""
@@ -102,8 +101,8 @@ class Rounds:
                 if self._is_at(target, streams):
                     yield target, "streams", streams
         for target in ordered:
-            if target.has_plain:
-                yield target, "plain", 1
+            for rate in target.plain_at:
+                yield target, "plain", rate
 
     def _is_at(self, target: Target, streams: int) -> bool:
         if self._any_streams:
@@ -137,7 +136,7 @@ class Rounds:
             starts=max(0, FEW_STREAMS - streams),
             ramp_seconds=min(max(0.5, streams / STARTS_A_SECOND), LONGEST_RAMP_SECONDS),
             window_seconds=self._seconds * (2 if streams >= MANY_STREAMS else 1),
-            requests_a_second=PLAIN_A_SECOND,
+            requests_a_second=streams,
             watched=opened.watched,
         )
 
@@ -164,7 +163,7 @@ def _more(before: Calls, after: Calls) -> Calls:
 
 
 def _line(result: Result, target: Target) -> str:
-    what = f"{result.streams:3} streams" if result.kind == "streams" else "plain      "
+    what = f"{result.streams:3} {'streams' if result.kind == 'streams' else 'a second'}"
     head = f"round {result.round + 1}, {what}, {target.title}: "
     if (seen := result.seen) is None:
         return head + f"failed: {result.error}"

@@ -17,10 +17,16 @@ from scripts.bench import set_up_for_bench
 from scripts.processes import ROOT, free_port
 from scripts.set_up import next_worker_environment
 from tests.bench.ground import THIS, Build, Ground, answers
+from tests.bench.load import Kind
 from tests.bench.processes import programs_below
 
 KEY = "sk-bench"
-PROFILED = ("channel", "queue-free", "queue", "relay")
+PROFILED: dict[str, tuple[Kind, ...]] = {
+    "channel": ("streams",),
+    "queue-free": ("streams", "plain"),
+    "queue": ("streams",),
+    "relay": ("streams",),
+}
 OFFICIAL_WORKER = ROOT / "tests" / "end_to_end" / "official_worker.py"
 BEFORE = "before-"
 """What the names of the targets of the build before begin with."""
@@ -36,6 +42,10 @@ NO_LIMITS = {
 
 DIRECT = {"PROXY_DIRECT": "true", "PROXY_DIRECT_PRIVATE_ADDRESSES": "true"}
 CHANNEL_PORT = "8899/tcp"
+POSTS = "job-stream"
+"""The operation by which workers post outputs to RunPod's queue."""
+CALM = (20,)
+"""A second: few enough plain requests for what cannot serve many."""
 ONE_WORKER = {
     "min_workers": 1,
     "scaler_value": 10_000,
@@ -75,15 +85,15 @@ class Target:
     """The numbers of streams it is measured at; where others are asked for, those between."""
     is_extra: bool = False
     """Only with FULL=1."""
-    has_plain: bool = True
-    """Whether plain requests are measured as well."""
+    plain_at: tuple[int, ...] = (20, 100)
+    """How many plain requests a second it is measured with as well."""
     has_capacity: bool = False
     """Whether it is asked, with FULL=1, how many streams it can hold."""
 
     @property
-    def is_profiled(self) -> bool:
-        """Whether PROFILE=1 looks where its time goes: at ours, now and before."""
-        return self.name.removeprefix(BEFORE) in PROFILED
+    def profiled(self) -> tuple[Kind, ...]:
+        """Under which loads PROFILE=1 looks where its time goes: of ours, now and before."""
+        return PROFILED.get(self.name.removeprefix(BEFORE), ())
 
 
 @contextmanager
@@ -270,6 +280,7 @@ def chain(
             emulator(ground, build, port, endpoint | ONE_WORKER) as url,
             proxy(ground, build, url, DIRECT if has_channel else {}) as behind,
         ):
+            _count_posts(url)
             calls, engine_url = partial(emulator_calls, url), f"http://127.0.0.1:{engine_port}"
             yield replace(behind, calls=calls, engine_url=engine_url)
 
@@ -311,11 +322,23 @@ def emulator(ground: Ground, build: Build, port: int, endpoint: dict[str, Any]) 
 
 
 def emulator_calls(url: str) -> dict[str, dict[str, int]]:
-    """The emulator's own counts."""
-    headers = {"authorization": f"Bearer {KEY}"}
-    told = httpx.get(f"{url}/_emulator", headers=headers, timeout=5, trust_env=False).json()
+    """The emulator's own counts: clients' calls, and the posts of workers if it counts them."""
+    told = _control("GET", url, "").json()
     calls: dict[str, dict[str, int]] = told["endpoints"]["ep"]["calls"]
-    return calls
+    posts = [fault["hits"] for fault in told["faults"] if fault["operation"] == POSTS]
+    return calls | {POSTS: {"admitted": sum(posts), "refused": 0}}
+
+
+def _count_posts(url: str) -> None:
+    """Have the emulator count the outputs that workers post, by a fault that does nothing."""
+    _control("POST", url, "/faults", {"operation": POSTS, "times": 0})
+
+
+def _control(method: str, url: str, path: str, body: Any = None) -> httpx.Response:
+    headers = {"authorization": f"Bearer {KEY}"}
+    where = f"{url}/_emulator{path}"
+    done = httpx.request(method, where, json=body, headers=headers, timeout=5, trust_env=False)
+    return done.raise_for_status()
 
 
 def next_worker_python() -> Path:
@@ -326,7 +349,7 @@ def next_worker_python() -> Path:
 def twins(build: Build) -> list[Target]:
     """What is measured of this build and of the one before alike."""
     return [
-        Target("chain", "queue, whole chain", chain(build=build), at=FEW),
+        Target("chain", "queue, whole chain", chain(build=build), at=FEW, plain_at=CALM),
         Target("queue", "queue, 20 ms of network", queue(build=build, network_ms=20)),
         Target(
             "queue-free",
@@ -351,7 +374,11 @@ def channels() -> list[Target]:
     by_channel = queue(network_ms=20, has_channel=True)
     return [
         Target(
-            "chain-channel", "direct channel, whole chain", chain(has_channel=True), at=(1, 10, 100)
+            "chain-channel",
+            "direct channel, whole chain",
+            chain(has_channel=True),
+            at=(1, 10, 100),
+            plain_at=CALM,
         ),
         Target(
             "channel",
@@ -367,10 +394,14 @@ def extras() -> list[Target]:
     """What is measured with FULL=1 besides."""
     next_sdk = chain(worker_python=next_worker_python)
     return [
-        Target("queue-0", "queue, no network", queue(), has_plain=False),
-        Target("queue-60", "queue, 60 ms of network", queue(network_ms=60), has_plain=False),
-        Target("chain-next", "queue, whole chain, runpod 2.0.0rc2", next_sdk, at=FEW),
-        Target("official", "queue, whole chain, RunPod's own worker", official(), at=FEW),
+        Target("queue-0", "queue, no network", queue(), plain_at=()),
+        Target("queue-60", "queue, 60 ms of network", queue(network_ms=60), plain_at=()),
+        Target(
+            "chain-next", "queue, whole chain, runpod 2.0.0rc2", next_sdk, at=FEW, plain_at=CALM
+        ),
+        Target(
+            "official", "queue, whole chain, RunPod's own worker", official(), at=FEW, plain_at=CALM
+        ),
         Target(
             "plain-relay",
             "FastAPI, httpx and sse-starlette",
@@ -378,7 +409,9 @@ def extras() -> list[Target]:
             at=(1, 10, 20, 100, 400),
             has_capacity=True,
         ),
-        Target("litellm", "LiteLLM's proxy", litellm, at=(1, 10, 20), has_capacity=True),
+        Target(
+            "litellm", "LiteLLM's proxy", litellm, at=(1, 10, 20), plain_at=CALM, has_capacity=True
+        ),
     ]
 
 

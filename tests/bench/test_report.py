@@ -12,9 +12,13 @@ from tests.bench.pick_up import PickUp
 from tests.bench.profiles import Profile
 from tests.bench.record import Record
 from tests.bench.report import DOCUMENT, FIGURES, IMAGES, document
+from tests.bench.rounds import Result
 from tests.bench.test_figures import record, run
 
-CALLS = {"stream": {"admitted": 40, "refused": 2}}
+CALLS = {
+    "stream": {"admitted": 40, "refused": 2},
+    "job-stream": {"admitted": 10, "refused": 0},
+}
 
 
 def headings(text: str) -> list[str]:
@@ -31,7 +35,7 @@ def test_every_target_has_its_row() -> None:
     glance, row, calls = re.findall(r"^\| the queue \| (.*) \|$", text, re.MULTILINE)
     assert glance == "1 | 20 | 20 | - | - | -"
     assert row == "20.0 | 20.0 | 20.0 | 20.0 | 4 | 3, 0, 0"
-    assert calls == "2,000 | 2"
+    assert calls == "2,000 | 2 | 500"
     assert "| the direct |" not in text
 
 
@@ -65,6 +69,22 @@ def test_the_build_before_is_held_against_this_one() -> None:
     assert "| the relay | CPU of a chunk, 10 streams | 400 us | 100 us | 0.25 |" in text
 
 
+def test_plain_requests_have_their_cost_at_each_rate_and_their_times_at_the_lowest() -> None:
+    def plain(target: str, rate: int, seconds: float) -> Result:
+        spread = Spread(10, seconds, seconds, seconds, seconds, seconds)
+        return run(target, 0, 0, kind="plain", streams=rate, plain=spread, cpu_seconds=rate / 1e4)
+
+    text = document(
+        record(
+            *(plain("direct", rate, 0.05) for rate in (20, 100)),
+            *(plain("queue", rate, 0.07) for rate in (20, 100)),
+            plain("litellm", 20, 0.09),
+        )
+    )
+    assert "| the queue | 20.0 | 20.0 | 200 | 1,000 |" in text
+    assert "| the litellm | 40.0 | 40.0 | 200 | - |" in text
+
+
 def test_what_is_measured_beside_the_rounds_has_its_tables() -> None:
     spread = Spread(9, 0.03, 0.029, 0.041, 0.05, 0.05)
     text = document(
@@ -77,7 +97,10 @@ def test_what_is_measured_beside_the_rounds_has_its_tables() -> None:
                 PickUp(worker="broken", error="it fell over"),
             ],
             leavings=[Leaving(target="relay", seconds=spread)],
-            profiles=[Profile(target="relay", samples=9, functions=[("send (uvicorn.py)", 0.125)])],
+            profiles=[
+                Profile(target="relay", samples=9, functions=[("send (uvicorn.py)", 0.125)]),
+                Profile(target="relay", kind="plain", error="no such process"),
+            ],
         )
     )
     assert "| the relay | 640 | 800 | 12,800 |" in text
@@ -85,6 +108,7 @@ def test_what_is_measured_beside_the_rounds_has_its_tables() -> None:
     assert "| broken | failed: it fell over |" in text
     assert "| the relay | 29 | 50 |" in text
     assert "| 12.5% | `send (uvicorn.py)` |" in text
+    assert "**the relay, plain requests**\n\nfailed: no such process" in text
 
 
 def test_plots_show_what_was_measured_and_are_shown_where_they_are_there() -> None:
