@@ -97,7 +97,11 @@ class Journal:
 
 
 def _created(path: Path | str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None)
+    # One process alone ever has it open, by `_locked`: nothing to lock for each write, and
+    # nothing to read again.
+    uri = f"{path.resolve().as_uri()}?nolock=1" if isinstance(path, Path) else path
+    database = sqlite3.connect(uri, uri=True, isolation_level=None)
+    database.execute("PRAGMA locking_mode = EXCLUSIVE")
     # A killed process loses nothing that the system has; only a dead machine would.
     database.execute("PRAGMA synchronous = OFF")
     database.execute("PRAGMA journal_mode = MEMORY")

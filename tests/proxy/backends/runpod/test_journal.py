@@ -208,3 +208,14 @@ def test_a_full_disk_costs_no_answer(
         assert proxy.process.wait(timeout=30) == 0
     finally:
         proxy.close()
+
+
+def test_each_write_is_in_the_file_at_once_and_leaves_it_free_to_read(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path)) as journal:
+        (path,) = tmp_path.glob("*.sqlite3")
+        for number in range(3):
+            journal.add("http://runpod/v2/ep", f"job-{number}")
+            with closing(sqlite3.connect(path, timeout=0)) as reader:
+                assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (number + 1,)
+        for number in range(3):
+            journal.remove(f"job-{number}")
