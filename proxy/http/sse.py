@@ -36,10 +36,10 @@ class EventStream(EventSourceResponse):
 
     `opening` is the call of `answer.open()` under way.
 
-    It has the headers of sse-starlette's response and sends for itself, in the request's own task:
-    what is sent is bytes already, and the tasks that sse-starlette starts for each stream (to send,
-    to ping, to listen for the client and for SIGTERM) have nothing to do here. Who closes the
-    connection of a client that takes nothing when the proxy stops is `Server`.
+    It has the headers of sse-starlette's response and sends for itself, in one task: what is sent
+    is bytes already, and the others that sse-starlette starts for each stream (to ping, to listen
+    for the client and for SIGTERM) have nothing to do here. Who closes the connection of a client
+    that takes nothing when the proxy stops is `Server`.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class EventStream(EventSourceResponse):
         """Send the stream. However it ends, its job is not left running."""
         try:
             with suppress(ClientLeft), while_client_stays(scope, receive):
-                await self._send_all(send, writer(scope, send))
+                # In the request's own task each chunk would wake the frames of all middlewares.
+                await asyncio.create_task(self._send_all(send, writer(scope, send)))
         finally:
             scope["state"]["context"].outcome = self._context.outcome or "client_left"
             if self._rewriter is not None:
