@@ -3,7 +3,7 @@
 import hmac
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pydantic import SecretStr
@@ -28,11 +28,13 @@ class KeyLimits:
     daily_gpu_seconds: float | None = None
     """Seconds for which workers have jobs of this key."""
     monthly_gpu_seconds: float | None = None
+    priority: int = 1
+    """How many turns it gets before a full endpoint for each one of a key of priority 1."""
 
     @property
     def are_any(self) -> bool:
         """Whether anything is bounded."""
-        return self != UNLIMITED
+        return replace(self, priority=UNLIMITED.priority) != UNLIMITED
 
     @property
     def have_budget(self) -> bool:
@@ -55,6 +57,8 @@ class Key:
     """The models it may use; None for all."""
     may_warm: bool = True
     limits: KeyLimits = UNLIMITED
+    may_name_tenants: bool = False
+    """Whether a header of its requests may say for whom they are."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings that are others for its calls, of those that `Overrides` names."""
 
@@ -134,7 +138,7 @@ class Keys:
 def _key(name: str, config: KeyConfig) -> Key:
     models = None if config.models is None else frozenset(config.models)
     limits = KeyLimits(**config.limits)
-    return Key(name, models, config.may_warm, limits, config.overrides)
+    return Key(name, models, config.may_warm, limits, config.may_name_tenants, config.overrides)
 
 
 def _bearer(header: str) -> str:

@@ -16,6 +16,8 @@ class InFlight:
     waiting: int
     """Those that no worker has."""
     running: int
+    in_line: int = 0
+    """Of those that wait, the ones whose turn to be sent on has not come."""
 
 
 class Backend(Protocol):

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from typing import TypeVar
 
 from proxy.api.keep_alive import Mode
+from proxy.backends.fair_turns import Flow
 from proxy.errors import (
     ColdStartTimeout,
     FirstTokenTimeout,
@@ -49,6 +50,8 @@ class Terms:
     """The job is not to start another worker."""
     queue_setting: str = "queue_timeout_seconds"
     """Where that limit comes from, for the error's text."""
+    flow: Flow | None = None
+    """With whose calls it shares its turns before a full endpoint; None to wait for none."""
 
 
 class Shutdown:

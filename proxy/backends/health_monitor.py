@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
+from proxy.backends.fair_turns import FairTurns
 from proxy.backends.health import OLD_SECONDS, Health, StartHistory
 from proxy.backends.start_clock import StartClock, StartTimes
 from proxy.backends.start_progress import StartProgress
@@ -32,6 +33,8 @@ WANTED_SECONDS = 60.0
 """How long one question keeps the looks going."""
 FIRST_LOOK_SECONDS = 2.0
 """How long a request may wait for the first look."""
+UNSEEN_SECONDS = 15.0
+"""When workers have not been counted for so long, no call waits for a turn among them."""
 STARTLESS_SECONDS = 45.0
 """Jobs that wait so long without any worker being started wait in vain."""
 
@@ -62,7 +65,8 @@ UNREACHABLE = "RunPod does not tell how the endpoint is"
 class HealthMonitor:
     """Looks at one endpoint. `ask` calls its /health; `starts` hears of starts that failed.
 
-    `clock` measures how long starts take; `progress` finds out what they do, where it may.
+    `clock` measures how long starts take; `progress` finds out what they do, where it may. `turns`
+    are told how many workers there are.
     """
 
     def __init__(
@@ -72,8 +76,10 @@ class HealthMonitor:
         starts: Starts,
         clock: StartClock | None = None,
         progress: StartProgress | None = None,
+        turns: FairTurns | None = None,
     ) -> None:
         self._progress = progress
+        self._turns = turns or FairTurns()
         self.starts = starts
         self.clock = clock or StartClock(name, "", StartTimes(None))
         self._state = State.UNKNOWN
@@ -88,7 +94,7 @@ class HealthMonitor:
         """A worker has, since one was seen to be up."""
         self._waiting = 0
         self._waiting_since: float | None = None
-        self._noted = self._told = self._looked = -math.inf
+        self._noted = self._told = self._looked = self._counted = -math.inf
         self._has_looked = asyncio.Event()
         self._is_urgent = asyncio.Event()
 
@@ -136,11 +142,11 @@ class HealthMonitor:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Look more often meanwhile, unless a worker is up: a request waits for one."""
+        """Look more often meanwhile, unless workers are up and have room: a request waits."""
         self._waiting += 1
         self.clock.begin()
         self.request_updates()
-        if self._waiting == 1 or not self._is_up:
+        if self._waiting == 1 or not self._is_up or self._turns.waiting:
             self._is_urgent.set()
         try:
             yield
@@ -188,6 +194,8 @@ class HealthMonitor:
     def observe(self, health: Health, now: float) -> None:
         """Take one look's counters, seen at `now` (seconds, monotonic)."""
         before = self._state
+        self._counted = now
+        self._turns.note_workers(health.up + health.initializing)
         if now - self._noted > OLD_SECONDS or not health.up:
             self._has_answered = False
         if self._waiting and not self._has_answered:
@@ -240,6 +248,8 @@ class HealthMonitor:
     def _pause_seconds(self) -> float:
         """Until the next look."""
         health = self._health
+        if self._turns.waiting:  # each worker that starts lets some of them through
+            return QUICK_LOOK_SECONDS
         if not self._waiting or health is None or health.up:
             return LOOK_SECONDS
         is_throttled = health.throttled and not health.initializing
@@ -252,6 +262,8 @@ class HealthMonitor:
             except (ProxyError, JobNotFound):
                 self._health = None
                 self._set(State.UNKNOWN, UNREACHABLE)
+                if time.monotonic() - self._counted > UNSEEN_SECONDS:
+                    self._turns.note_workers(None)
             self._looked = time.monotonic()
             self._has_looked.set()
             self._is_urgent.clear()

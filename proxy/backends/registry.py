@@ -13,6 +13,7 @@ from proxy.backends.admission import Admission
 from proxy.backends.backend import Backend
 from proxy.backends.connections import Client
 from proxy.backends.deadlines import Shutdown
+from proxy.backends.fair_turns import FairTurns
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.relay import Relay
 from proxy.backends.runpod.cancellation import Canceller
@@ -108,13 +109,15 @@ class BackendRegistry:
 
     def note_in_flight(self) -> None:
         """Write down how many calls are under way, at an endpoint's former tables as well."""
-        waiting, running = Counter[str](), Counter[str]()
+        waiting, running, in_line = Counter[str](), Counter[str](), Counter[str]()
         for (name, _), backend in self._endpoints.items():
             in_flight = backend.in_flight()
             waiting[name] += in_flight.waiting
             running[name] += in_flight.running
+            in_line[name] += in_flight.in_line
         for name in waiting:
             self._metrics.note_jobs(name, waiting=waiting[name], running=running[name])
+            self._metrics.note_in_line(name, in_line[name])
 
     def drain(self, seconds: float) -> None:
         """Let all calls go on for this long; those that have not ended then raise Stopping."""
@@ -130,16 +133,18 @@ class BackendRegistry:
     def _queue(self, name: str, config: EndpointConfig) -> Backend:
         endpoint = self._runpod_api(name, config)
         self._queues[endpoint.url] = endpoint
+        turns = self._turns(config)
         jobs = Jobs(
             endpoint,
             admission=self._admission(config),
             shutdown=self._shutdown,
-            monitor=self._monitor(name, config, endpoint),
+            monitor=self._monitor(name, config, endpoint, turns),
             canceller=self._canceller,
             journal=self._journal,
             metrics=self._metrics,
             price_per_second=config.price_per_second,
             invite=self._invite(name, config),
+            turns=turns,
         )
         return QueueBackend(jobs, self._metrics, self._memory)
 
@@ -162,6 +167,7 @@ class BackendRegistry:
             self._metrics.note_worker_seconds(name, seconds, config.price_per_second)
             on_spent(seconds, seconds * config.price_per_second)
 
+        turns = self._turns(config)
         return Relay(
             self._client,
             config.worker_url(name),
@@ -170,8 +176,9 @@ class BackendRegistry:
             shutdown=self._shutdown,
             memory=self._memory,
             standing=Standing(f"endpoint {name}", config.api_key_env),
-            monitor=self._monitor(name, config, self._runpod_api(name, config)),
+            monitor=self._monitor(name, config, self._runpod_api(name, config), turns),
             on_worker_seconds=note_worker_seconds,
+            turns=turns,
         )
 
     def _runpod_api(self, name: str, config: EndpointConfig) -> Endpoint:
@@ -192,7 +199,12 @@ class BackendRegistry:
             key_variable=config.api_key_env,
         )
 
-    def _monitor(self, name: str, config: EndpointConfig, endpoint: Endpoint) -> HealthMonitor:
+    def _turns(self, config: EndpointConfig) -> FairTurns:
+        return FairTurns(config.worker_concurrency or self._settings.worker_concurrency)
+
+    def _monitor(
+        self, name: str, config: EndpointConfig, endpoint: Endpoint, turns: FairTurns
+    ) -> HealthMonitor:
         pause_seconds = config.failed_start_pause_seconds
         if pause_seconds is None:
             pause_seconds = self._settings.failed_start_pause_seconds
@@ -202,6 +214,7 @@ class BackendRegistry:
             Starts(name, pause_seconds=pause_seconds),
             StartClock(name, endpoint.url, self._start_times),
             self._start_progress(name, config),
+            turns,
         )
 
     def _start_progress(self, name: str, config: EndpointConfig) -> StartProgress | None:

@@ -26,6 +26,7 @@ from proxy.backends.backend import InFlight
 from proxy.backends.cold_start import ColdStartAnswer
 from proxy.backends.connections import CANNOT_BE_SENT
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
+from proxy.backends.fair_turns import NOT_ITS_TURN, FairTurns, Place
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Trust
 from proxy.backends.response_bodies import Body
@@ -69,6 +70,7 @@ class Relay:
         standing: Standing,
         monitor: HealthMonitor | None = None,
         on_worker_seconds: Callable[[float, OnSpent], None] = lambda seconds, on_spent: None,
+        turns: FairTurns | None = None,
     ) -> None:
         self.served: dict[str, int | None] = {}
         self.monitor = monitor
@@ -78,6 +80,7 @@ class Relay:
         self.memory = memory
         self.standing = standing
         self.trust = Trust()
+        self.turns = turns or FairTurns()
         self._admission = admission
         self._live: set[RelayedAnswer] = set()
         self._client = client
@@ -112,7 +115,7 @@ class Relay:
     def in_flight(self) -> InFlight:
         """Answers that have not come to their end; those without a head count as waiting."""
         waiting = sum(live.head is None for live in self._live)
-        return InFlight(waiting, len(self._live) - waiting)
+        return InFlight(waiting, len(self._live) - waiting, self.turns.waiting)
 
     async def close(self, seconds: float) -> None:
         """Ask for /health no more, where it was asked. A call that is left submits nothing."""
@@ -176,6 +179,7 @@ class RelayedAnswer:
         """For the beginning of an event."""
         self._completion = Completion(ends)
         self._deadlines = Deadlines(terms, relay.shutdown, self._cold_start_reason)
+        self._place: Place | None = None
         self._answered = time.monotonic()
         self._response: httpx.Response | None = None
         self._content: Body | None = None
@@ -192,6 +196,9 @@ class RelayedAnswer:
     async def open(self) -> bytes:
         """Ask until a worker answers, and take its head."""
         self._relay.admit(self)
+        self._place = self._relay.turns.place(self._deadlines.terms.flow)
+        if self._place.is_waiting:
+            await self._in_time(self._place.turn())
         response = await self._worker_response()
         if self._body is not None:
             self._body.let_go()
@@ -259,6 +266,8 @@ class RelayedAnswer:
         """Close the connection, unless the answer has come to its end."""
         self._is_closed = True
         self._relay.release(self)
+        if self._place is not None:
+            self._place.leave()
         self._events.flush()
         self._held.release()
         if self._response is not None and self._closing is None:
@@ -361,6 +370,8 @@ class RelayedAnswer:
         return b"".join(self._begun)
 
     def _cold_start_reason(self) -> str:
+        if self._place is not None and self._place.is_waiting:
+            return NOT_ITS_TURN
         monitor = self._relay.monitor
         return monitor.cold_start_reason if monitor else "its server does not answer"
 

@@ -241,6 +241,8 @@ class Settings(DatabaseSettings):
     """How many requests may be under way at a time."""
     max_waiting: Count = 500
     """How many of them may be waiting for a worker."""
+    worker_concurrency: Count | None = None
+    """How many requests a worker runs at once: keys take turns for its places; unset, none wait."""
     run_limit: RateLimit = CallLimit(1000, 200)
     """RunPod's limit for /run: calls in ten seconds, and at once."""
     stream_limit: RateLimit = CallLimit(2000, 400)

@@ -51,7 +51,9 @@ LOAD_BALANCING_URL = "https://{id}.api.runpod.ai"
 MAX_TOKENS = 1_000_000_000
 MAX_DOLLARS = 1_000_000
 MAX_GPU_SECONDS = 1_000_000_000
+MAX_PRIORITY = 1_000
 
+Priority = Annotated[int, Field(ge=1, le=MAX_PRIORITY)]
 Name = Annotated[str, AfterValidator(check_name)]
 Variable = Annotated[str, BeforeValidator(trimmed), AfterValidator(check_variable)]
 Dollars = Annotated[float, Field(gt=0, le=MAX_DOLLARS)]
@@ -108,6 +110,7 @@ class EndpointConfig(Table):
     """The one that holds a key which may read its workers' logs; the settings' if empty."""
     max_requests: Count | None = None
     max_waiting: Count | None = None
+    worker_concurrency: Count | None = None
     run_limit: RateLimit | None = None
     stream_limit: RateLimit | None = None
     status_limit: RateLimit | None = None
@@ -232,6 +235,8 @@ class Limits(Table):
     daily_gpu_seconds: GPUSeconds | None = None
     """Seconds for which workers may have its jobs; those that run side by side add up."""
     monthly_gpu_seconds: GPUSeconds | None = None
+    priority: Priority | None = None
+    """How many turns it gets for each one of a key of priority 1, which is the least."""
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -250,6 +255,8 @@ class KeyConfig(Overrides, Limits):
     """The models it may use; all if left out."""
     may_warm: bool = False
     """Whether it may wake a worker without a request (POST /v1/models/{id}/warm)."""
+    may_name_tenants: bool = False
+    """Whether its requests may say for whom they are, as a gateway's do: each gets turns."""
 
     @property
     def digest(self) -> bytes:

@@ -7,6 +7,7 @@ from typing import Final
 
 from proxy.access.keys import Key
 from proxy.backends.deadlines import Terms
+from proxy.backends.fair_turns import Flow
 from proxy.config.settings import Settings
 from proxy.config.tables import ModelConfig
 from proxy.errors import InvalidRequest
@@ -22,14 +23,18 @@ def model_terms(config: ModelConfig, settings: Settings) -> Terms:
     return Terms(**common | config.model_dump(include=names, exclude_none=True))
 
 
-def call_terms(terms: Terms, key: Key, headers: Mapping[str, str]) -> Terms:
-    """A model's terms, with the key's own settings and the client's patience.
+def call_terms(
+    terms: Terms, key: Key, headers: Mapping[str, str], flow: Flow | None = None
+) -> Terms:
+    """A model's terms, with the key's own settings, its flow and the client's patience.
 
     Raises:
         InvalidRequest: the client's header is not a number of seconds.
     """
     if key.overrides:
         terms = replace(terms, **key.overrides)
+    if flow is not None:
+        terms = replace(terms, flow=flow)
     if (patience := headers.get(COLD_START_TIMEOUT_HEADER)) is None:
         return terms
     if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", patience) or float(patience) <= 0:

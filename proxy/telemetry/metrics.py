@@ -69,6 +69,12 @@ class Metrics:
         self._jobs = Gauge(
             "proxy_jobs", "Jobs in flight", ("endpoint", "phase"), registry=self._registry
         )
+        self._in_line = Gauge(
+            "proxy_turns_waiting",
+            "Of those that wait, the requests whose turn has not come",
+            ("endpoint",),
+            registry=self._registry,
+        )
 
     def note_request(self, model: str, status: int, outcome: str) -> None:
         """A request was answered; `model` is empty if it named none of ours.
@@ -127,6 +133,10 @@ class Metrics:
         """How many jobs are in flight now."""
         self._jobs.labels(endpoint, "waiting").set(waiting)
         self._jobs.labels(endpoint, "running").set(running)
+
+    def note_in_line(self, endpoint: str, number: int) -> None:
+        """So many requests wait for their turn before an endpoint now."""
+        self._in_line.labels(endpoint).set(number)
 
     def page(self) -> bytes:
         """All of them, in Prometheus' text format."""

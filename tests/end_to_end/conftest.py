@@ -86,10 +86,15 @@ def endpoint_settings() -> dict[str, Any]:
 
 @contextmanager
 def road(
-    *, settings: dict[str, Any] | None = None, proxy_port: int = 0, **endpoint: Any
+    *,
+    settings: dict[str, Any] | None = None,
+    worker_env: dict[str, str] | None = None,
+    proxy_port: int = 0,
+    **endpoint: Any,
 ) -> Iterator[Road]:
     """A stack of its own; `settings` are the proxy's, the others the emulated endpoint's."""
     values = endpoint_settings() | endpoint
+    values["env"] |= worker_env or {}
     engine_port = int(values["env"]["WORKER_VLLM_PORT"])
     with ExitStack() as stack:
         client = stack.enter_context(emulator(ep=values))("ep")

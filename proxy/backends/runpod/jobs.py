@@ -12,6 +12,7 @@ import msgspec
 from proxy.api.call import OnSpent
 from proxy.backends.admission import Admission
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
+from proxy.backends.fair_turns import NOT_ITS_TURN, FairTurns, Place
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.runpod.breaker import Breaker
 from proxy.backends.runpod.cancellation import Canceller
@@ -44,6 +45,8 @@ NOT_ACCEPTED = "RunPod has not accepted the job"
 
 @dataclass(slots=True)
 class _Submission:
+    place: Place
+    """Before the endpoint's queue; the job has it as long as it is live."""
     on_spent: OnSpent
     invitation: Invitation | None = None
     is_calling: bool = False
@@ -73,6 +76,7 @@ class Jobs:
         metrics: Metrics,
         price_per_second: float = 0.0,
         invite: Callable[[], Invitation] | None = None,
+        turns: FairTurns | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.monitor = monitor
@@ -84,9 +88,10 @@ class Jobs:
         self._price_per_second = price_per_second
         self._invite = invite
         """Makes an invitation for each job, where workers may send frames by a channel."""
+        self._turns = turns or FairTurns()
         self._breaker = Breaker()
         self._submissions: set[asyncio.Task[Job]] = set()
-        self._live: set[Job] = set()
+        self._live: dict[Job, Place] = {}
 
     @property
     def live(self) -> int:
@@ -99,6 +104,11 @@ class Jobs:
         waiting = sum(job.status is JobStatus.IN_QUEUE for job in self._live)
         return len(self._submissions) + waiting
 
+    @property
+    def in_line(self) -> int:
+        """How many of those are no jobs yet, as their turn has not come."""
+        return self._turns.waiting
+
     async def submit(self, job_input: Mapping[str, Any], terms: Terms, on_spent: OnSpent) -> Job:
         """Queue a job, and tell in the end what it has cost.
 
@@ -107,15 +117,17 @@ class Jobs:
 
         Raises:
             EndpointOverloaded: too many jobs are under way.
-            ColdStartTimeout, TotalTimeout, Stopping: a deadline passed before RunPod took it.
+            ColdStartTimeout, TotalTimeout, Stopping: a deadline passed before RunPod took it, or
+                before its turn came.
             UpstreamUnavailable, UpstreamMisconfigured, WorkerFailed: as Endpoint.run; at once,
                 if the last submissions failed as well.
         """
         self._admission.check(live=self.live, waiting=self.waiting)
         self._breaker.check()
         # A frame can come before RunPod has answered, so it is known by then whose it is.
-        state = _Submission(on_spent, self._invite() if self._invite else None)
-        job = _encoded(job_input, terms, state)
+        invitation = self._invite() if self._invite else None
+        job = _encoded(job_input, terms, invitation)
+        state = _Submission(self._turns.place(terms.flow), on_spent, invitation)
         deadlines = Deadlines(terms, self.shutdown, lambda: state.reason)
         submission = asyncio.create_task(self._run(job, deadlines, state))
         self._submissions.add(submission)
@@ -142,7 +154,8 @@ class Jobs:
 
     def _release(self, job: Job, is_running: bool) -> None:
         """Let go of a job that was left or has been answered; cancel it unless it has ended."""
-        self._live.discard(job)
+        if (place := self._live.pop(job, None)) is not None:
+            place.leave()
         seconds = job.worker_seconds
         self._metrics.note_worker_seconds(self.endpoint.name, seconds, self._price_per_second)
         job.on_spent(seconds, seconds * self._price_per_second)
@@ -157,6 +170,10 @@ class Jobs:
             self._canceller.cancel(self.endpoint, job.id, is_running=is_running)
 
     async def _run(self, job: bytes, deadlines: Deadlines, state: _Submission) -> Job:
+        if state.place.is_waiting:
+            state.reason = NOT_ITS_TURN
+            await state.place.turn()
+            state.reason = NOT_ACCEPTED
         for attempt in itertools.count():
             try:
                 job_id = await self.endpoint.run(
@@ -206,8 +223,10 @@ class Jobs:
         """Count it as live from the moment on that it is no longer being submitted."""
         self._submissions.discard(submission)
         if not submission.cancelled() and submission.exception() is None:
-            self._live.add(submission.result())
-        elif state.invitation is not None:
+            self._live[submission.result()] = state.place
+            return
+        state.place.leave()
+        if state.invitation is not None:
             state.invitation.close(has_ended=False)
 
 
@@ -216,13 +235,13 @@ def _close_late(submission: asyncio.Task[Job]) -> None:
         submission.result().close()
 
 
-def _encoded(job_input: Mapping[str, Any], terms: Terms, state: _Submission) -> bytes:
-    if state.invitation is not None:
-        job_input = inviting(job_input, state.invitation.told)
+def _encoded(job_input: Mapping[str, Any], terms: Terms, invitation: Invitation | None) -> bytes:
+    if invitation is not None:
+        job_input = inviting(job_input, invitation.told)
     job = msgspec.json.encode({"input": job_input, "policy": _policy(terms)})
     if len(job) > MAX_JOB_BYTES:
-        if state.invitation is not None:
-            state.invitation.close(has_ended=True)
+        if invitation is not None:
+            invitation.close(has_ended=True)
         raise RequestTooLarge("The request is larger than a job of RunPod may be.")
     return job
 

@@ -48,7 +48,7 @@ class QueueBackend:
     def in_flight(self) -> InFlight:
         """Jobs, and those still being submitted."""
         waiting = self._jobs.waiting
-        return InFlight(waiting, self._jobs.live - waiting)
+        return InFlight(waiting, self._jobs.live - waiting, self._jobs.in_line)
 
     async def close(self, seconds: float) -> None:
         """Ask for /health no more; wait for submissions, each of which may have become a job."""

@@ -29,6 +29,7 @@ from proxy.http.disconnect import while_client_stays
 from proxy.http.plain import plain_response
 from proxy.http.sse import EventStream
 from proxy.services import Services
+from proxy.serving.flows import flow_of
 from proxy.serving.models import Model
 from proxy.serving.terms import call_terms
 
@@ -52,7 +53,8 @@ async def _serve(route: Route, request: Request) -> Response:
     call = await read_call(request, _named(request, route))
     model = await _model(services, call, key)
     context.model = model.label or model.name
-    terms = call_terms(model.terms, key, request.headers)
+    flow = flow_of(key, services.keys, request.headers)
+    terms = call_terms(model.terms, key, request.headers, flow)
     call = await _let_in(services.limiter, context, key, call, model)
     call, rewriter = _rewriter(services.settings, key, call, context)
     answer = context.answer = await _answer(services, request, call, model, terms)

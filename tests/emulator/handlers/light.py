@@ -1,8 +1,8 @@
 """A worker that starts in a blink: takes one job after another with the standard library alone.
 
 Input `{"exit": n}` ends the process with that code, `{"begun": path}` creates the file and
-`{"until": path}` waits for one; then the input is handed back as output. For tests of the scaler,
-where the SDK's seconds of start-up would add up.
+`{"until": path}` waits for one; then the input is handed back as output. Of the proxy's jobs the
+client's body counts. For tests of the scaler, where the SDK's seconds of start-up would add up.
 """
 
 import http.client
@@ -35,7 +35,7 @@ def main() -> None:
         job = call("GET", take)
         if job is None:
             continue
-        job_input = job["input"]
+        job_input = job["input"].get("openai_input", job["input"])
         if "exit" in job_input:
             os._exit(job_input["exit"])
         if "begun" in job_input:
