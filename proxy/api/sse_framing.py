@@ -127,18 +127,16 @@ class Completion:
                 self._note_choices(whole)
 
     def _is_midway(self, whole: bytes) -> bool:
-        """Whether this is a chunk of a choice that is open already: nearly all are, as vLLM and
-        OpenAI write them, and then there is nothing to decode.
+        """Whether all chunks here are of a choice that is open already, as vLLM and OpenAI write
+        them: nearly all are, and then there is nothing to decode.
 
         Within a JSON string neither name can stand between plain quotes, but as a whole one, which
         is counted as well.
         """
         return (
             0 in self._open
-            and b'"index":0,' in whole
-            and b'"finish_reason":null' in whole
-            and whole.count(b'"index"') == 1
-            and whole.count(b'"finish_reason"') == 1
+            and whole.count(b'"index"') == whole.count(b'"index":0,')
+            and whole.count(b'"finish_reason"') == whole.count(b'"finish_reason":null')
         )
 
     def _note_choices(self, whole: bytes) -> None:
@@ -158,7 +156,10 @@ class Completion:
 
 def split_end(whole: bytes, ends: tuple[bytes, ...]) -> tuple[bytes, bytes]:
     """Whole events, and apart from them those from the stream's last event on."""
-    if not any(mark in whole for mark in (*ends, b"error")):
+    for mark in (*ends, b"error"):
+        if mark in whole:
+            break
+    else:
         return whole, b""
     start = 0
     for event in events_of(whole):

@@ -207,6 +207,7 @@ MIDWAY = b'{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":nu
         (b'{"finish_reason": "stop"}', True),
         (b'{"index": 0, "finish_reason": "length"}', True),
         (b'{"index":1,"delta":{},"finish_reason":"stop"}', False),
+        (MIDWAY, False),
         (rb'{"delta":{"content":"\"finish_reason\":\"stop\""}}', False),
     ],
 )
