@@ -97,6 +97,8 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
             stack.callback(journal.close)
             spending = Spending(settings.state_dir.expanduser())
             stack.callback(spending.close)
+            limiter = _limiter(settings, spending)
+            stack.push_async_callback(limiter.close)
             client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
             await stack.enter_async_context(client)
             canceller = Canceller(on_ended=journal.remove)
@@ -124,7 +126,7 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
                 sharing=sharing,
                 stored_responses=StoredResponses(),
                 keys=Keys(settings.api_keys, first.keys, key_store),
-                limiter=Limiter(spending),
+                limiter=limiter,
                 models=build_models(first, settings, backends, numbers),
             )
             warmer.schedule(services.models)
@@ -133,3 +135,12 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
             yield
 
     return lifespan
+
+
+def _limiter(settings: Settings, spending: Spending) -> Limiter:
+    if settings.redis_url is None:
+        return Limiter(spending, copies=settings.copies)
+    from proxy.access.shared_limits import SharedLimiter  # Redis is imported where it is used
+
+    url = settings.redis_url.get_secret_value()
+    return SharedLimiter(spending, url, copies=settings.copies)

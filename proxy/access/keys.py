@@ -4,7 +4,7 @@ import hmac
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from pydantic import SecretStr
 
@@ -12,6 +12,8 @@ from proxy.config.tables import KeyConfig, digest
 from proxy.errors import InvalidAPIKey
 
 log = logging.getLogger(__name__)
+
+_BUDGETS: Final = ("daily_budget", "monthly_budget", "daily_gpu_seconds", "monthly_gpu_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,28 @@ class KeyLimits:
     @property
     def are_any(self) -> bool:
         """Whether anything is bounded."""
+        if self is UNLIMITED:  # as of most keys: it is asked for every request
+            return False
         return replace(self, priority=UNLIMITED.priority) != UNLIMITED
 
     @property
     def have_budget(self) -> bool:
         """Whether what it spends is bounded."""
-        dollars = (self.daily_budget, self.monthly_budget)
-        seconds = (self.daily_gpu_seconds, self.monthly_gpu_seconds)
-        return any(budget is not None for budget in (*dollars, *seconds))
+        return any(getattr(self, name) is not None for name in _BUDGETS)
+
+    def shared_by(self, copies: int) -> "KeyLimits":
+        """What one of so many copies may let in by itself: at least one of what is counted."""
+        if copies == 1:
+            return self
+        counts = {
+            name: max(1, bound // copies)
+            for name in ("requests_per_minute", "tokens_per_minute", "max_requests")
+            if (bound := getattr(self, name)) is not None
+        }
+        budgets = {
+            name: bound / copies for name in _BUDGETS if (bound := getattr(self, name)) is not None
+        }
+        return replace(self, **counts, **budgets)
 
 
 UNLIMITED = KeyLimits()
@@ -137,7 +153,7 @@ class Keys:
 
 def _key(name: str, config: KeyConfig) -> Key:
     models = None if config.models is None else frozenset(config.models)
-    limits = KeyLimits(**config.limits)
+    limits = KeyLimits(**config.limits) if config.limits else UNLIMITED
     return Key(name, models, config.may_warm, limits, config.may_name_tenants, config.overrides)
 
 

@@ -28,12 +28,14 @@ RETRY_AFTER_FULL_SECONDS: Final = 1
 class Permit:
     """A request that was let in, and holds its place among those at once until it ends."""
 
-    def __init__(
-        self, headers: Mapping[str, str], reserved: int, on_end: Callable[[int], None]
-    ) -> None:
+    def __init__(self, headers: Mapping[str, str], reserved: int) -> None:
         self._headers = {name.encode(): value.encode() for name, value in headers.items()}
         self._reserved = reserved
-        self._on_end = on_end
+        self._listeners: list[Callable[[int], None]] = []
+
+    def on_end(self, listener: Callable[[int], None]) -> None:
+        """Have this called in the end, with how many tokens more were used than reserved."""
+        self._listeners.append(listener)
 
     def told(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """An answer's headers with what is left of the key's limits.
@@ -50,7 +52,8 @@ class Permit:
         """
         if self._reserved and not is_known:
             used = max(used, self._reserved)
-        self._on_end(used - self._reserved if self._reserved else 0)
+        for listener in self._listeners:
+            listener(used - self._reserved if self._reserved else 0)
 
 
 @dataclass(slots=True)
@@ -76,10 +79,20 @@ class _Use:
 
 
 class Limiter:
-    """Lets requests in as far as their keys' limits allow, and counts them in memory."""
+    """Lets requests in as far as their keys' limits allow, and counts them in memory.
 
-    def __init__(self, spending: Spending, clock: Callable[[], float] = time.monotonic) -> None:
+    One of several copies lets in its share of them.
+    """
+
+    def __init__(
+        self,
+        spending: Spending,
+        *,
+        copies: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._spending = spending
+        self._copies = copies
         self._clock = clock
         self._uses: dict[str, _Use] = {}
         """By the names of the keys, which a key keeps when the configuration is read again."""
@@ -91,29 +104,22 @@ class Limiter:
             RateLimitExceeded: it is too much.
             InsufficientQuota: the key has spent its budget.
         """
-        limits = key.limits
-        if not limits.are_any:
+        if not key.limits.are_any:
             return None
+        limits = key.limits.shared_by(self._copies)
         use, now = self._uses.setdefault(key.name, _Use()), self._clock()
         if limits.have_budget:
             check_budget(limits, *self._spending.of(key.name), self._spending.now())
         use.pass_to(now, limits)
         reserved = to_reserve(limits, tokens)
         self._check(use, limits, reserved, now)
-        use.running += 1
-        use.tokens += reserved
+        end = self._take(key, reserved)
+        permit = Permit(headers_of(limits, len(use.arrivals), use.tokens), reserved)
+        permit.on_end(end)
+        return permit
 
-        def end(correction: int) -> None:
-            use.running -= 1
-            use.tokens = max(0.0, use.tokens + correction)
-
-        headers: dict[str, str] = {}
-        if (allowed := limits.requests_per_minute) is not None:
-            use.arrivals.append(now)
-            headers |= request_headers(allowed, allowed - len(use.arrivals), WINDOW_SECONDS)
-        if (allowed := limits.tokens_per_minute) is not None:
-            headers |= token_headers(allowed, use.tokens)
-        return Permit(headers, reserved, end)
+    async def close(self) -> None:
+        """Nothing is to be let go of."""
 
     def on_spent(self, key: Key) -> OnSpent:
         """What counts a job's cost among what this key spends."""
@@ -122,6 +128,21 @@ class Limiter:
             self._spending.note(key.name, Spent(dollars, seconds))
 
         return note if key.limits.have_budget else spends_unwatched
+
+    def _take(self, key: Key, reserved: int) -> Callable[[int], None]:
+        """Count a request that is let in; what is returned is called when it ends."""
+        use, now = self._uses.setdefault(key.name, _Use()), self._clock()
+        use.pass_to(now, key.limits)
+        if key.limits.requests_per_minute is not None:
+            use.arrivals.append(now)
+        use.running += 1
+        use.tokens += reserved
+
+        def end(correction: int) -> None:
+            use.running -= 1
+            use.tokens = max(0.0, use.tokens + correction)
+
+        return end
 
     def _check(self, use: _Use, limits: KeyLimits, reserved: int, now: float) -> None:
         if (allowed := limits.max_requests) is not None and use.running >= allowed:
@@ -209,6 +230,16 @@ def too_many_tokens(allowed: int, used: float, reserved: int) -> RateLimitExceed
         retry_after_seconds=seconds,
         limits=token_headers(allowed, used),
     )
+
+
+def headers_of(limits: KeyLimits, came: int, taken: float) -> dict[str, str]:
+    """What is left to a key of whose minute so many requests and tokens are used."""
+    headers: dict[str, str] = {}
+    if (allowed := limits.requests_per_minute) is not None:
+        headers |= request_headers(allowed, allowed - came, WINDOW_SECONDS)
+    if (allowed := limits.tokens_per_minute) is not None:
+        headers |= token_headers(allowed, taken)
+    return headers
 
 
 def request_headers(allowed: int, remaining: int, seconds: float) -> dict[str, str]:

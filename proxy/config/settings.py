@@ -107,6 +107,16 @@ def _database_of(url: SecretStr | None, state_dir: Path | None) -> str | None:
     return f"sqlite:///{path}"
 
 
+def _redis_url(value: SecretStr) -> SecretStr:
+    if importlib.util.find_spec("redis") is None:
+        raise ValueError("needs a package: pip install 'runpod-openai-proxy[redis]'")
+    if not re.match(r"(rediss?|unix)://", value.get_secret_value()):
+        raise ValueError(
+            "a URL is needed, as in redis://:password@host:6379/0, or rediss:// for TLS"
+        )
+    return value
+
+
 RateLimit = Annotated[CallLimit, BeforeValidator(call_limit), NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Hold = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
@@ -243,6 +253,11 @@ class Settings(DatabaseSettings):
     """How many of them may be waiting for a worker."""
     worker_concurrency: Count | None = None
     """How many requests a worker runs at once: keys take turns for its places; unset, none wait."""
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = None
+    """A Redis in which all copies keep the limits of keys together."""
+    copies: Count = 1
+    """How many copies of the proxy there are: each lets in its share of a key's limits where they
+    cannot count together."""
     run_limit: RateLimit = CallLimit(1000, 200)
     """RunPod's limit for /run: calls in ten seconds, and at once."""
     stream_limit: RateLimit = CallLimit(2000, 400)
