@@ -55,7 +55,9 @@ def texts_asserted(path: Path) -> set[str]:
     """
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith(
+            "test_"
+        ):
             asserts = [part for part in ast.walk(node) if isinstance(part, ast.Assert)]
             for part in (*node.decorator_list, *asserts) if asserts else ():
                 found |= constants(part)
