@@ -9,14 +9,12 @@ answer would run on with no one to read it.
 import time
 
 GUST_SECONDS = 15.0
-"""How long a job's calls must be refused without a break before that is believed."""
-TRUST_SECONDS = 30.0
-"""How long after it worked, for any call about a job, a key is still tried for a submission that is
-refused."""
+"""How long a job's calls, or the submissions with a key that has worked, must be refused without a
+break before that is believed."""
 
 
 class Gust:
-    """The refusals of one job's calls in a row."""
+    """Refusals in a row."""
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -34,16 +32,17 @@ class Gust:
 
 
 class Trust:
-    """Whether a key has worked so lately that a refusal is not to be believed."""
+    """Whether a key that is refused may be a good one all the same, as one that has worked is."""
 
     def __init__(self) -> None:
-        self._worked: float | None = None
+        self._has_worked = False
+        self._gust = Gust()
 
     def note_worked(self) -> None:
         """RunPod has taken a call with this key."""
-        self._worked = time.monotonic()
+        self._has_worked = True
+        self._gust.end()
 
-    @property
-    def holds(self) -> bool:
-        """Whether it worked a moment ago."""
-        return self._worked is not None and time.monotonic() - self._worked < TRUST_SECONDS
+    def outlasts_refusal(self) -> bool:
+        """Note a refusal, and tell whether it is not to be believed yet."""
+        return self._has_worked and not self._gust.has_lasted()

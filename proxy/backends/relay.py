@@ -329,7 +329,7 @@ class RelayedAnswer:
         if status in (401, 403):
             await response.aclose()
             refusal = UpstreamMisconfigured("The model's server refused the proxy's API key.")
-            if self._relay.trust.holds:
+            if self._relay.trust.outlasts_refusal():
                 return refusal  # no worker has seen the call
             raise refusal
         if self._relay.monitor is None:

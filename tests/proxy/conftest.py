@@ -114,7 +114,6 @@ def fresh_client(
 def believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refusals that last for any time at all are believed."""
     monkeypatch.setattr(refusals, "GUST_SECONDS", 0.5)
-    monkeypatch.setattr(refusals, "TRUST_SECONDS", 0)
 
 
 def chat(**changes: Any) -> dict[str, Any]:

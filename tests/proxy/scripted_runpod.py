@@ -111,6 +111,8 @@ class ScriptedRunPod:
         """How often /health was asked, by endpoint: proxies of other tests look as well."""
         self.refusal: Response | None = None
         """What every call but /health is answered with, as by RunPod's edge, while it is set."""
+        self.refused_operations: set[str] | None = None
+        """Those that it is for; None for all."""
         self.refused: Counter[str] = Counter()
         """How many calls were, by operation."""
         self.cancelled: list[str] = []
@@ -124,9 +126,11 @@ class ScriptedRunPod:
 
     def _at_edge(self, serve: Serve) -> Serve:
         async def serve_unless_refused(request: Request) -> Response:
-            if self.refusal is None:
+            operation = request.url.path.split("/")[3]
+            is_meant = self.refused_operations is None or operation in self.refused_operations
+            if self.refusal is None or not is_meant:
                 return await serve(request)
-            self.refused[request.url.path.split("/")[3]] += 1
+            self.refused[operation] += 1
             return self.refusal
 
         return serve_unless_refused

@@ -214,7 +214,7 @@ class Jobs:
         """Whether to give up a submission that failed so, now or as its next try would be late."""
         match failure:
             case UpstreamMisconfigured():  # or a gust of refusals at RunPod's edge
-                return not self.endpoint.trust.holds
+                return not self.endpoint.trust.outlasts_refusal()
             case NotSent():
                 return is_late or attempt >= REPEATS
         return is_late

@@ -72,14 +72,31 @@ def test_a_new_request_outlasts_refusals_of_a_key_that_has_just_worked(
 def test_polls_that_go_well_show_that_the_key_works(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refusals, "TRUST_SECONDS", 2.5)
+    monkeypatch.setattr(refusals, "GUST_SECONDS", 2.5)
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
     with asked(fresh_client), ThreadPoolExecutor(1) as pool:
-        time.sleep(3)  # the submission is forgotten; polls, held for a second each, are not
-        runpod.refusal = Response(status_code=403)
+        wait_until(lambda: runpod.stream_calls > 0)
+        runpod.refusal, runpod.refused_operations = Response(status_code=403), {"run"}
+        answer = pool.submit(fresh_client.post, CHAT, json=chat())
+        time.sleep(4)  # refused for longer than that; polls, held for a second each, are not
+        assert not answer.done()
+        runpod.script = OK
+        runpod.refusal = None
+        assert answer.result().status_code == 200
+
+
+@pytest.mark.slow
+def test_a_key_that_worked_long_ago_is_tried_as_long_as_one_that_just_has(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "GUST_SECONDS", 1.0)
+    runpod.script = OK
+    assert fresh_client.post(CHAT, json=chat()).status_code == 200
+    time.sleep(1.5)
+    runpod.refusal = Response(status_code=403)
+    with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(fresh_client.post, CHAT, json=chat())
         wait_until(lambda: runpod.refused["run"] > 1)
-        runpod.script = OK
         runpod.refusal = None
         assert answer.result().status_code == 200
 
