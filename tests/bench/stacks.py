@@ -251,6 +251,7 @@ def official() -> Opener:
             emulator(ground, THIS, free_port(), endpoint | ONE_WORKER) as url,
             proxy(ground, THIS, url, {}) as behind,
         ):
+            _count_posts(url)
             calls, engine_url = partial(emulator_calls, url), ground.engine_url
             yield replace(behind, calls=calls, engine_url=engine_url)
 
@@ -326,7 +327,7 @@ def emulator_calls(url: str) -> dict[str, dict[str, int]]:
     told = _control("GET", url, "").json()
     calls: dict[str, dict[str, int]] = told["endpoints"]["ep"]["calls"]
     posts = [fault["hits"] for fault in told["faults"] if fault["operation"] == POSTS]
-    return calls | {POSTS: {"admitted": sum(posts), "refused": 0}}
+    return calls | ({POSTS: {"admitted": sum(posts), "refused": 0}} if posts else {})
 
 
 def _count_posts(url: str) -> None:
