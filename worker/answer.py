@@ -69,6 +69,7 @@ class VLLMClient:
             URL(self._base_url + request.route, encoded=True),
             data=None if request.body is None else io.BytesIO(request.body),
             headers={
+                **request.headers,
                 "Accept-Encoding": "identity",
                 "Content-Type": request.content_type,
                 "X-Request-Id": request.request_id,

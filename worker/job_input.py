@@ -16,7 +16,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -53,6 +53,8 @@ cut streams, and in which shape it answered."""
 
 _ROUTE: Final = re.compile(r"/(?![/\\])[!-~]*")
 _HEADER_VALUE: Final = re.compile(r"[!-~]{1,200}")
+HEADERS: Final = frozenset({"traceparent", "x-session-id", "x-vllm-priority"})
+"""Those that vLLM is sent, if our proxy names them."""
 
 _TYPE_NAMES: Final = {dict: "an object", str: "a string", bool: "a boolean"}
 
@@ -66,6 +68,8 @@ class VLLMRequest:
     body: bytes | None
     content_type: str
     request_id: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """What else our proxy hands on of its client's headers."""
 
 
 def wants_frames(job: Mapping[str, Any]) -> bool:
@@ -90,10 +94,25 @@ def parse(job: Mapping[str, Any], model: str | None) -> VLLMRequest:
         raise InvalidInput("The job's input must be an object.", "input")
     request_id = _request_id(job_input, str(job.get("id", "")))
     if job_input.get("openai_route") is not None or job_input.get("openai_input") is not None:
-        return _openai_request(job_input, request_id)
-    if job_input.get("route") is not None:
-        return _any_request(job_input, request_id)
-    return _shorthand_request(job_input, request_id, model)
+        request = _openai_request(job_input, request_id)
+    elif job_input.get("route") is not None:
+        request = _any_request(job_input, request_id)
+    else:
+        request = _shorthand_request(job_input, request_id, model)
+    headers = _headers(job_input)
+    return replace(request, headers=headers) if headers else request
+
+
+def _headers(job_input: dict[str, Any]) -> dict[str, str]:
+    """The headers that vLLM is sent; others, and what is no header's value, are left out."""
+    told = (job_input.get("proxy") or {}).get("headers")
+    if not isinstance(told, dict):
+        return {}
+    return {
+        name: value
+        for name, value in told.items()
+        if name in HEADERS and isinstance(value, str) and _HEADER_VALUE.fullmatch(value)
+    }
 
 
 def _request_id(job_input: dict[str, Any], job_id: str) -> str:

@@ -7,7 +7,7 @@ values stay slices of the body (`msgspec.Raw`), so a body of a million messages 
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -138,6 +138,8 @@ class Call:
     """None for a request without a body."""
     on_spent: OnSpent = spends_unwatched
     """Called once for each job that is made of it, when the job is let go of."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those that the model's server is sent, by their names in lower case."""
 
     @property
     def model(self) -> str | None:

@@ -90,6 +90,8 @@ class Relay:
     def ask(self, call: Call, served_as: str | None, terms: Terms) -> Answer:
         """The server's answer; the request is sent when it is opened."""
         headers = {"accept-encoding": "identity", "x-request-id": call.request_id}
+        if self.monitor is not None:  # another server is told nothing of its clients
+            headers |= call.headers
         if self._api_key:
             headers["authorization"] = f"Bearer {self._api_key}"
         body = None

@@ -10,7 +10,7 @@ timing, what they hold together does not.
 import asyncio
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,16 @@ class Case:
     framed: bool = True
     piece_bytes: int = 360_000
     status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of its client, as the proxy hands them on."""
     start_failure: ModelStartFailed | None = None
     """The worker's model did not start, so no engine is asked."""
 
     @property
     def input(self) -> dict[str, Any]:
         """The job's input."""
-        proxy = {"proxy": PROXY} if self.framed else {}
+        headers = {"headers": self.headers} if self.headers else {}
+        proxy = {"proxy": PROXY | headers} if self.framed else {}
         return {"openai_route": self.route, "openai_input": self.body, **proxy}
 
 
@@ -67,6 +70,15 @@ CASES = {
         chat(stream=True, stream_options={"include_usage": True}, script={"tokens": 6, **SLOW}),
     ),
     "plain": Case(CHAT, chat(max_tokens=5, script=FIXED)),
+    "passed_headers": Case(
+        CHAT,
+        chat(max_tokens=1, script=FIXED),
+        headers={
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "x-session-id": "conversation-7",
+            "x-vllm-priority": "5",
+        },
+    ),
     "error_404": Case(CHAT, chat(model="other"), status=404),
     "error_in_stream": Case(CHAT, chat(stream=True, script={"error_after": 2, **SLOW})),
     "unicode": Case(CHAT, chat(stream=True, script={"text": UNICODE, "chunk_bytes": 1, **SLOW})),

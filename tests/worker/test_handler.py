@@ -13,9 +13,11 @@ from starlette.applications import Starlette
 
 from tests.engine import Engine, create_engine
 from tests.servers import free_port, serve
+from tests.worker.test_wire import recorded
 from worker.answer import VLLMClient
 from worker.chunks import PIECE_BYTES
 from worker.handler import Handler, create_handler
+from worker.job_input import HEADERS
 
 CHAT = "/v1/chat/completions"
 PROXY = {"protocol": 1, "request_id": "req_1"}
@@ -177,6 +179,18 @@ async def test_a_wrong_input_is_a_400_in_a_frame(handler: Handler) -> None:
     [frame] = await outputs_of(handler, {"id": "j", "input": {"proxy": PROXY}})
     assert (frame["status"], frame["content_type"]) == (400, "application/json")
     assert json.loads(frame["text"])["error"]["param"] == "input"
+
+
+async def test_vllm_is_sent_the_headers_that_the_proxy_hands_on(
+    handler: Handler, engine: Engine
+) -> None:
+    job = recorded("passed_headers")["input"]
+    told = job["proxy"]["headers"]
+    async for _ in handler({"id": "job-1", "input": job}):
+        pass
+    sent = engine.records[-1].headers
+    assert told.items() <= sent.items()
+    assert set(told) == HEADERS
 
 
 async def test_vllm_learns_the_request_id(handler: Handler, engine: Engine) -> None:

@@ -34,6 +34,24 @@ def test_openai_input_passes_untouched() -> None:
     assert (request.method, request.route, body_of(request)) == ("POST", CHAT, body)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"authorization": "Bearer x", "x-request-id": "other", "X-Session-ID": "s", "host": "x"},
+        {"x-session-id": "a b", "traceparent": "a\r\nx: y", "x-vllm-priority": 3},
+        {"x-session-id": ""},
+        {"x-session-id": "s" * 201},
+        ["x-session-id"],
+        "x-session-id",
+        None,
+    ],
+)
+def test_no_other_header_is_handed_on(told: Any) -> None:
+    request = parsed(openai_input={"messages": MESSAGES}, proxy=PROXY | {"headers": told})
+    assert request.headers == {}
+    assert request.request_id == "req_7"
+
+
 def test_openai_input_without_a_route_is_a_chat() -> None:
     assert parsed(openai_input={"messages": MESSAGES}).route == CHAT
 

@@ -17,7 +17,10 @@ def job_input(call: Call, served_as: str | None) -> dict[str, Any]:
     place in RunPod's shape; `route` and `body` are what RunPod's worker takes for it, `body_base64`
     what ours does.
     """
-    ours = {"proxy": {"protocol": PROTOCOL, "request_id": call.request_id}}
+    told: dict[str, Any] = {"protocol": PROTOCOL, "request_id": call.request_id}
+    if call.headers:
+        told["headers"] = call.headers
+    ours = {"proxy": told}
     if call.content is None:
         return {"route": call.target, "method": call.route.method} | ours
     body = call.content.naming(served_as)

@@ -31,6 +31,7 @@ from proxy.http.sse import EventStream
 from proxy.services import Services
 from proxy.serving.flows import flow_of
 from proxy.serving.models import Model
+from proxy.serving.passed_headers import passed_headers
 from proxy.serving.terms import call_terms
 
 _RESPONSE_ID = re.compile(rb'"id": ?"([A-Za-z0-9._:-]{1,200})"')
@@ -53,6 +54,8 @@ async def _serve(route: Route, request: Request) -> Response:
     call = await read_call(request, _named(request, route))
     model = await _model(services, call, key)
     context.model = model.label or model.name
+    if headers := passed_headers(request.headers, key, call):
+        call = replace(call, headers=headers)
     flow = flow_of(key, services.keys, request.headers)
     terms = call_terms(model.terms, key, request.headers, flow)
     call = await _let_in(services.limiter, context, key, call, model)
