@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -41,7 +41,9 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def serve(app: Any, *, port: int = 0) -> Iterator[str]:
+def serve(
+    app: Any, *, port: int = 0, config_of: Callable[..., uvicorn.Config] = uvicorn.Config
+) -> Iterator[str]:
     """Serve `app` on loopback in a thread of its own and yield its base URL.
 
     The listening socket exists before the thread starts, so the URL is good at once. On leaving,
@@ -51,9 +53,7 @@ def serve(app: Any, *, port: int = 0) -> Iterator[str]:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     listener.listen(256)
-    config = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=75
-    )
+    config = config_of(app, log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=75)
     server = Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

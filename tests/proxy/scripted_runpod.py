@@ -87,6 +87,7 @@ class ScriptedRunPod:
         self.status_drips: threading.Event | None = None
         """/status is answered byte by byte, and whole only after this is set."""
         self.status_delay_seconds = 0.0
+        self.status_calls = 0
         self.run_answers: list[Response] = []
         self.run_delay_seconds = 0.0
         self.run_hold: threading.Event | None = None
@@ -197,6 +198,7 @@ class ScriptedRunPod:
     async def _status(self, request: Request) -> Response:
         if request.path_params["job"] not in self._jobs_here:
             return Response(status_code=404)
+        self.status_calls += 1
         if self.status_faults:
             return self.status_faults.pop(0)
         await asyncio.sleep(self.status_delay_seconds)

@@ -146,6 +146,26 @@ def test_what_was_not_acknowledged_comes_from_the_aggregate(direct: Direct) -> N
         assert answer.read_all() == whole(3)
 
 
+def test_frames_that_come_while_runpod_is_asked_how_the_job_ended_are_part_of_the_answer(
+    direct: Direct,
+) -> None:
+    direct.runpod.final = {"status": "COMPLETED", "output": [frame(0), SUMMARY]}
+    with direct.connected() as answer:
+        direct.send(frame(1))
+        answer.read_to(event(1))
+        held = direct.runpod.script[1]
+        assert isinstance(held, Page)
+        held.status = "COMPLETED"  # as RunPod knows before the last frames are here
+        direct.runpod.status_drips = told = threading.Event()
+        asked = direct.runpod.status_calls
+        direct.polled.set()
+        wait_until(lambda: direct.runpod.status_calls > asked)
+        direct.send(frame(2), frame(3, end=True))
+        wait_until(lambda: direct.worker.acknowledged(direct.nonce)[0] == 4)
+        told.set()
+        assert answer.read_all() == whole(3)
+
+
 def test_a_summary_on_the_queue_is_no_frame(direct: Direct) -> None:
     held = Page("IN_PROGRESS", [], hold=threading.Event())
     with direct.connected(Page("IN_PROGRESS", [SUMMARY]), held) as answer:
