@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -230,12 +231,15 @@ async def test_with_the_database_away_its_keys_are_refused_and_taken_when_it_is_
 async def test_a_database_that_hangs_keeps_no_request_waiting(server: PostgreSQL) -> None:
     database = Database(server.new_database())
     await database.run(lambda one: one.execute(text("SELECT 1")))
-    held = asyncio.create_task(database.run(lambda one: one.execute(text("SELECT pg_sleep(20)"))))
+    gate = threading.Event()
+    held = asyncio.create_task(database.run(lambda _: gate.wait(60)))
     await asyncio.sleep(0)
     store = StoredKeys(database)
     with pytest.raises(KeysUnavailable):
         await store.find(b"")
-    assert not held.done()
+    gate.set()
+    assert await held
+    await database.close()
 
 
 @pytest.mark.slow
