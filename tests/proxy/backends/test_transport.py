@@ -113,9 +113,9 @@ async def test_an_answer_is_read_however_it_comes(parts: list[bytes], wanted: by
         [b"SSH-2.0-x\r\n"],
         [b"HTTP/1.1 42 X\r\n\r\n"],
         [b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"],
-        [b"HTTP/1.1 200 OK\r\nx: " + b"a" * 1_000_000],
-        [b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000],
-        [b"HTTP/1.1 103 Early\r\nx: y\r\n\r\n" * 100_000],
+        [b"HTTP/1.1 200 OK\r\nx: " + b"a" * 1_000_000 + b"\r\n" + OK[17:]],
+        [b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000 + OK[17:]],
+        [b"HTTP/1.1 103 Early\r\nx: y\r\n\r\n" * 100_000 + OK],
         [b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok"],
         [CHUNKED + b"2\r\nok\r\n", b"ZZ\r\nok"],
         [CHUNKED + b"2\r\nok\r\n"],
@@ -194,6 +194,25 @@ async def test_an_answer_that_nobody_asked_for_is_none_to_the_next_request() -> 
             await asyncio.to_thread(released.wait, 10)
             await asyncio.sleep(0.05)  # and it may be read
             assert await got(by, url) == b"ok"
+
+
+async def test_a_server_that_speaks_unasked_is_hung_up_on(caplog: pytest.LogCaptureFixture) -> None:
+    is_idle, closed = threading.Event(), threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        heard(connection)
+        connection.sendall(OK)
+        is_idle.wait(10)
+        connection.sendall(b"HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\n\r\n")
+        connection.recv(1)
+        closed.set()
+
+    with raw_server(talk) as url:
+        async with transport_to() as by:
+            assert await got(by, url) == b"ok"
+            is_idle.set()
+            assert await ended(closed)
+    assert caplog.records == []
 
 
 async def ended(closed: threading.Event) -> bool:

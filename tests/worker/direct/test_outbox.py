@@ -163,6 +163,24 @@ def test_a_proxy_that_comes_back_gets_a_new_window() -> None:
     assert numbers(outbox.to_send()) == [2, 3, 4]
 
 
+def test_what_was_under_way_to_a_lost_proxy_makes_no_room_for_the_next() -> None:
+    outbox = filled(9, text="x" * 60)
+    for _ in range(2):
+        outbox.attach(0)
+        assert numbers(outbox.to_send()) == [0, 1, 2]
+    outbox.acknowledge(3, 3)
+    assert numbers(outbox.to_send()) == [3, 4, 5]
+
+
+def test_what_the_proxy_has_by_the_queue_is_not_sent_to_it_again() -> None:
+    outbox = filled(9, text="x" * 60)
+    outbox.attach(0)
+    assert numbers(outbox.to_send()) == [0, 1, 2]
+    outbox.take_due(POST_AFTER)
+    outbox.acknowledge(4, 4)
+    assert numbers(outbox.to_send()) == [4, 5, 6]
+
+
 def test_a_frame_that_has_left_on_neither_road_cannot_be_acknowledged() -> None:
     outbox = filled(3, ended=True)
     outbox.attach(0)
