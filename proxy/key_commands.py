@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from pydantic import ValidationError
 
 from proxy.access.keys import KeyLimits
+from proxy.config.mistakes import reason
 from proxy.config.settings import DATABASE_FILE, DatabaseSettings
+from proxy.config.tables import Limits
 
 if TYPE_CHECKING:  # SQLAlchemy, which only a command that runs needs
     from sqlalchemy import Connection
@@ -40,9 +44,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     create.add_argument("--may-warm", action="store_true", help="may it wake workers?")
     for field in fields(KeyLimits):
-        create.add_argument(
-            f"--{field.name.replace('_', '-')}", type=_positive, metavar="N", help="a limit"
-        )
+        create.add_argument(f"--{_option(field.name)}", metavar="N", help="a limit")
     actions.add_parser("list", help="all keys there are and were")
     for action, says in (
         ("show", "what one key may do"),
@@ -96,8 +98,18 @@ def _work(options: argparse.Namespace) -> Callable[["Connection"], str]:
 
 
 def _limits(options: argparse.Namespace) -> KeyLimits:
+    """Those that are given, as a key's table in the file has them; exits if one cannot be."""
     given = {field.name: getattr(options, field.name) for field in fields(KeyLimits)}
-    return KeyLimits(**given)
+    try:
+        limits = Limits.model_validate({n: text for n, text in given.items() if text is not None})
+    except ValidationError as exc:
+        wrong = exc.errors()[0]
+        sys.exit(f"not done: --{_option(str(wrong['loc'][0]))}: {reason(wrong)}")
+    return KeyLimits(**limits.limits)
+
+
+def _option(field: str) -> str:
+    return field.replace("_", "-")
 
 
 def _table(keys: Sequence["StoredKey"]) -> str:
@@ -132,13 +144,6 @@ def _shown(moment: int) -> str:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _positive(text: str) -> Any:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("a positive number is needed")
-    return int(value) if value.is_integer() else value
 
 
 def _moment(text: str) -> int:

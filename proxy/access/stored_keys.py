@@ -101,13 +101,13 @@ class StoredKeys:
         return found.key
 
     async def _refresh(self) -> None:
-        age = self._clock() - self._as_of
-        if age > REFRESH_SECONDS and self._asking is None:
+        now = self._clock()
+        if now - self._as_of > REFRESH_SECONDS and self._asking is None:
             self._asking = asyncio.create_task(self._ask())
             self._asking.add_done_callback(self._asked)
-        if age > MAX_AGE_SECONDS and self._asking is not None:
+        if now - self._as_of > MAX_AGE_SECONDS and self._asking is not None:
             await asyncio.wait({self._asking}, timeout=PATIENCE_SECONDS)
-            if self._clock() - self._as_of > MAX_AGE_SECONDS + PATIENCE_SECONDS:
+            if now - self._as_of > MAX_AGE_SECONDS:  # nothing newer has come
                 raise KeysUnavailable(
                     "API keys cannot be checked now: their database is away.",
                     retry_after_seconds=1,

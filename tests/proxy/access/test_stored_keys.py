@@ -138,7 +138,9 @@ def test_commands_tell_what_a_key_may_do_and_never_the_key(command: Command, fol
         (("create", "alice"), "there is a key of the name alice already"),
         (("create", "a b"), "letters, digits"),
         (("create", "x", "--expires", "soon"), "a date is needed"),
-        (("create", "x", "--requests-per-minute", "0"), "a positive number"),
+        (("create", "x", "--requests-per-minute", "0"), "a number above 0 is needed"),
+        (("create", "x", "--requests-per-minute", "1.5"), "a whole number is needed"),
+        (("create", "x", "--priority", "high"), "a whole number is needed"),
         (("revoke", "bob"), "there is no key of the name bob"),
         (("rotate", "gone"), "the key gone has been revoked"),
     ],
@@ -201,6 +203,26 @@ async def test_requests_do_not_wait_for_what_is_asked_again_in_time(tmp_path: Pa
     await asyncio.sleep(0)
     assert finding.done()
     await database.close()
+
+
+@pytest.mark.slow
+async def test_what_is_too_old_is_not_taken_when_nothing_newer_can_be_had(
+    server: PostgreSQL,
+) -> None:
+    url = server.new_database()
+    key = done(url, lambda one: stored_keys.create(one, StoredKey("a", 0)))
+    now = 0.0
+    database = Database(url)
+    store = StoredKeys(database, clock=lambda: now)
+    assert await store.find(digest_of(key)) is not None
+    server.stop(signal.SIGKILL)
+    try:
+        now = MAX_AGE_SECONDS + 0.01
+        with pytest.raises(KeysUnavailable):
+            await store.find(digest_of(key))
+    finally:
+        server.start()
+        await database.close()
 
 
 @pytest.mark.slow
