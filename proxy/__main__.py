@@ -30,6 +30,7 @@ from proxy.config.tables import Config
 from proxy.http.listening import ListenError, listen
 from proxy.http.server import Server, allow_descriptors
 from proxy.summary import summary
+from proxy.telemetry.logs import log_to_stderr
 
 ABOUT = """\
 An OpenAI-compatible proxy for RunPod Serverless vLLM endpoints.
@@ -63,7 +64,7 @@ def main() -> None:
     if options.command == "keys":
         sys.exit(key_commands.run(options, _settings(DatabaseSettings)))
     settings = _settings(Settings)
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_format)
     for sentence in [*read, *misspelt(os.environ), *doubts(settings), *_unreadable_exceptions()]:
         log.warning("%s", sentence)
     try:
@@ -153,16 +154,6 @@ def _settings(kind: type[S]) -> S:
         return kind()
     except ValidationError as exc:
         _refuse([*explained(exc), *misspelt(os.environ)])
-
-
-def _log_to_stderr(level: str) -> None:
-    """The level is for our own lines: at `debug` other libraries' would show what clients say."""
-    logging.basicConfig(
-        level=max(logging.INFO, logging.getLevelName(level.upper())),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("proxy").setLevel(level.upper())
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def _check_the_way_out(first: Config, settings: Settings) -> None:

@@ -82,6 +82,22 @@ def checked_head(
     return Head(status, content_type, _models(models), _headers(headers), cause)
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a call went on its way to a worker and there, as far as that is known; in seconds."""
+
+    was_cold: bool | None = None
+    """A worker had to be started for it; None where that cannot be told."""
+    queue_seconds: float | None = None
+    """How long its job waited for a worker: as RunPod tells, or else as seen from here."""
+    execution_seconds: float | None = None
+    """How long a worker had the job, where RunPod was asked and told."""
+
+
+NO_COURSE: Final = Course()
+"""Of an answer that no worker gives."""
+
+
 class Answer(Protocol):
     """What is answered to one call. Nothing happens before `open`; `close` comes in the end.
 
@@ -101,6 +117,11 @@ class Answer(Protocol):
     @property
     def road(self) -> str:
         """How the outputs of a job come, where there is more than one way, for the log."""
+        ...
+
+    @property
+    def course(self) -> Course:
+        """How the call went so far."""
         ...
 
     @property
@@ -148,6 +169,11 @@ class WrappedAnswer:
         return self.inner.road if self.inner else ""
 
     @property
+    def course(self) -> Course:
+        """The inner answer's course."""
+        return self.inner.course if self.inner else NO_COURSE
+
+    @property
     def is_waiting(self) -> bool:
         """Whether the inner answer waits for a worker."""
         return self.inner.is_waiting if self.inner else True
@@ -169,6 +195,7 @@ class LocalAnswer:
     head: Head | None = None
     job_id: Final = None
     road: Final = ""
+    course: Final = NO_COURSE
     is_waiting: Final = False
 
     async def pieces(self) -> AsyncIterator[bytes]:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
-from proxy.api.answer import Answer, WrappedAnswer
+from proxy.api.answer import Answer, Course, WrappedAnswer
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.errors import JobNotFound, ModelStartFailed, ProxyError, VLLMError
 
@@ -30,6 +32,12 @@ class ColdStartAnswer(WrappedAnswer):
         self._starts = monitor.starts
         self._worker_of = worker_of
         self._learning: asyncio.Task[None] | None = None
+        self._was_cold: bool | None = None
+
+    @property
+    def course(self) -> Course:
+        """The inner answer's course, and whether it began with a start."""
+        return replace(self._answer.course, was_cold=self._was_cold)
 
     async def open(self) -> bytes:
         """Open the inner answer.
@@ -41,6 +49,7 @@ class ColdStartAnswer(WrappedAnswer):
         if self._starts.failure is not None:
             self._monitor.request_updates()
             self._starts.check()
+        began = time.monotonic()
         opening = asyncio.create_task(self._answer.open())
         with self._monitor.waiting():
             try:
@@ -54,6 +63,7 @@ class ColdStartAnswer(WrappedAnswer):
                     self._starts.note_failure(exc, exits=False)
                 raise
             finally:
+                self._was_cold = self._monitor.clock.has_met_start(began)
                 opening.cancel()
             self._note_answer()
             return first

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from proxy.api.answer import JSON, Answer, Head, checked_head
+from proxy.api.answer import JSON, NO_COURSE, Answer, Head, checked_head
 from proxy.api.call import Call, Content, OnSpent
 from proxy.api.sse_framing import DONE, Completion, WholeEvents
 from proxy.backends.admission import Admission
@@ -160,6 +160,7 @@ class RelayedAnswer:
 
     job_id = None
     road = ""
+    course = NO_COURSE
 
     def __init__(
         self,

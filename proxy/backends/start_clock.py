@@ -7,6 +7,7 @@ nothing to lose; where the folder cannot be used they are in memory alone.
 import contextlib
 import json
 import logging
+import math
 import os
 import statistics
 import time
@@ -77,6 +78,8 @@ class StartClock:
         self._times = times
         self._began: float | None = None
         self._is_start = False
+        self._ended = -math.inf
+        """When the last start was over, or waited for no more."""
         self.phase = ""
         """What the worker that starts is doing, in a word or two, where that is known."""
 
@@ -92,6 +95,10 @@ class StartClock:
         if self._began is None or not self._is_start:
             return None
         return time.monotonic() - self._began
+
+    def has_met_start(self, began: float) -> bool:
+        """Whether one who has waited since then (monotonic clock) has waited for a start."""
+        return self._is_start or self._ended >= began
 
     def begin(self) -> None:
         """A request waits; whether for a start, or for a worker that is up, will show."""
@@ -113,6 +120,8 @@ class StartClock:
 
     def give_up(self) -> None:
         """No request waits any more."""
+        if self._is_start:
+            self._ended = time.monotonic()
         self._began, self._is_start, self.phase = None, False, ""
 
     @property

@@ -210,6 +210,8 @@ class Settings(DatabaseSettings):
         "info"
     )
     """debug, info, warning or error."""
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
+    """`json`: each line of the log is a JSON object."""
     max_body_bytes: int = Field(
         default=10_000_000 - JOB_OVERHEAD_BYTES, ge=MIN_BODY_BYTES, le=MAX_BYTES
     )

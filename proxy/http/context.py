@@ -4,22 +4,20 @@ The outermost middleware makes the record and finishes it; what happens in betwe
 nowhere else.
 """
 
-import logging
 import time
 from dataclasses import dataclass, field
-from urllib.parse import quote
 
 from starlette.requests import HTTPConnection
 
 from proxy.access.keys import Key
 from proxy.access.limits import Permit
-from proxy.api.answer import Answer
+from proxy.api.answer import NO_COURSE, Answer
 from proxy.api.dialects import Dialect
 from proxy.errors import ProxyError
 from proxy.services import Services
+from proxy.telemetry.ended_request import EndedRequest
+from proxy.telemetry.logs import log_request
 from proxy.telemetry.metrics import Metrics
-
-log = logging.getLogger("proxy.access")
 
 
 @dataclass(slots=True)
@@ -59,25 +57,37 @@ class RequestContext:
 
     def finish(self, metrics: Metrics) -> None:
         """The request is over: its line in the log, and what it adds to the numbers."""
-        outcome = self.outcome or _outcome(self.status)
+        ended = self._ended()
         if self.permit is not None:
-            self.permit.end(used=sum(self.tokens), is_known=self._knows_tokens(outcome))
-        metrics.note_request(self.model, self.status, outcome)
+            used, is_known = sum(ended.tokens), self._knows_tokens(ended.outcome)
+            self.permit.end(used=used, is_known=is_known)
+        metrics.note_request(ended.model, ended.status, ended.outcome)
         if self.first_byte_seconds is not None:
             metrics.note_first_byte(self.model, self.first_byte_seconds)
         if any(self.tokens):
             metrics.note_tokens(self.model, *self.tokens)
-        log.info(
-            "%s %s %s %d %s %.3fs job=%s%s%s",
+        log_request(ended)
+
+    def _ended(self) -> EndedRequest:
+        answer = self.answer
+        head = None if answer is None else answer.head
+        return EndedRequest(
             self.id,
             self.method,
-            quote(self.path),  # unpacked, it could hold a line of its own
+            self.path,
             self.status,
-            outcome,
+            self.outcome or _outcome(self.status),
             time.monotonic() - self.began,
-            (self.answer and self.answer.job_id) or "-",
-            f" road={self.answer.road}" if self.answer and self.answer.road else "",
-            self.remark,
+            route=self.route,
+            key=self.key.name if self.key else "",
+            model=self.model,
+            job_id=(answer and answer.job_id) or "",
+            road=answer.road if answer else "",
+            first_byte_seconds=self.first_byte_seconds,
+            is_stream=head is not None and head.is_event_stream,
+            tokens=self.tokens,
+            course=answer.course if answer else NO_COURSE,
+            remark=self.remark,
         )
 
     def _knows_tokens(self, outcome: str) -> bool:

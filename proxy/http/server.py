@@ -11,6 +11,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 
 from proxy.backends.runpod.direct.channel import MAX_MESSAGE_BYTES
@@ -42,6 +43,8 @@ class Server(uvicorn.Server):
                 ws_ping_interval=None,
                 ws_per_message_deflate=False,
                 log_level=settings.log_level,
+                # Without, uvicorn's lines are formatted as all others are.
+                log_config=LOGGING_CONFIG if settings.log_format == "text" else None,
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=IDLE_CONNECTION_SECONDS,

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.api.answer import Head, whole
+from proxy.api.answer import NO_COURSE, Course, Head, whole
 from proxy.backends.runpod.endpoint import JobStatus
 from proxy.backends.runpod.failure import error_from, model_start_failed
 from proxy.backends.runpod.job import Job
@@ -58,6 +58,11 @@ class JobAnswer:
     def road(self) -> str:
         """The road by which the job's outputs come, and what is in the way of the other."""
         return self._job.road if self._job else ""
+
+    @property
+    def course(self) -> Course:
+        """How the job went so far."""
+        return self._job.course if self._job else NO_COURSE
 
     @property
     def is_waiting(self) -> bool:

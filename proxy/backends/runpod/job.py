@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
+from proxy.api.answer import Course
 from proxy.api.call import OnSpent
 from proxy.backends.deadlines import Deadlines, pause
 from proxy.backends.health_monitor import HealthMonitor
@@ -64,7 +65,10 @@ class Job:
         self._endpoint = endpoint
         self._monitor = monitor
         self._on_close = on_close
+        self._submitted = time.monotonic()
         self._taken: float | None = None
+        self._delay_ms: int | None = None
+        self._execution_ms: int | None = None
         self._worker_id: str | None = None
         """Of a worker that has the job and may still be loading its model."""
         self.has_output = False
@@ -112,6 +116,15 @@ class Job:
     def worker_seconds(self) -> float:
         """How long a worker has had the job so far, as seen from here."""
         return 0.0 if self._taken is None else time.monotonic() - self._taken
+
+    @property
+    def course(self) -> Course:
+        """How it went so far; in RunPod's words, where it was asked for something else anyway."""
+        queue_seconds = None if self._taken is None else self._taken - self._submitted
+        if self._delay_ms is not None:
+            queue_seconds = self._delay_ms / 1000
+        execution_seconds = None if self._execution_ms is None else self._execution_ms / 1000
+        return Course(queue_seconds=queue_seconds, execution_seconds=execution_seconds)
 
     async def follow(self) -> AsyncGenerator[list[Any]]:
         """Yield outputs as they come until the job has ended and all of them have come.
@@ -163,7 +176,7 @@ class Job:
         tries = 0
         for attempt in itertools.count():
             try:
-                state = await self._endpoint.status(self.id)
+                state = await self._ask()
             except (JobNotFound, UpstreamMisconfigured) as exc:
                 self._refusal(exc)
             except UpstreamUnavailable:
@@ -279,10 +292,18 @@ class Job:
     def _ring(self, _: asyncio.Future[Any]) -> None:
         self._changed.set()
 
+    async def _ask(self) -> JobState:
+        """What /status says; the times that it tells are noted."""
+        state = await self._endpoint.status(self.id)
+        self._delay_ms = state.delay_ms
+        if state.status.is_terminal:
+            self._execution_ms = state.execution_ms
+        return state
+
     async def _ask_for_end(self) -> None:
         """Learn whether the job has ended otherwise than by its last frame."""
         try:
-            state = await self._endpoint.status(self.id)
+            state = await self._ask()
         except (ProxyError, JobNotFound):
             return  # while frames come, RunPod may be out of reach
         self.has_ended = self.has_ended or state.status.is_terminal
@@ -339,7 +360,7 @@ class Job:
             return
         try:
             async with asyncio.timeout(self.deadlines.seconds_left()):
-                state = await self._endpoint.status(self.id)
+                state = await self._ask()
         except (ProxyError, JobNotFound, TimeoutError):
             return  # it is asked again after the next poll
         if state.status is JobStatus.IN_QUEUE:

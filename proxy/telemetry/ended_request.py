@@ -1,0 +1,63 @@
+"""What is told of a request that has ended: in the log, in the numbers, wherever it is counted."""
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from proxy.api.answer import NO_COURSE, Course
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRequest:
+    """One request, without a word of what it asked and was answered. Times are in seconds."""
+
+    id: str
+    method: str
+    path: str
+    """As the client wrote it."""
+    status: int
+    outcome: str
+    """`completed`, `client_left`, `failed`, or what went wrong: a code of our errors."""
+    seconds: float
+    """From its first byte to its end."""
+    route: str = ""
+    """The route that a worker answers, as in `POST /v1/responses/{id}`; empty for our own."""
+    key: str = ""
+    """The name of its API key."""
+    model: str = ""
+    """Empty if it named none of ours."""
+    job_id: str = ""
+    road: str = ""
+    first_byte_seconds: float | None = None
+    """From asking to the first byte of the answer, keep-alives not counted."""
+    is_stream: bool = False
+    """It was answered by a stream of events."""
+    tokens: tuple[int, int] = (0, 0)
+    """How many went in and came out, where they are counted."""
+    course: Course = NO_COURSE
+    remark: str = ""
+
+    @property
+    def start(self) -> str:
+        """`cold` if a worker had to be started for it, `warm` if not, empty if nobody knows."""
+        return {None: "", True: "cold", False: "warm"}[self.course.was_cold]
+
+    @property
+    def safe_path(self) -> str:
+        """The path in printable characters: unpacked, it could hold a line of its own."""
+        return quote(self.path)
+
+    @property
+    def facts(self) -> dict[str, str | int | float]:
+        """What a line of the log tells by names, beside what every line begins with."""
+        tokens_in, tokens_out = self.tokens
+        known: dict[str, str | int | float | None] = {
+            "key": self.key,
+            "model": self.model,
+            "first_byte_seconds": self.first_byte_seconds,
+            "queue_seconds": self.course.queue_seconds,
+            "start": self.start,
+            "tokens_in": tokens_in or None,
+            "tokens_out": tokens_out or None,
+            "road": self.road,
+        }
+        return {name: value for name, value in known.items() if value not in (None, "")}
