@@ -29,7 +29,7 @@ class _Cancel:
     endpoint: Endpoint
     job_id: str
     is_running: bool
-    gust: Gust = field(default_factory=Gust)
+    gust: Gust = field(default_factory=lambda: Gust(2 * MAX_PAUSE_SECONDS))
     told: str = ""
     """The last failure that was logged."""
 

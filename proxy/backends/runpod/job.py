@@ -318,9 +318,17 @@ class Job:
             self._failure = self._refusal(exc)
 
     def _refusal(self, exc: JobNotFound | UpstreamMisconfigured) -> ProxyError:
-        """What a refused call means; raised once refusals have lasted so long as to be believed."""
-        failure = WorkerFailed(FORGOTTEN) if isinstance(exc, JobNotFound) else exc
-        if self._gust.has_lasted():
+        """What a refused call means; raised once refusals have lasted so long as to be believed.
+
+        Whether the key is refused, all calls with it tell; whether a job is known, its own.
+        """
+        if isinstance(exc, JobNotFound):
+            failure: ProxyError = WorkerFailed(FORGOTTEN)
+            is_believed = self._gust.has_lasted()
+        else:
+            failure = exc
+            is_believed = not self._endpoint.trust.outlasts_refusal()
+        if is_believed:
             raise failure from None
         return failure
 

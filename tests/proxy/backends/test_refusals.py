@@ -86,6 +86,22 @@ def test_polls_that_go_well_show_that_the_key_works(
 
 
 @pytest.mark.slow
+def test_a_job_outlasts_refusals_while_other_calls_show_that_the_key_works(
+    fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "GUST_SECONDS", 1.0)
+    runpod.script = OK
+    runpod.refusal, runpod.refused_operations = Response(status_code=403), {"stream"}
+    with ThreadPoolExecutor() as pool:
+        answers = []
+        for _ in range(8):  # each is submitted, which goes well, and then polled for in vain
+            answers.append(pool.submit(fresh_client.post, CHAT, json=chat()))
+            time.sleep(0.3)
+        runpod.refusal = None
+        assert [answer.result().status_code for answer in answers] == [200] * 8
+
+
+@pytest.mark.slow
 def test_a_key_that_worked_long_ago_is_tried_as_long_as_one_that_just_has(
     fresh_client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +115,22 @@ def test_a_key_that_worked_long_ago_is_tried_as_long_as_one_that_just_has(
         wait_until(lambda: runpod.refused["run"] > 1)
         runpod.refusal = None
         assert answer.result().status_code == 200
+
+
+def test_refusals_far_apart_are_not_one_gust_but_what_is_believed_stays_so() -> None:
+    clock = iter(
+        [
+            *(0, 16, 18),  # between the first two there was no call
+            *(25, 30),
+            *(32, 3600),  # sixteen seconds without a gap, and then a long one
+            3601,
+        ]
+    )
+    gust = refusals.Gust(clock=lambda: next(clock))
+    assert [gust.has_lasted() for _ in range(5)] == [False] * 5
+    assert [gust.has_lasted() for _ in range(2)] == [True] * 2
+    gust.end()
+    assert not gust.has_lasted()
 
 
 @GUSTS
