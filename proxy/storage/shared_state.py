@@ -8,9 +8,9 @@ that is away. While it is away nobody waits for it: it is tried again every seco
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -20,11 +20,15 @@ from redis.exceptions import NoScriptError, RedisError
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS: Final = 2.0
-"""How long Redis may take for what is sent to it at a time."""
+"""How long Redis may take for what is sent to it at a time, as `_in_time` counts it."""
+TICK_SECONDS: Final = 0.05
 PAUSE_SECONDS: Final = 1.0
 """How long Redis is left alone when it has not answered."""
 MAX_TOGETHER: Final = 200
 """How many scripts go out at a time."""
+
+
+T = TypeVar("T")
 
 
 class RedisAway(Exception):
@@ -53,8 +57,8 @@ class SharedState:
     def __init__(self, url: str) -> None:
         self._redis = Redis.from_url(
             url,
-            socket_timeout=PATIENCE_SECONDS,
-            socket_connect_timeout=PATIENCE_SECONDS,
+            socket_timeout=None,
+            socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),  # what has run must not run again
             decode_responses=True,
         )
@@ -91,8 +95,7 @@ class SharedState:
                     self._waiting[:MAX_TOGETHER],
                     self._waiting[MAX_TOGETHER:],
                 )
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    answers = await self._answers(batch)
+                answers = await _in_time(self._answers(batch))
                 for call, answer in zip(batch, answers, strict=True):
                     if not call.answer.done():  # nor was its request left
                         call.answer.set_result(answer)
@@ -132,5 +135,26 @@ class SharedState:
 
     def _note_away(self, exc: Exception) -> None:
         if not self._retry_at:
-            log.error("Redis is away: %s", exc or "it has not answered in time")
+            log.error("Redis is away: %s", str(exc) or "it has not answered in time")
         self._retry_at = asyncio.get_running_loop().time() + PAUSE_SECONDS
+
+
+async def _in_time(work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns; raises TimeoutError when Redis has had its time.
+
+    Time is counted in turns of the event loop. By the clock, an answer that has long been there
+    would be too late where the loop has no time to read it.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        for _ in range(max(1, round(PATIENCE_SECONDS / TICK_SECONDS))):
+            await asyncio.wait({task}, timeout=TICK_SECONDS)
+            if task.done():
+                return task.result()
+        raise TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # else asyncio would log that nobody asked for it

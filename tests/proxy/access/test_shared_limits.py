@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from proxy.access.spending import Spending
 from proxy.api.token_estimate import Tokens
 from proxy.errors import InsufficientQuota, RateLimitExceeded, TokenLimitExceeded
 from proxy.storage import shared_state
+from proxy.storage.shared_state import Script, SharedState
 from tests.proxy.access.conftest import FRAME
 from tests.proxy.conftest import chat
 from tests.proxy.process import Proxy
@@ -190,6 +192,24 @@ async def test_a_redis_that_says_nothing_holds_no_request_up(
         server.hold()
         async with asyncio.timeout(30):
             assert all(await asyncio.gather(*(let_in(one, key) for _ in range(40))))
+
+
+@pytest.mark.slow
+async def test_a_redis_that_answers_is_not_away_when_the_proxy_is_behind(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_state, "PATIENCE_SECONDS", 0.4)
+    monkeypatch.setattr(shared_state, "TICK_SECONDS", 0.01)
+
+    def hold_the_loop() -> None:
+        time.sleep(0.1)
+        loop.call_soon(hold_the_loop)
+
+    loop = asyncio.get_running_loop()
+    loop.call_soon(hold_the_loop)
+    state = SharedState(server.url)
+    assert await state.run(Script("return ARGV[1]"), [], ["here"]) == "here"
+    await state.close()
 
 
 async def test_what_was_spent_is_counted_to_the_day_on_which_it_was(
