@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -35,6 +36,9 @@ from proxy.serving.shield import Shield
 from proxy.serving.stored_responses import StoredResponses
 from proxy.serving.warmup import Warmer
 from proxy.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:  # Redis is imported where it is used
+    from proxy.storage.shared_state import SharedState
 
 LAST_CALLS_SECONDS = 10
 """How long a proxy that stops waits for RunPod to answer its last submissions, and then the last
@@ -97,7 +101,10 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
             stack.callback(journal.close)
             spending = Spending(settings.state_dir.expanduser())
             stack.callback(spending.close)
-            limiter = _limiter(settings, spending)
+            shared_state = _shared_state(settings)
+            if shared_state is not None:
+                stack.push_async_callback(shared_state.close)
+            limiter = _limiter(settings, spending, shared_state)
             stack.push_async_callback(limiter.close)
             client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
             await stack.enter_async_context(client)
@@ -137,10 +144,17 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
     return lifespan
 
 
-def _limiter(settings: Settings, spending: Spending) -> Limiter:
+def _shared_state(settings: Settings) -> "SharedState | None":
     if settings.redis_url is None:
-        return Limiter(spending, copies=settings.copies)
-    from proxy.access.shared_limits import SharedLimiter  # Redis is imported where it is used
+        return None
+    from proxy.storage.shared_state import SharedState
 
-    url = settings.redis_url.get_secret_value()
-    return SharedLimiter(spending, url, copies=settings.copies)
+    return SharedState(settings.redis_url.get_secret_value())
+
+
+def _limiter(settings: Settings, spending: Spending, state: "SharedState | None") -> Limiter:
+    if state is None:
+        return Limiter(spending, copies=settings.copies)
+    from proxy.access.shared_limits import SharedLimiter
+
+    return SharedLimiter(spending, state, copies=settings.copies)

@@ -26,10 +26,8 @@ from proxy.access.limits import (
 from proxy.access.spending import Periods, Spending, Spent
 from proxy.api.call import OnSpent
 from proxy.api.token_estimate import Tokens
-from proxy.storage.shared_state import PATIENCE_SECONDS, RedisAway, Script, SharedState
+from proxy.storage.shared_state import PATIENCE_SECONDS, PREFIX, RedisAway, Script, SharedState
 
-PREFIX: Final = "runpod-openai-proxy"
-"""What the names of all that is kept in Redis begin with."""
 LEASE_SECONDS: Final = 15.0
 """How long a place among those at once is kept for a copy that says nothing."""
 SPENT_KEPT_SECONDS: Final = 32 * 24 * 3600
@@ -133,9 +131,9 @@ return 'ok'
 class SharedLimiter(Limiter):
     """Lets requests in as far as their keys' limits allow, over all copies."""
 
-    def __init__(self, spending: Spending, url: str, *, copies: int) -> None:
+    def __init__(self, spending: Spending, state: SharedState, *, copies: int) -> None:
         super().__init__(spending, copies=copies)
-        self._state = SharedState(url)
+        self._state = state
         self._copy = uuid.uuid4().hex
         self._serial = itertools.count()
         self._held: dict[str, set[str]] = {}
@@ -182,12 +180,11 @@ class SharedLimiter(Limiter):
         return note
 
     async def close(self) -> None:
-        """Tell Redis what is still to be told, and let go of it."""
+        """Tell Redis what is still to be told."""
         if self._holding is not None:
             self._holding.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=PATIENCE_SECONDS)
-        await self._state.close()
 
     async def _asked(
         self, key: Key, limits: KeyLimits, permit_id: str, reserved: int

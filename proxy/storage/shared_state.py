@@ -19,6 +19,8 @@ from redis.exceptions import NoScriptError, RedisError
 
 log = logging.getLogger(__name__)
 
+PREFIX: Final = "runpod-openai-proxy"
+"""What the names of all that is kept there begin with."""
 PATIENCE_SECONDS: Final = 2.0
 """How long Redis may take for what is sent to it at a time, as `_in_time` counts it."""
 TICK_SECONDS: Final = 0.05

@@ -50,12 +50,18 @@ async def two_copies(
     server: RedisServer, folder: Path
 ) -> AsyncIterator[tuple[SharedLimiter, SharedLimiter]]:
     """The limiters of two copies, each with a folder of its own."""
-    copies = [SharedLimiter(Spending(folder / n), server.url, copies=2) for n in ("a", "b")]
+    states = [SharedState(server.url) for _ in range(2)]
+    copies = [
+        SharedLimiter(Spending(folder / name), state, copies=2)
+        for name, state in zip(("a", "b"), states, strict=True)
+    ]
     try:
         yield copies[0], copies[1]
     finally:
         for copy in copies:
             await copy.close()
+        for state in states:
+            await state.close()
 
 
 async def let_in(limiter: SharedLimiter, key: Key, tokens: Tokens = NONE) -> bool:
@@ -217,7 +223,8 @@ async def test_what_was_spent_is_counted_to_the_day_on_which_it_was(
 ) -> None:
     today = datetime(2026, 12, 31, 23, 59, tzinfo=UTC)
     spending = Spending(tmp_path, lambda: today)
-    limiter = SharedLimiter(spending, server.url, copies=1)
+    state = SharedState(server.url)
+    limiter = SharedLimiter(spending, state, copies=1)
     key = Key("k", limits=KeyLimits(daily_gpu_seconds=10))
     limiter.on_spent(key)(10.0, 0.0)
     await _settled(limiter)
@@ -226,6 +233,7 @@ async def test_what_was_spent_is_counted_to_the_day_on_which_it_was(
     today = datetime(2027, 1, 1, 0, 0, tzinfo=UTC)
     assert await let_in(limiter, key)
     await limiter.close()
+    await state.close()
     spending.close()
 
 
