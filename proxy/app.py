@@ -35,6 +35,7 @@ from proxy.serving.sharing import Sharing
 from proxy.serving.shield import Shield
 from proxy.serving.stored_responses import StoredResponses
 from proxy.serving.warmup import Warmer
+from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:  # Redis is imported where it is used
@@ -127,6 +128,7 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
                 settings=settings,
                 memory=memory,
                 metrics=numbers,
+                history=History(),
                 backends=backends,
                 warmer=warmer,
                 shield=Shield(is_up=settings.wake_shield),
@@ -137,6 +139,8 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
                 models=build_models(first, settings, backends, numbers),
             )
             warmer.schedule(services.models)
+            services.begin_history()
+            stack.push_async_callback(services.history.close)
             backends.cancel_orphans()
             services.request_updates()
             yield

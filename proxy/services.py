@@ -3,19 +3,22 @@
 import logging
 from dataclasses import dataclass
 
-from proxy.access.keys import Keys
+from proxy.access.keys import Key, Keys
 from proxy.access.limits import Limiter
+from proxy.api.call import OnSpent
 from proxy.backends.registry import BackendRegistry
 from proxy.config.file import ConfigError
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.memory import Memory
 from proxy.serving.build import build_models
-from proxy.serving.models import Models
+from proxy.serving.models import Model, Models
+from proxy.serving.overview import endpoints_now, under_way
 from proxy.serving.sharing import Sharing
 from proxy.serving.shield import Shield
 from proxy.serving.stored_responses import StoredResponses
 from proxy.serving.warmup import Warmer
+from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ class Services:
     settings: Settings
     memory: Memory
     metrics: Metrics
+    history: History
     backends: BackendRegistry
     warmer: Warmer
     shield: Shield
@@ -61,6 +65,20 @@ class Services:
         self.models, self.keys = models, self.keys.replaced(self.settings.api_keys, config.keys)
         self.warmer.schedule(models)
         log.info("the configuration has been read again")
+
+    def begin_history(self) -> None:
+        """Keep from now on how things stand."""
+        self.history.begin(lambda: under_way(endpoints_now(self.backends, self.models)))
+
+    def on_spent(self, key: Key, model: Model) -> OnSpent:
+        """What counts a job's cost, for whoever is to know what this key spends on this model."""
+        count = self.limiter.on_spent(key)
+
+        def note(seconds: float, dollars: float) -> None:
+            count(seconds, dollars)
+            self.history.note_spent(key.name, model.label or model.name, seconds, dollars)
+
+        return note
 
     def request_updates(self) -> None:
         """Look how all endpoints are, for a client that asks."""

@@ -120,6 +120,11 @@ class HealthMonitor:
         return self._reason
 
     @property
+    def workers(self) -> Health | None:
+        """The counters as they were last seen; None if that is too long ago."""
+        return None if self._age > OLD_SECONDS else self._health
+
+    @property
     def _is_old(self) -> bool:
         return time.monotonic() - self._told > OLD_SECONDS
 

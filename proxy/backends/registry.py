@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import httpx
@@ -107,10 +107,15 @@ class BackendRegistry:
         assert self._direct is not None, "it has redeemed the token"
         await self._direct.serve(connection, endpoint)
 
+    def endpoints(self) -> Iterator[tuple[str, Backend]]:
+        """Every endpoint's backends by its name, those of its former tables first."""
+        for (name, _), backend in self._endpoints.items():
+            yield name, backend
+
     def note_in_flight(self) -> None:
         """Write down how many calls are under way, at an endpoint's former tables as well."""
         waiting, running, in_line = Counter[str](), Counter[str](), Counter[str]()
-        for (name, _), backend in self._endpoints.items():
+        for name, backend in self.endpoints():
             in_flight = backend.in_flight()
             waiting[name] += in_flight.waiting
             running[name] += in_flight.running

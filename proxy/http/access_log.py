@@ -44,7 +44,7 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            context.finish(scope["app"].state.services.metrics)
+            context.finish(scope["app"].state.services)
 
 
 def record_of(scope: Scope) -> RequestContext:

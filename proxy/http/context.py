@@ -17,7 +17,6 @@ from proxy.errors import ProxyError
 from proxy.services import Services
 from proxy.telemetry.ended_request import EndedRequest
 from proxy.telemetry.logs import log_request
-from proxy.telemetry.metrics import Metrics
 
 
 @dataclass(slots=True)
@@ -55,17 +54,19 @@ class RequestContext:
         """The answer is this error, or ends in it."""
         self.outcome = error.code or error.type
 
-    def finish(self, metrics: Metrics) -> None:
+    def finish(self, services: Services) -> None:
         """The request is over: its line in the log, and what it adds to the numbers."""
         ended = self._ended()
         if self.permit is not None:
             used, is_known = sum(ended.tokens), self._knows_tokens(ended.outcome)
             self.permit.end(used=used, is_known=is_known)
+        metrics = services.metrics
         metrics.note_request(ended.model, ended.status, ended.outcome)
         if self.first_byte_seconds is not None:
             metrics.note_first_byte(self.model, self.first_byte_seconds)
         if any(self.tokens):
             metrics.note_tokens(self.model, *self.tokens)
+        services.history.note(ended)
         log_request(ended)
 
     def _ended(self) -> EndedRequest:

@@ -10,7 +10,6 @@ from functools import partial
 from fastapi import HTTPException, Request, Response
 
 from proxy.access.keys import Key
-from proxy.access.limits import Limiter
 from proxy.api.answer import Answer
 from proxy.api.call import Call
 from proxy.api.dialects import StreamContext
@@ -58,7 +57,7 @@ async def _serve(route: Route, request: Request) -> Response:
         call = replace(call, headers=headers)
     flow = flow_of(key, services.keys, request.headers)
     terms = call_terms(model.terms, key, request.headers, flow)
-    call = await _let_in(services.limiter, context, key, call, model)
+    call = await _let_in(services, context, key, call, model)
     call, rewriter = _rewriter(services.settings, key, call, context)
     answer = context.answer = await _answer(services, request, call, model, terms)
     call = call.without_body()  # the answer has it, as long as it may have to be sent
@@ -88,15 +87,14 @@ async def _model(services: Services, call: Call, key: Key) -> Model:
 
 
 async def _let_in(
-    limiter: Limiter, context: RequestContext, key: Key, call: Call, model: Model
+    services: Services, context: RequestContext, key: Key, call: Call, model: Model
 ) -> Call:
     """The call, once its key's limits have room for it; what it costs is counted against them."""
-    if not key.limits.are_any:
-        return call
-    is_counted = key.limits.tokens_per_minute is not None
-    tokens = estimated_tokens(call, model.known_max_model_len) if is_counted else Tokens()
-    context.permit = await limiter.admit(key, tokens)
-    return replace(call, on_spent=limiter.on_spent(key))
+    if key.limits.are_any:
+        is_counted = key.limits.tokens_per_minute is not None
+        tokens = estimated_tokens(call, model.known_max_model_len) if is_counted else Tokens()
+        context.permit = await services.limiter.admit(key, tokens)
+    return replace(call, on_spent=services.on_spent(key, model))
 
 
 def _rewriter(

@@ -36,7 +36,7 @@ async def warm_model(request: Request) -> Response:
     context_of(request).permit = await services.limiter.admit(key, Tokens())
     if (monitor := model.backend.monitor) is not None:
         monitor.starts.forgive()
-    services.warmer.wake(model, services.limiter.on_spent(key))
+    services.warmer.wake(model, services.on_spent(key, model))
     body = {"id": model.name, "object": "model.warm", "state": model.state}
     return JSONResponse(body, status_code=202)
 
