@@ -21,6 +21,7 @@ from proxy.access.keys import UNLIMITED, Key, KeyLimits
 from proxy.config.tables import digest
 from proxy.errors import InvalidAPIKey, KeysUnavailable
 from proxy.storage.database import Database, DatabaseAway
+from proxy.storage.patience import is_done_within
 from proxy.storage.schema import KEYS, REVISIONS
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class StoredKeys:
             self._asking = asyncio.create_task(self._ask())
             self._asking.add_done_callback(self._asked)
         if now - self._as_of > MAX_AGE_SECONDS and self._asking is not None:
-            await asyncio.wait({self._asking}, timeout=PATIENCE_SECONDS)
+            await is_done_within(self._asking, PATIENCE_SECONDS)
             if now - self._as_of > MAX_AGE_SECONDS:  # nothing newer has come
                 raise KeysUnavailable(
                     "API keys cannot be checked now: their database is away.",

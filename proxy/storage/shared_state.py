@@ -17,13 +17,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from proxy.storage.patience import is_done_within
+
 log = logging.getLogger(__name__)
 
 PREFIX: Final = "runpod-openai-proxy"
 """What the names of all that is kept there begin with."""
 PATIENCE_SECONDS: Final = 2.0
-"""How long Redis may take for what is sent to it at a time, as `_in_time` counts it."""
-TICK_SECONDS: Final = 0.05
+"""How long Redis may take for what is sent to it at a time."""
 PAUSE_SECONDS: Final = 1.0
 """How long Redis is left alone when it has not answered."""
 MAX_TOGETHER: Final = 200
@@ -142,18 +143,12 @@ class SharedState:
 
 
 async def _in_time(work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns; raises TimeoutError when Redis has had its time.
-
-    Time is counted in turns of the event loop. By the clock, an answer that has long been there
-    would be too late where the loop has no time to read it.
-    """
-    task = asyncio.ensure_future(work)
+    """What the work returns; raises TimeoutError when Redis has had its time."""
+    task = asyncio.create_task(work)
     try:
-        for _ in range(max(1, round(PATIENCE_SECONDS / TICK_SECONDS))):
-            await asyncio.wait({task}, timeout=TICK_SECONDS)
-            if task.done():
-                return task.result()
-        raise TimeoutError
+        if not await is_done_within(task, PATIENCE_SECONDS):
+            raise TimeoutError
+        return task.result()
     finally:
         if not task.done():
             task.cancel()

@@ -17,7 +17,7 @@ from proxy.access.shared_limits import SharedLimiter
 from proxy.access.spending import Spending
 from proxy.api.token_estimate import Tokens
 from proxy.errors import InsufficientQuota, RateLimitExceeded, TokenLimitExceeded
-from proxy.storage import shared_state
+from proxy.storage import patience, shared_state
 from proxy.storage.shared_state import Script, SharedState
 from tests.proxy.access.conftest import FRAME
 from tests.proxy.conftest import chat
@@ -205,7 +205,7 @@ async def test_a_redis_that_answers_is_not_away_when_the_proxy_is_behind(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_state, "PATIENCE_SECONDS", 0.4)
-    monkeypatch.setattr(shared_state, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "TICK_SECONDS", 0.01)
 
     def hold_the_loop() -> None:
         time.sleep(0.1)

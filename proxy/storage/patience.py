@@ -1,0 +1,19 @@
+"""How long to wait for a database or a Redis that does not answer."""
+
+import asyncio
+from typing import Any, Final
+
+TICK_SECONDS: Final = 0.05
+
+
+async def is_done_within(task: asyncio.Future[Any], seconds: float) -> bool:
+    """Whether it is done within this time, counted in turns of the event loop.
+
+    By the clock, an answer that has long been there would be too late where the loop has had no
+    time to read it.
+    """
+    for _ in range(max(1, round(seconds / TICK_SECONDS))):
+        await asyncio.wait({task}, timeout=TICK_SECONDS)
+        if task.done():
+            return True
+    return False
