@@ -19,7 +19,7 @@ import httpx
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from proxy import __version__, check, key_commands
+from proxy import __version__, check, check_storage, key_commands
 from proxy.app import create_app
 from proxy.backends.connections import trusted_certificates
 from proxy.backends.outbound import OutboundProxies, OutboundProxyError
@@ -73,7 +73,7 @@ def main() -> None:
         _refuse(exc.reasons)
     _check_the_way_out(first, settings)
     if options.check:
-        findings = asyncio.run(check.check(first, settings))
+        findings = asyncio.run(_findings(first, settings))
         print(check.table(findings))  # noqa: T201 - what the command is for
         sys.exit(0 if all(finding.is_good for finding in findings) else 1)
     _serve(settings, first)
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--check",
         action="store_true",
-        help="read the configuration, ask RunPod with each key and endpoint, start no job",
+        help="read the configuration; ask RunPod, database and Redis; start no job",
     )
     flags.add_argument(
         "--env-file", type=Path, metavar="FILE", help="read this file in place of .env"
@@ -100,6 +100,10 @@ def parser() -> argparse.ArgumentParser:
     commands = flags.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     key_commands.add_parser(commands)
     return flags
+
+
+async def _findings(first: Config, settings: Settings) -> list[check.Finding]:
+    return await check.check(first, settings) + await check_storage.check(settings)
 
 
 def _serve(settings: Settings, first: Config) -> None:

@@ -87,6 +87,19 @@ class Database:
         return self._engine
 
 
+def reach(url: str) -> str | None:
+    """Why this database cannot be used, if it cannot; no table is made, as by the first use."""
+    engine = _engine(with_driver(url))
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("SELECT 1"))
+    except (SQLAlchemyError, OSError) as exc:
+        return _reason(exc)
+    finally:
+        engine.dispose()
+    return None
+
+
 def with_driver(url: str) -> URL:
     """The URL with the driver that we bring."""
     found = make_url(url)

@@ -8,7 +8,7 @@ that is away. While it is away nobody waits for it: it is tried again every seco
 import asyncio
 import hashlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -58,13 +58,7 @@ class SharedState:
     """One Redis; `url` is as redis-py has it."""
 
     def __init__(self, url: str) -> None:
-        self._redis = Redis.from_url(
-            url,
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),  # what has run must not run again
-            decode_responses=True,
-        )
+        self._redis = _redis(url)
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
         self._retry_at = 0.0
@@ -138,13 +132,13 @@ class SharedState:
 
     def _note_away(self, exc: Exception) -> None:
         if not self._retry_at:
-            log.error("Redis is away: %s", str(exc) or "it has not answered in time")
+            log.error("Redis is away: %s", _reason(exc))
         self._retry_at = asyncio.get_running_loop().time() + PAUSE_SECONDS
 
 
-async def _in_time(work: Coroutine[Any, Any, T]) -> T:
+async def _in_time(work: Awaitable[T]) -> T:
     """What the work returns; raises TimeoutError when Redis has had its time."""
-    task = asyncio.create_task(work)
+    task = asyncio.ensure_future(work)
     try:
         if not await is_done_within(task, PATIENCE_SECONDS):
             raise TimeoutError
@@ -155,3 +149,27 @@ async def _in_time(work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait({task})
             if not task.cancelled():
                 task.exception()  # else asyncio would log that nobody asked for it
+
+
+async def reach(url: str) -> str | None:
+    """Why this Redis cannot be used, if it cannot; without a password."""
+    async with _redis(url) as redis:
+        try:
+            await _in_time(redis.eval("return 1", 0))
+        except (RedisError, OSError, TimeoutError) as exc:
+            return _reason(exc)
+    return None
+
+
+def _redis(url: str) -> Redis:
+    return Redis.from_url(
+        url,
+        socket_timeout=None,
+        socket_connect_timeout=None,
+        retry=Retry(NoBackoff(), 0),  # what has run must not run again
+        decode_responses=True,
+    )
+
+
+def _reason(exc: Exception) -> str:
+    return str(exc) or "it has not answered in time"

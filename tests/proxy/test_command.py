@@ -17,6 +17,7 @@ from proxy import __version__
 from proxy.config.settings import environment_names
 from tests.proxy.scripted_runpod import ScriptedRunPod
 from tests.proxy.scripted_server import Reply, ScriptedServer
+from tests.redis_server import redis_server
 from tests.servers import serve
 from tests.waiting import wait_until
 
@@ -325,6 +326,23 @@ def test_a_check_that_reaches_nothing_names_the_address(run: Run) -> None:
     ended = run("--check", **ENOUGH, RUNPOD_ENDPOINT_BASE_URL="http://127.0.0.1:1/v2")
     assert ended.returncode == 1
     assert "fault: RUNPOD_ENDPOINT_BASE_URL: nothing listens there (127.0.0.1:1)" in ended.stdout
+
+
+def test_a_check_asks_the_database_and_redis_and_tells_no_password(
+    run: Run, tmp_path: Path
+) -> None:
+    with redis_server() as server, serve(CheckedRunPod()) as url:
+        variables = ENOUGH | {"RUNPOD_ENDPOINT_BASE_URL": f"{url}/v2"}
+        database = f"sqlite:///{tmp_path}/keys.sqlite3"
+        good = run("--check", **variables, PROXY_DATABASE_URL=database, PROXY_REDIS_URL=server.url)
+    away = "postgresql://proxy:SECRET@127.0.0.1:1/proxy", "redis://:SECRET@127.0.0.1:1/0"
+    bad = run("--check", **variables, PROXY_DATABASE_URL=away[0], PROXY_REDIS_URL=away[1])
+    assert good.returncode == 0, good.stdout
+    assert good.stdout.count("ok: it answers") == 2
+    assert bad.returncode == 1
+    for variable in ("PROXY_DATABASE_URL", "PROXY_REDIS_URL"):
+        assert f"fault: {variable}: " in bad.stdout
+    assert "SECRET" not in bad.stdout + bad.stderr
 
 
 def test_what_only_a_direct_channel_needs_is_not_loaded_before() -> None:
