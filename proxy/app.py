@@ -134,7 +134,7 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
                 shield=Shield(is_up=settings.wake_shield),
                 sharing=sharing,
                 stored_responses=StoredResponses(),
-                keys=Keys(settings.api_keys, first.keys, key_store),
+                keys=Keys(settings, first.keys, key_store),
                 limiter=limiter,
                 models=build_models(first, settings, backends, numbers),
             )

@@ -24,6 +24,11 @@ ABOUT = f"""\
 Keys that clients may use, kept in the database of PROXY_DATABASE_URL, or in {DATABASE_FILE} in the
 state folder. A proxy that runs with that database knows of a change within a second; one that was
 started without a database has to be started again after the first key was made."""
+RIGHTS: Final = {
+    "may_warm": "may it wake workers?",
+    "may_name_tenants": "may its requests say for whom they are, as a gateway's do?",
+    "may_administer": "may it make and revoke keys, and see what all of them do?",
+}
 SHOWN_DATE: Final = "%Y-%m-%d %H:%M UTC"
 
 
@@ -42,7 +47,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     create.add_argument(
         "--expires", type=_moment, metavar="WHEN", help="a date, as in 2027-01-31, or days: 90d"
     )
-    create.add_argument("--may-warm", action="store_true", help="may it wake workers?")
+    for right, says in RIGHTS.items():
+        create.add_argument(f"--{_option(right)}", action="store_true", help=says)
     for field in fields(KeyLimits):
         create.add_argument(f"--{_option(field.name)}", metavar="N", help="a limit")
     actions.add_parser("list", help="all keys there are and were")
@@ -83,7 +89,7 @@ def _work(options: argparse.Namespace) -> Callable[["Connection"], str]:
                 options.name,
                 created=int(time.time()),
                 models=options.models,
-                may_warm=options.may_warm,
+                **{right: getattr(options, right) for right in RIGHTS},
                 limits=_limits(options),
                 expires=options.expires,
             )
@@ -131,8 +137,7 @@ def _told(key: "StoredKey") -> str:
     elif key.expires is not None:
         parts.append(f"expires {_shown(key.expires)}")
     parts.append("all models" if key.models is None else f"models {', '.join(key.models)}")
-    if key.may_warm:
-        parts.append("may warm")
+    parts += [right.replace("_", " ") for right in RIGHTS if getattr(key, right)]
     bounds = {name: value for name, value in asdict(key.limits).items() if value is not None}
     parts += [f"{name.replace('_', ' ')} {value}" for name, value in bounds.items()]
     return ", ".join(parts)

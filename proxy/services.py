@@ -62,7 +62,7 @@ class Services:
         for model in models:
             if model.backend.monitor is not None:
                 model.backend.monitor.starts.forgive()
-        self.models, self.keys = models, self.keys.replaced(self.settings.api_keys, config.keys)
+        self.models, self.keys = models, self.keys.replaced(config.keys)
         self.warmer.schedule(models)
         log.info("the configuration has been read again")
 

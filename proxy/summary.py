@@ -20,7 +20,7 @@ def summary(config: Config, settings: Settings) -> list[str]:
         )
     if (left_out := len(config.endpoints) - MAX_NAMES) > 0:
         lines.append(f"and {left_out} more endpoints")
-    keys = len(settings.api_keys) + len(config.keys)
+    keys = len(settings.api_keys) + len(settings.admin_keys) + len(config.keys)
     if settings.database and not settings.allow_anonymous:
         named = f"{keys or 'no'} configured {'key' if keys == 1 else 'keys'}"
         lines.append(f"{named} and those of the database may call")

@@ -2,12 +2,13 @@
 
 import hmac
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from pydantic import SecretStr
 
+from proxy.config.settings import Settings
 from proxy.config.tables import KeyConfig, digest
 from proxy.errors import InvalidAPIKey
 
@@ -75,6 +76,8 @@ class Key:
     limits: KeyLimits = UNLIMITED
     may_name_tenants: bool = False
     """Whether a header of its requests may say for whom they are."""
+    may_administer: bool = False
+    """Whether it may make and revoke keys, and see what all of them do."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings that are others for its calls, of those that `Overrides` names."""
 
@@ -96,51 +99,64 @@ class KeyStore(Protocol):
 class Keys:
     """The API keys that clients may use; with none, and nowhere to keep any, everybody may call.
 
-    Those of the environment may do everything, those of the configuration what it says, and those
-    of the store what was said when they were made.
+    Those of the environment may do everything but administer, for which it names others. Those of
+    the configuration may do what it says, and those of the store what was said of them there.
     """
 
     def __init__(
         self,
-        keys: Iterable[SecretStr],
+        settings: Settings,
         configured: Mapping[str, KeyConfig],
         store: KeyStore | None = None,
     ) -> None:
+        self._settings = settings
         self._store = store
         self._keys = [
-            (digest(key), Key(f"key-{number}")) for number, key in enumerate(keys, start=1)
+            (digest(key), Key(f"key-{number}"))
+            for number, key in enumerate(settings.api_keys, start=1)
         ]
         self._keys += [(c.digest, _key(name, c)) for name, c in configured.items()]
+        self._is_open = settings.allow_anonymous and not self._keys
+        """Everybody may call; admins' keys close nothing."""
+        self._keys += [
+            (digest(key), Key(f"admin-{number}", may_administer=True))
+            for number, key in enumerate(settings.admin_keys, start=1)
+        ]
 
-    def replaced(self, keys: Iterable[SecretStr], configured: Mapping[str, KeyConfig]) -> "Keys":
-        """Others in the place of these, with the same store."""
-        return Keys(keys, configured, self._store)
+    def replaced(self, configured: Mapping[str, KeyConfig]) -> "Keys":
+        """Others of the configuration in the place of these, with the same store."""
+        return Keys(self._settings, configured, self._store)
 
     @property
     def are_several(self) -> bool:
         """Whether requests can be of different holders."""
         return len(self._keys) > 1 or self._store is not None
 
+    @property
+    def configured(self) -> list[Key]:
+        """Those of the environment and of the file."""
+        return [key for _, key in self._keys]
+
     async def check(self, headers: Mapping[str, str]) -> Key:
+        """Who may call with a request's headers; raises InvalidAPIKey if nobody."""
+        if self._is_open:
+            given = _given(headers)
+            return (given and self._configured(digest(SecretStr(given)))) or ANYBODY
+        return await self.holder(headers)
+
+    async def holder(self, headers: Mapping[str, str]) -> Key:
         """The key in a request's headers; raises InvalidAPIKey unless it is one of ours.
 
         It is read from `Authorization: Bearer KEY`, as OpenAI's clients send it, or from
         `x-api-key`, as Anthropic's do.
         """
-        if not self._keys and self._store is None:
-            return ANYBODY
-        key = _bearer(headers.get("authorization", "")) or headers.get("x-api-key", "")
-        if not key:
-            raise InvalidAPIKey(
-                "You didn't provide an API key. Provide it in an Authorization header using "
-                "Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
-            )
-        given = digest(SecretStr(key))
-        # All digests are compared, so the time taken does not tell which one matched.
-        found = [known for own, known in self._keys if hmac.compare_digest(given, own)]
-        if found:
-            return found[0]
-        stored = await self._store.find(given) if self._store is not None else None
+        return await self.find(given_digest(headers))
+
+    async def find(self, digest: bytes) -> Key:
+        """The key with this SHA-256; raises InvalidAPIKey unless it is one of ours."""
+        if (configured := self._configured(digest)) is not None:
+            return configured
+        stored = await self._store.find(digest) if self._store is not None else None
         if stored is None:
             raise InvalidAPIKey("Incorrect API key provided.")
         if any(stored.name == known.name for _, known in self._keys):
@@ -150,11 +166,36 @@ class Keys:
             raise InvalidAPIKey("Incorrect API key provided.")
         return stored
 
+    def _configured(self, digest: bytes) -> Key | None:
+        # All digests are compared, so the time taken does not tell which one matched.
+        found = [known for own, known in self._keys if hmac.compare_digest(digest, own)]
+        return found[0] if found else None
+
+
+def given_digest(headers: Mapping[str, str]) -> bytes:
+    """The SHA-256 of the key in a request's headers; raises InvalidAPIKey if there is none."""
+    if not (key := _given(headers)):
+        raise InvalidAPIKey(
+            "You didn't provide an API key. Provide it in an Authorization header using "
+            "Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
+        )
+    return digest(SecretStr(key))
+
+
+def _given(headers: Mapping[str, str]) -> str:
+    return _bearer(headers.get("authorization", "")) or headers.get("x-api-key", "")
+
 
 def _key(name: str, config: KeyConfig) -> Key:
-    models = None if config.models is None else frozenset(config.models)
-    limits = KeyLimits(**config.limits) if config.limits else UNLIMITED
-    return Key(name, models, config.may_warm, limits, config.may_name_tenants, config.overrides)
+    return Key(
+        name,
+        models=None if config.models is None else frozenset(config.models),
+        may_warm=config.may_warm,
+        limits=KeyLimits(**config.limits) if config.limits else UNLIMITED,
+        may_name_tenants=config.may_name_tenants,
+        may_administer=config.may_administer,
+        overrides=config.overrides,
+    )
 
 
 def _bearer(header: str) -> str:

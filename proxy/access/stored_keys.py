@@ -36,7 +36,7 @@ PATIENCE_SECONDS: Final = 1.0
 """How long a request waits for a database that does not answer."""
 KEY_BYTES: Final = 32
 _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,100}")
-"""It stands in the log, in metrics and in URLs. `key-1` and so on are those of PROXY_API_KEYS."""
+"""It stands in the log, in metrics and in URLs. `key-1` and `admin-1` are the environment's."""
 
 
 class KeyMistake(ValueError):
@@ -52,6 +52,8 @@ class StoredKey:
     models: tuple[str, ...] | None = None
     """The models it may use; None for all."""
     may_warm: bool = False
+    may_name_tenants: bool = False
+    may_administer: bool = False
     limits: KeyLimits = UNLIMITED
     expires: int | None = None
     revoked: int | None = None
@@ -68,7 +70,14 @@ class StoredKey:
     def key(self) -> Key:
         """What its holder may do."""
         models = None if self.models is None else frozenset(self.models)
-        return Key(self.name, models, self.may_warm, self.limits)
+        return Key(
+            self.name,
+            models,
+            self.may_warm,
+            self.limits,
+            may_name_tenants=self.may_name_tenants,
+            may_administer=self.may_administer,
+        )
 
 
 class StoredKeys:
@@ -155,6 +164,8 @@ def create(connection: Connection, key: StoredKey) -> str:
         "expires": key.expires,
         "models": None if key.models is None else list(key.models),
         "may_warm": key.may_warm,
+        "may_name_tenants": key.may_name_tenants,
+        "may_administer": key.may_administer,
         "limits": _given(key.limits),
     }
     if connection.scalar(select(KEYS.c.name).where(KEYS.c.name == key.name)) is not None:
@@ -227,6 +238,8 @@ def _stored(row: RowMapping) -> StoredKey:
         created=row["created"],
         models=None if row["models"] is None else tuple(row["models"]),
         may_warm=row["may_warm"],
+        may_name_tenants=row["may_name_tenants"],
+        may_administer=row["may_administer"],
         limits=KeyLimits(**row["limits"]),
         expires=row["expires"],
         revoked=row["revoked"],

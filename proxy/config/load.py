@@ -16,7 +16,7 @@ from proxy.config.tables import (
     digest,
     secret,
 )
-from proxy.config.values import check_key, shown_variable
+from proxy.config.values import check_admin_key, check_key, shown_variable
 
 
 def load(settings: Settings) -> Config:
@@ -52,12 +52,16 @@ def _of_environment(settings: Settings) -> Config:
 
 def _check_environment(config: Config, settings: Settings) -> None:
     """Check that the keys which the file only names are there, and are each one holder's alone."""
-    has_keys = settings.api_keys or config.keys or settings.database
+    has_keys = settings.api_keys or settings.admin_keys or config.keys or settings.database
     if not has_keys and not settings.allow_anonymous:
         raise Misplaced(f"{NO_KEYS}. PROXY_API_KEYS may name them as well", "keys")
-    for number in range(1, len(settings.api_keys) + 1):
-        if (name := f"key-{number}") in config.keys:  # two holders must not be taken for one
-            raise Misplaced("a key of PROXY_API_KEYS has this name", "keys", name)
+    for prefix, variable, keys in (
+        ("key", "PROXY_API_KEYS", settings.api_keys),
+        ("admin", "PROXY_ADMIN_KEYS", settings.admin_keys),
+    ):
+        for number in range(1, len(keys) + 1):
+            if (name := f"{prefix}-{number}") in config.keys:  # two holders taken for one
+                raise Misplaced(f"a key of {variable} has this name", "keys", name)
     named = {
         ("endpoints", name, "api_key_env"): e.api_key_env for name, e in config.endpoints.items()
     }
@@ -78,7 +82,8 @@ def _check_environment(config: Config, settings: Settings) -> None:
             shown = shown_variable(variable)
             raise Misplaced(f"the environment variable {shown} is not set", *place)
         try:
-            check_key(key)
+            is_admins = place[0] == "keys" and config.keys[place[1]].may_administer
+            check_admin_key(key) if is_admins else check_key(key)
         except ValueError as exc:
             raise Misplaced(f"the environment variable {variable}: {exc}", *place) from None
     _check_holders(config, settings)
@@ -87,6 +92,7 @@ def _check_environment(config: Config, settings: Settings) -> None:
 def _check_holders(config: Config, settings: Settings) -> None:
     """The first of two would take the other's place, and what it may do with it."""
     holders = {digest(key): "one of PROXY_API_KEYS" for key in settings.api_keys}
+    holders |= {digest(key): "one of PROXY_ADMIN_KEYS" for key in settings.admin_keys}
     for name, key in config.keys.items():
         if (holder := holders.setdefault(key.digest, f"that of {name}")) != f"that of {name}":
             raise Misplaced(f"the key is the same as {holder}", "keys", name)

@@ -25,6 +25,7 @@ from proxy.config.limits import CallLimit, call_limit
 from proxy.config.mistakes import did_you_mean, reason
 from proxy.config.values import (
     BLANKS,
+    check_admin_key,
     check_base_url,
     check_id,
     check_key,
@@ -187,6 +188,8 @@ class Settings(DatabaseSettings):
 
     allow_anonymous: bool = False
     """Serve without keys: for a proxy that only trusted programs can reach."""
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Keys that may administer as well, separated by commas; those of `api_keys` may not."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(default=(), validate_default=True)
     """The keys that clients may use, separated by commas."""
     models: Annotated[tuple[Annotated[str, AfterValidator(check_name)], ...], NoDecode] = ()
@@ -292,7 +295,7 @@ class Settings(DatabaseSettings):
         poll_seconds = self.keep_alive_seconds if self.config is None else MAX_POLL_SECONDS
         return self.drain_seconds + poll_seconds + 1
 
-    @field_validator("api_keys", "models", "routes", "cors_origins", mode="before")
+    @field_validator("api_keys", "admin_keys", "models", "routes", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         value = trimmed(value)
@@ -339,18 +342,28 @@ class Settings(DatabaseSettings):
             raise ValueError("required, unless PROXY_CONFIG names a file with endpoints")
         return value
 
-    @field_validator("api_keys")
+    @field_validator("api_keys", "admin_keys")
     @classmethod
     def _are_keys(cls, keys: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        check = check_key if info.field_name == "api_keys" else check_admin_key
         for number, key in enumerate(keys, start=1):
             try:
-                check_key(key.get_secret_value())
+                check(key.get_secret_value())
             except ValueError as exc:
                 raise ValueError(f"number {number}: {exc}" if len(keys) > 1 else str(exc)) from None
-        has_others = info.data.get("config") is not None  # a file, which may name keys
-        has_others |= (
-            _database_of(info.data.get("database_url"), info.data.get("state_dir")) is not None
-        )
+        return keys
+
+    @field_validator("api_keys")
+    @classmethod
+    def _anybody_may_call(
+        cls, keys: tuple[SecretStr, ...], info: ValidationInfo
+    ) -> tuple[SecretStr, ...]:
+        admins = info.data.get("admin_keys", ())
+        if set(keys) & set(admins):
+            raise ValueError("one of them is also in PROXY_ADMIN_KEYS, which may do all of it")
+        database = _database_of(info.data.get("database_url"), info.data.get("state_dir"))
+        # A file may name keys.
+        has_others = admins or info.data.get("config") is not None or database is not None
         if not keys and not info.data.get("allow_anonymous", True) and not has_others:
             raise ValueError(NO_KEYS)
         return keys

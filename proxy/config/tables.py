@@ -257,6 +257,8 @@ class KeyConfig(Overrides, Limits):
     """Whether it may wake a worker without a request (POST /v1/models/{id}/warm)."""
     may_name_tenants: bool = False
     """Whether its requests may say for whom they are, as a gateway's do: each gets turns."""
+    may_administer: bool = False
+    """Whether it may make and revoke keys, and see what all of them do."""
 
     @property
     def digest(self) -> bytes:

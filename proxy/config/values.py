@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 
 MAX_KEY_LENGTH = 4096
+MIN_ADMIN_KEY_LENGTH = 20
 MAX_NAME_LENGTH = 200
 BLANKS = " \t\r\n"
 """What files and shells leave around a value. Other blanks, such as U+00A0, are mistakes."""
@@ -45,6 +46,16 @@ def check_key(key: str) -> str:
     if len(key) > MAX_KEY_LENGTH:
         raise ValueError(f"no key is longer than {MAX_KEY_LENGTH} characters; copy it again")
     trimmed(key)
+    return key
+
+
+def check_admin_key(key: str) -> str:
+    """One that may administer: it must not be guessed, by whoever knows its SHA-256 either."""
+    if len(check_key(key)) < MIN_ADMIN_KEY_LENGTH:
+        raise ValueError(
+            f"a key that may administer has {MIN_ADMIN_KEY_LENGTH} characters or more; make one "
+            "with `openssl rand -hex 24`"
+        )
     return key
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    false,
 )
 
 METADATA: Final = MetaData()
@@ -34,6 +35,8 @@ KEYS: Final = Table(
     Column("revoked", BigInteger),
     Column("models", JSON(none_as_null=True)),
     Column("may_warm", Boolean, nullable=False),
+    Column("may_name_tenants", Boolean, nullable=False, server_default=false()),
+    Column("may_administer", Boolean, nullable=False, server_default=false()),
     Column("limits", JSON, nullable=False),
 )
 """Keys that clients may use; times are Unix times in seconds."""

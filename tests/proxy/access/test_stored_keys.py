@@ -116,14 +116,16 @@ def test_a_rotated_keys_former_secret_is_refused(command: Command, start: Start)
 @pytest.mark.slow
 def test_commands_tell_what_a_key_may_do_and_never_the_key(command: Command, folder: Path) -> None:
     limits = ("--requests-per-minute", "60", "--expires", "2100-01-31")
-    made = command("create", "alice", "--models", "m,n", "--may-warm", *limits)
+    rights = ("--may-warm", "--may-name-tenants", "--may-administer")
+    made = command("create", "alice", "--models", "m,n", *rights, *limits)
     key = made.stdout.strip()
     assert key.startswith("sk-")
     assert "not shown again" in made.stderr
     for action in (("list",), ("show", "alice")):
         told = command(*action).stdout
-        for part in ("active", "models m, n", "may warm", "requests per minute 60", "2100-01-31"):
+        for part in ("active", "models m, n", "requests per minute 60", "2100-01-31"):
             assert part in told
+        assert "may warm, may name tenants, may administer" in told
         assert key not in told
     kept = b"".join(path.read_bytes() for path in folder.glob(f"{DATABASE_FILE}*"))
     assert digest_of(key) in kept
@@ -167,6 +169,16 @@ def test_a_key_does_what_was_said_when_it_was_made(folder: Path, start: Start) -
         assert [model["id"] for model in listed(client, limited).json()["data"]] == ["m"]
         assert listed(client, elsewhere).json()["data"] == []
         assert "has expired" in error_of(listed(client, over))["message"]
+
+
+async def test_a_key_has_the_rights_that_it_was_made_with(folder: Path) -> None:
+    plain = make(folder, StoredKey("a", 0))
+    trusted = make(folder, StoredKey("b", 0, may_name_tenants=True, may_administer=True))
+    database = Database(url_in(folder))
+    found = [await StoredKeys(database).find(digest_of(key)) for key in (plain, trusted)]
+    rights = [key and (key.may_name_tenants, key.may_administer) for key in found]
+    assert rights == [(False, False), (True, True)]
+    await database.close()
 
 
 def test_a_key_with_the_name_of_a_configured_one_is_refused(folder: Path, start: Start) -> None:

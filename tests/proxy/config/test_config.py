@@ -375,6 +375,10 @@ def test_a_keys_hold_goes_before_the_models(configured: Configured, runpod: Scri
             "line 4: keys.l: the key is the same as that of k",
         ),
         (
+            "[endpoints.a]\n[keys.k]\nenv = 'UI_KEY'\nmay_administer = true\n",
+            "line 3: keys.k.env: the environment variable UI_KEY: a key that may administer has 20",
+        ),
+        (
             f"[endpoints.a]\n[keys.k]\nsha256 = '{hashlib.sha256(KEY.encode()).hexdigest()}'\n",
             "line 2: keys.k: the key is the same as one of PROXY_API_KEYS",
         ),

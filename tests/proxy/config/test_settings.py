@@ -71,6 +71,8 @@ def test_secrets_do_not_show_when_settings_are_printed(environment: pytest.Monke
     [
         ("PROXY_API_KEYS", ""),
         ("PROXY_API_KEYS", ","),
+        ("PROXY_ADMIN_KEYS", "sk-secret"),
+        ("PROXY_ADMIN_KEYS", "sk-secret-of-24-characters,sk-secret"),
         ("RUNPOD_ENDPOINT_ID", "a/../b"),
         ("RUNPOD_ENDPOINT_ID", "ab cd"),
         ("RUNPOD_ENDPOINT_ID", "ab\ncd"),
@@ -218,7 +220,7 @@ ODD_CHARACTERS = {
 
 
 @pytest.mark.parametrize("character", ODD_CHARACTERS.values(), ids=ODD_CHARACTERS)
-@pytest.mark.parametrize("name", ["RUNPOD_API_KEY", "PROXY_API_KEYS"])
+@pytest.mark.parametrize("name", ["RUNPOD_API_KEY", "PROXY_API_KEYS", "PROXY_ADMIN_KEYS"])
 def test_a_key_with_an_odd_character_is_refused_and_not_shown(
     environment: pytest.MonkeyPatch, name: str, character: str
 ) -> None:
@@ -227,6 +229,20 @@ def test_a_key_with_an_odd_character_is_refused_and_not_shown(
         [sentence] = mistakes()
         assert sentence.startswith(f"{name}: ")
         assert "SECRET" not in sentence
+
+
+def test_a_key_cannot_both_administer_and_not(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("PROXY_ADMIN_KEYS", "sk-secret-of-24-characters")
+    environment.setenv("PROXY_API_KEYS", "a,sk-secret-of-24-characters")
+    assert mistakes() == [
+        "PROXY_API_KEYS: one of them is also in PROXY_ADMIN_KEYS, which may do all of it"
+    ]
+
+
+def test_an_admins_key_is_enough_for_a_start(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("PROXY_API_KEYS")
+    environment.setenv("PROXY_ADMIN_KEYS", "sk-secret-of-24-characters")
+    assert Settings().api_keys == ()
 
 
 @pytest.mark.parametrize("character", ["\u200b", "\u00a0", "\x0b"])
@@ -261,7 +277,8 @@ def test_quotation_marks_that_came_along_are_refused(
 
 
 @pytest.mark.parametrize(
-    "name", ["PROXY_API_KEYS", "PROXY_MODELS", "PROXY_CORS_ORIGINS", "PROXY_ROUTES"]
+    "name",
+    ["PROXY_API_KEYS", "PROXY_ADMIN_KEYS", "PROXY_MODELS", "PROXY_CORS_ORIGINS", "PROXY_ROUTES"],
 )
 def test_quotation_marks_around_one_of_several_are_refused(
     environment: pytest.MonkeyPatch, name: str
