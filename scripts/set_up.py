@@ -9,6 +9,7 @@
   the same for all clones. `VLLM_VENV` names one of your own in its place, used as it is; with
   `WORKER_VLLM_COMMAND` set none is needed.
 - `flags`: the list of that vLLM's flags, for the worker.
+- `deploy-tools`: what checks the files of `deploy/`, in the cache folder too.
 - `models`: the built-in models, `tiny-chat` and `tiny-embed`, in the cache folder too.
 
 What is ready is left alone, so a second run takes no time. Standard library only: this runs before
@@ -24,6 +25,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.deploy_tools import set_up_deploy_tools
 from scripts.environments import Environment, cache_folder, python_version, stamp_of
 from scripts.installer import PIP_INSTALL, create, install
 from scripts.processes import check_port
@@ -296,6 +298,7 @@ STEPS = {
     "ports": check_ports,
     "project": set_up_project,
     "worker-next": set_up_next_worker,
+    "deploy-tools": set_up_deploy_tools,
     "vllm": set_up_vllm,
     "flags": set_up_flags,
     "models": set_up_tiny_models,

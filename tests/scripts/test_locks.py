@@ -48,7 +48,7 @@ def wanted_by(group: str) -> list[str]:
         ("worker", WORKER),
         ("worker-next", next_worker_requirements()),
         ("dev", PROJECT["project"]["dependencies"] + WORKER + wanted_by("dev")),
-        *((group, wanted_by(group)) for group in (*client_groups(), *bench_groups())),
+        *((group, wanted_by(group)) for group in ("deploy", *client_groups(), *bench_groups())),
     ],
 )
 def test_a_lock_satisfies_what_the_project_asks_for(lock: str, wanted: list[str]) -> None:

@@ -1,0 +1,134 @@
+"""`compose.yaml`, as Compose itself reads it."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from emulator.settings import EmulatorSettings, read_toml
+from proxy.config.load import load
+from proxy.config.settings import Settings, environment_names
+from scripts.models import ANY_MODEL, CHAT_MODEL, TINY_MODEL
+from tests.deploy.conftest import BARE, ROOT, output_of
+
+pytestmark = pytest.mark.slow
+
+Services = dict[str, dict[str, Any]]
+EMULATOR_ENV = ROOT / "deploy/compose/emulator.env"
+EXAMPLE_ENV = ROOT / "deploy/compose/example.env"
+
+
+def read(programs: Path, env_file: Path) -> dict[str, Any]:
+    compose = (programs / "docker-compose", "-f", ROOT / "compose.yaml", "--env-file", env_file)
+    found: dict[str, Any] = json.loads(output_of(*compose, "config", "--format", "json"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def services(programs: Path) -> Services:
+    found: Services = read(programs, EMULATOR_ENV)["services"]
+    return found
+
+
+def test_nothing_runs_as_root_or_writes_to_its_own_files(services: Services) -> None:
+    assert set(services) == {"proxy", "postgres", "redis", "prometheus", "grafana", "emulator"}
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        # The images of the others name a user of their own.
+        assert name not in ("postgres", "redis") or service["user"] == "999:999"
+
+
+def test_every_service_is_pinned_and_has_a_health_check(services: Services) -> None:
+    for name, service in services.items():
+        assert re.search(r":v?\d+\.\d+\.?\d*$", service["image"]), name
+        if name == "proxy":
+            assert "HEALTHCHECK" in (ROOT / "Dockerfile.proxy").read_text()
+        else:
+            assert service["healthcheck"]["test"], name
+
+
+def test_every_variable_of_the_proxy_is_a_setting(services: Services) -> None:
+    assert set(services["proxy"]["environment"]) <= set(environment_names())
+
+
+def test_the_proxy_starts_with_what_it_is_given(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in environment_names():
+        monkeypatch.delenv(name, raising=False)
+    for name, value in services["proxy"]["environment"].items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.runpod_endpoint_base_url == "http://emulator:8400/v2"
+    assert settings.models == ("tiny-chat",)
+    assert len(settings.api_keys) == 2
+
+
+def test_data_stores_are_reached_by_the_proxy_alone(programs: Path, services: Services) -> None:
+    inner = {name for name, service in services.items() if "back" in service["networks"]}
+    assert inner == {"proxy", "postgres", "redis"}
+    assert read(programs, EMULATOR_ENV)["networks"]["back"]["internal"] is True
+    for service in services.values():
+        assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", []))
+
+
+def test_the_proxy_is_given_time_to_drain(services: Services) -> None:
+    drain = Settings.model_fields["drain_seconds"].default
+    keep_alive = Settings.model_fields["keep_alive_seconds"].default
+    minutes, seconds = re.fullmatch(
+        r"(?:(\d+)m)?(\d+)s", services["proxy"]["stop_grace_period"]
+    ).groups(default="0")  # type: ignore[union-attr]
+    assert int(minutes) * 60 + int(seconds) >= drain + keep_alive + 30
+
+
+def test_every_file_that_is_mounted_exists(services: Services) -> None:
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            assert volume["type"] == "volume" or Path(volume["source"]).exists()
+
+
+def test_a_secret_that_is_missing_is_named(programs: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.env"
+    empty.touch()
+    ended = subprocess.run(
+        [programs / "docker-compose", "-f", ROOT / "compose.yaml", "--env-file", empty, "config"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=BARE,
+    )
+    assert ended.returncode != 0
+    assert "is missing a value: in .env" in ended.stderr
+
+
+def test_the_example_names_every_variable_that_compose_reads() -> None:
+    read_by_compose = set(re.findall(r"(?<!\$)\$\{(\w+)", (ROOT / "compose.yaml").read_text()))
+    shown = set(re.findall(r"^#?(\w+)=", EXAMPLE_ENV.read_text(), re.MULTILINE))
+    assert read_by_compose - shown == {"IMAGE", "RUNPOD_ENDPOINT_BASE_URL"}
+    assert shown <= read_by_compose
+
+
+def test_the_example_of_a_configuration_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRODUCT_KEY", "sk-product")
+    settings = Settings(
+        config=ROOT / "deploy/compose/config/example.toml",
+        runpod_api_key=SecretStr("rpa_test"),
+    )
+    config = load(settings)
+    assert config.endpoints["chat"].worker_concurrency == 32
+
+
+def test_the_emulators_worker_has_what_make_run_gives_it() -> None:
+    file = ROOT / "deploy/compose/emulator.toml"
+    settings = EmulatorSettings.model_validate(read_toml(file))
+    [endpoint] = settings.endpoints
+    assert (settings.host, settings.port) == ("0.0.0.0", 8400)
+    assert endpoint.env.items() >= (ANY_MODEL | TINY_MODEL | CHAT_MODEL).items()
+    made = re.findall(r" (/opt/[\w.-]+) \\", (ROOT / "Dockerfile.emulator").read_text())
+    assert {endpoint.env["MODEL_NAME"], endpoint.env["WORKER_VLLM_FLAGS"]} <= set(made)
