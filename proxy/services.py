@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from proxy.access.keys import Key, Keys
 from proxy.access.limits import Limiter
-from proxy.api.call import OnSpent
+from proxy.api.call import OnSpent, Work
 from proxy.backends.registry import BackendRegistry
 from proxy.config.file import ConfigError
 from proxy.config.load import load
@@ -74,9 +74,10 @@ class Services:
         """What counts a job's cost, for whoever is to know what this key spends on this model."""
         count = self.limiter.on_spent(key)
 
-        def note(seconds: float, dollars: float) -> None:
-            count(seconds, dollars)
-            self.history.note_spent(key.name, model.label or model.name, seconds, dollars)
+        def note(work: Work) -> None:
+            count(work)
+            label = model.label or model.name
+            self.history.note_spent(key.name, label, work.seconds, work.dollars)
 
         return note
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from proxy.access.keys import Key, KeyLimits
 from proxy.access.spending import Spending, Spent, next_day, next_month
-from proxy.api.call import OnSpent, spends_unwatched
+from proxy.api.call import OnSpent, Work, spends_unwatched
 from proxy.api.token_estimate import Tokens
 from proxy.errors import InsufficientQuota, PromptOverLimit, RateLimitExceeded, TokenLimitExceeded
 
@@ -124,8 +124,8 @@ class Limiter:
     def on_spent(self, key: Key) -> OnSpent:
         """What counts a job's cost among what this key spends."""
 
-        def note(seconds: float, dollars: float) -> None:
-            self._spending.note(key.name, Spent(dollars, seconds))
+        def note(work: Work) -> None:
+            self._spending.note(key.name, Spent(work.dollars, work.seconds))
 
         return note if key.limits.have_budget else spends_unwatched
 

@@ -24,7 +24,7 @@ from proxy.access.limits import (
     too_many_tokens,
 )
 from proxy.access.spending import Periods, Spending, Spent
-from proxy.api.call import OnSpent
+from proxy.api.call import OnSpent, Work
 from proxy.api.token_estimate import Tokens
 from proxy.storage.shared_state import PATIENCE_SECONDS, PREFIX, RedisAway, Script, SharedState
 
@@ -171,10 +171,12 @@ class SharedLimiter(Limiter):
         if not key.limits.have_budget:
             return note_here
 
-        def note(seconds: float, dollars: float) -> None:
-            note_here(seconds, dollars)
+        def note(work: Work) -> None:
+            note_here(work)
             place = (key.name, Periods.of(self._spending.now()))
-            self._unsent[place] = self._unsent.get(place, Spent()) + Spent(dollars, seconds)
+            self._unsent[place] = self._unsent.get(place, Spent()) + Spent(
+                work.dollars, work.seconds
+            )
             self._start(self._send_spent())
 
         return note

@@ -6,12 +6,13 @@ values stay slices of the body (`msgspec.Raw`), so a body of a million messages 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import msgspec
 
+from proxy.api.answer import NO_COURSE, Course
 from proxy.api.forms import FormContent, is_form
 from proxy.api.half_pairs import without_halves
 from proxy.api.json_scan import Scan, count_items, finds_too_large_a_number, needs_no_scan
@@ -118,12 +119,32 @@ class SentContent:
         raise AssertionError("the body was handed on")
 
 
-OnSpent = Callable[[float, float], None]
-"""Told of seconds that a worker had a job, and of the dollars at which they are estimated."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What was done for a call: one job, or one exchange with a server by HTTP."""
+
+    endpoint: str
+    """The name of its table, or the host of a server that is none of RunPod's."""
+    seconds: float = 0.0
+    """For how long a worker had it, as seen from here."""
+    price_per_second: float = 0.0
+    """In dollars; 0 where it is not known."""
+    job_id: str = ""
+    course: Course = NO_COURSE
+    ended_course: Callable[[], Awaitable[Course | None]] | None = None
+    """Asks RunPod how it went: None as long as it has not ended. Raises ProxyError, JobNotFound."""
+
+    @property
+    def dollars(self) -> float:
+        """What the seconds cost, as they are estimated."""
+        return self.seconds * self.price_per_second
 
 
-def spends_unwatched(seconds: float, dollars: float) -> None:
-    """Nobody has a budget for it."""
+OnSpent = Callable[[Work], None]
+
+
+def spends_unwatched(work: Work) -> None:
+    """Nobody keeps account of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +158,7 @@ class Call:
     content: Content | None
     """None for a request without a body."""
     on_spent: OnSpent = spends_unwatched
-    """Called once for each job that is made of it, when the job is let go of."""
+    """Called once for each piece of work that is made of it, when that is let go of."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Those that the model's server is sent, by their names in lower case."""
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import httpx
 
-from proxy.api.call import OnSpent
+from proxy.api.call import OnSpent, Work
 from proxy.backends.admission import Admission
 from proxy.backends.backend import Backend
 from proxy.backends.connections import Client
@@ -85,6 +85,7 @@ class BackendRegistry:
                 shutdown=self._shutdown,
                 memory=self._memory,
                 standing=Standing(f"fallback {host}", config.api_key_env),
+                on_worker_seconds=lambda _, on_spent: on_spent(Work(host)),
             )
         return self._servers[config]
 
@@ -170,7 +171,7 @@ class BackendRegistry:
     def _load_balancer(self, name: str, config: EndpointConfig) -> Backend:
         def note_worker_seconds(seconds: float, on_spent: OnSpent) -> None:
             self._metrics.note_worker_seconds(name, seconds, config.price_per_second)
-            on_spent(seconds, seconds * config.price_per_second)
+            on_spent(Work(name, seconds, config.price_per_second))
 
         turns = self._turns(config)
         return Relay(

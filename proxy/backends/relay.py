@@ -190,6 +190,8 @@ class RelayedAnswer:
         """Pieces of the body that were looked at before they are passed on."""
         self._closing: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._is_sent = False
+        """A server may have the request, and what it does has not been told yet."""
 
     @property
     def is_waiting(self) -> bool:
@@ -273,9 +275,11 @@ class RelayedAnswer:
             self._place.leave()
         self._events.flush()
         self._held.release()
+        if self._is_sent:
+            self._is_sent = False
+            seconds = 0.0 if self.head is None else time.monotonic() - self._answered
+            self._relay.on_worker_seconds(seconds, self._on_spent)
         if self._response is not None and self._closing is None:
-            if self.head is not None:
-                self._relay.on_worker_seconds(time.monotonic() - self._answered, self._on_spent)
             self._closing = asyncio.create_task(self._response.aclose())
 
     async def _worker_response(self) -> httpx.Response:
@@ -316,6 +320,7 @@ class RelayedAnswer:
             task.cancel()
 
     async def _try(self) -> tuple[httpx.Response, ProxyError | None]:
+        self._is_sent = not self._is_closed
         response = self._response = await self._relay.send(self._request)
         if self._is_closed:  # just before this
             self.close()

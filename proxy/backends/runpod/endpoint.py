@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from proxy.api.answer import Course
 from proxy.backends.connections import CANNOT_BE_SENT, Client
 from proxy.backends.dialing import Origin
 from proxy.backends.refusals import Trust
@@ -112,6 +113,14 @@ class JobState:
     """The worker that has the job, or had it last."""
     reservation: Reservation | None = None
     """What the answer holds of the memory for all; it goes with the state."""
+
+    @property
+    def course(self) -> Course:
+        """How the job went, as far as RunPod tells."""
+        return Course(
+            queue_seconds=None if self.delay_ms is None else self.delay_ms / 1000,
+            execution_seconds=None if self.execution_ms is None else self.execution_ms / 1000,
+        )
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "JobState":

@@ -5,11 +5,13 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from proxy.api.call import OnSpent
+from proxy.api.answer import Course
+from proxy.api.call import OnSpent, Work
 from proxy.backends.admission import Admission
 from proxy.backends.deadlines import Deadlines, Shutdown, Terms, pause
 from proxy.backends.fair_turns import NOT_ITS_TURN, FairTurns, Place
@@ -158,7 +160,16 @@ class Jobs:
             place.leave()
         seconds = job.worker_seconds
         self._metrics.note_worker_seconds(self.endpoint.name, seconds, self._price_per_second)
-        job.on_spent(seconds, seconds * self._price_per_second)
+        job.on_spent(
+            Work(
+                self.endpoint.name,
+                seconds,
+                self._price_per_second,
+                job.id,
+                job.course,
+                partial(_ended_course, self.endpoint, job.id),
+            )
+        )
         if (invitation := job.invitation) is not None and job.has_output:
             self._metrics.note_road(self.endpoint.name, invitation.road, invitation.reason)
             direct, polled = invitation.inbox.direct_frames, job.polled_outputs
@@ -228,6 +239,11 @@ class Jobs:
         state.place.leave()
         if state.invitation is not None:
             state.invitation.close(has_ended=False)
+
+
+async def _ended_course(endpoint: Endpoint, job_id: str) -> Course | None:
+    state = await endpoint.status(job_id)
+    return state.course if state.status.is_terminal else None
 
 
 def _close_late(submission: asyncio.Task[Job]) -> None:

@@ -15,6 +15,7 @@ from proxy.access import shared_limits
 from proxy.access.keys import Key, KeyLimits
 from proxy.access.shared_limits import SharedLimiter
 from proxy.access.spending import Spending
+from proxy.api.call import Work
 from proxy.api.token_estimate import Tokens
 from proxy.errors import InsufficientQuota, RateLimitExceeded, TokenLimitExceeded
 from proxy.storage import patience, shared_state
@@ -128,7 +129,7 @@ async def test_a_budget_that_one_copy_has_spent_is_spent_for_all(
     async with two_copies(server, tmp_path) as (one, other):
         assert await let_in(other, key)
         for limiter in (one, other):
-            limiter.on_spent(key)(9.0, 2.5)
+            limiter.on_spent(key)(Work("ep", 9.0, 2.5 / 9))
             await _settled(limiter)
         with pytest.raises(InsufficientQuota, match=r"monthly budget of \$5 \(spent: \$5\)"):
             await one.admit(key, NONE)
@@ -171,7 +172,7 @@ async def test_while_redis_is_away_each_copy_keeps_to_its_share_and_then_they_co
         left = [[await let_in(copy, key) for _ in range(10)].count(True) for copy in copies]
         assert left == [3, 5]  # the first has let in two of its five before
         assert caplog.text.count("Redis is away: ") == 2
-        copies[0].on_spent(key)(60.0, 0.0)
+        copies[0].on_spent(key)(Work("ep", 60.0))
         with pytest.raises(InsufficientQuota, match="budget of 50 GPU-seconds"):
             await copies[0].admit(key, NONE)
         await _settled(copies[0])
@@ -180,9 +181,9 @@ async def test_while_redis_is_away_each_copy_keeps_to_its_share_and_then_they_co
         await asyncio.sleep(0.2)
         tried = [await let_in(copies[number % 2], other) for number in range(20)]
         assert tried.count(True) == 10
-        copies[1].on_spent(key)(40.0, 0.0)
+        copies[1].on_spent(key)(Work("ep", 40.0))
         await _settled(copies[1])
-        copies[0].on_spent(key)(0.0, 0.0)  # with which it tells what it could not tell before
+        copies[0].on_spent(key)(Work("ep"))  # with which it tells what it could not tell before
         await _settled(copies[0])
         with pytest.raises(InsufficientQuota, match=r"of 100 GPU-seconds .spent: 100"):
             await copies[1].admit(key, NONE)
@@ -226,7 +227,7 @@ async def test_what_was_spent_is_counted_to_the_day_on_which_it_was(
     state = SharedState(server.url)
     limiter = SharedLimiter(spending, state, copies=1)
     key = Key("k", limits=KeyLimits(daily_gpu_seconds=10))
-    limiter.on_spent(key)(10.0, 0.0)
+    limiter.on_spent(key)(Work("ep", 10.0))
     await _settled(limiter)
     with pytest.raises(InsufficientQuota, match="from 2027-01-01 00:00 UTC on"):
         await limiter.admit(key, NONE)
