@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from proxy import __version__
 from proxy.access.keys import Keys, KeyStore
 from proxy.access.limits import Limiter
+from proxy.access.sessions import Sessions
 from proxy.access.spending import Spending
 from proxy.backends.registry import BackendRegistry
 from proxy.backends.runpod.cancellation import Canceller
@@ -26,7 +27,7 @@ from proxy.http.channel import router as channel_router
 from proxy.http.cors import READABLE_HEADERS
 from proxy.http.error_responses import LastResort, add_handlers
 from proxy.http.path_normalization import ForgivingPaths
-from proxy.http.routes import health, inference, metrics, models, welcome
+from proxy.http.routes import admin_session, health, inference, metrics, models, welcome
 from proxy.http.websockets import WithoutWebSockets
 from proxy.memory import Memory
 from proxy.services import Services
@@ -38,7 +39,8 @@ from proxy.serving.warmup import Warmer
 from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 
-if TYPE_CHECKING:  # Redis is imported where it is used
+if TYPE_CHECKING:  # a database and Redis are imported where they are used
+    from proxy.storage.database import Database
     from proxy.storage.shared_state import SharedState
 
 LAST_CALLS_SECONDS = 10
@@ -59,7 +61,7 @@ def create_app(settings: Settings, first: Config | None = None) -> FastAPI:
         version=__version__,
         lifespan=_lifespan(settings, first or load(settings)),
     )
-    own = [*models.routers, metrics.router, health.router, welcome.router]
+    own = [*models.routers, *admin_session.routers, metrics.router, health.router, welcome.router]
     if has_channel := settings.public_url is not None:
         own.append(channel_router)
     for router in (*own, inference.create_router(settings.routes)):
@@ -84,14 +86,34 @@ def create_app(settings: Settings, first: Config | None = None) -> FastAPI:
     return app
 
 
-def _key_store(url: str, stack: AsyncExitStack) -> KeyStore:
-    """SQLAlchemy takes its time and memory: it is imported where there is a database."""
-    from proxy.access.stored_keys import StoredKeys
+def _database(settings: Settings, config: Config) -> "Database | None":
+    """SQLAlchemy takes its time and memory: it is imported where there is a database.
+
+    Who may administer makes keys, which have to be kept somewhere.
+    """
+    has_admins = bool(settings.admin_keys) or any(k.may_administer for k in config.keys.values())
+    url = settings.database or (settings.new_database if has_admins else None)
+    if url is None or settings.allow_anonymous:
+        return None
     from proxy.storage.database import Database
 
-    database = Database(url)
-    stack.push_async_callback(database.close)
+    return Database(url)
+
+
+def _key_store(database: "Database | None") -> KeyStore | None:
+    if database is None:
+        return None
+    from proxy.access.stored_keys import StoredKeys
+
     return StoredKeys(database)
+
+
+def _sessions(database: "Database | None") -> Sessions:
+    if database is None:
+        return Sessions()
+    from proxy.access.stored_sessions import StoredSessions
+
+    return Sessions(StoredSessions(database))
 
 
 def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def]
@@ -112,9 +134,8 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
             canceller = Canceller(on_ended=journal.remove)
             stack.push_async_callback(canceller.drain, LAST_CALLS_SECONDS)
             memory = Memory(settings.max_buffered_bytes)
-            key_store = None
-            if settings.database is not None and not settings.allow_anonymous:
-                key_store = _key_store(settings.database, stack)
+            if (database := _database(settings, first)) is not None:
+                stack.push_async_callback(database.close)
             numbers, warmer, sharing = Metrics(), Warmer(), Sharing(memory)
             start_times = StartTimes(settings.state_dir.expanduser())
             backends = BackendRegistry(
@@ -134,7 +155,8 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
                 shield=Shield(is_up=settings.wake_shield),
                 sharing=sharing,
                 stored_responses=StoredResponses(),
-                keys=Keys(settings, first.keys, key_store),
+                keys=Keys(settings, first.keys, _key_store(database)),
+                sessions=_sessions(database),
                 limiter=limiter,
                 models=build_models(first, settings, backends, numbers),
             )

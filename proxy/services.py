@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from proxy.access.keys import Key, Keys
 from proxy.access.limits import Limiter
+from proxy.access.sessions import Sessions
 from proxy.api.call import OnSpent, Work
 from proxy.backends.registry import BackendRegistry
 from proxy.config.file import ConfigError
@@ -38,6 +39,7 @@ class Services:
     sharing: Sharing
     stored_responses: StoredResponses
     keys: Keys
+    sessions: Sessions
     limiter: Limiter
     models: Models
     is_draining: bool = False

@@ -182,6 +182,11 @@ def given_digest(headers: Mapping[str, str]) -> bytes:
     return digest(SecretStr(key))
 
 
+def has_key(headers: Mapping[str, str]) -> bool:
+    """Whether a request has a key in its headers, be it one of ours or not."""
+    return bool(_given(headers))
+
+
 def _given(headers: Mapping[str, str]) -> str:
     return _bearer(headers.get("authorization", "")) or headers.get("x-api-key", "")
 

@@ -94,7 +94,10 @@ it was started with `--enable-scale-out` (`*/render`, `*/derender`, `/inference/
 """
 ROUTES = tuple(map(str, TABLE))
 
-OWN_PATHS = ("/health", "/ready", "/metrics", "/openapi.json", "/channel", "/v1/models")
+OWN_PATHS = (
+    *("/health", "/ready", "/metrics", "/openapi.json", "/channel", "/v1/models"),
+    "/admin",
+)
 """What the proxy answers itself."""
 _PATTERN = re.compile(
     r"(GET|POST|PUT|PATCH|DELETE) ((?:/(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\{[a-z][a-z0-9_]*\}))+)"

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from proxy.api.route_table import Route, find_route
+from proxy.http.administration import COOKIE
 
 _ERROR: dict[str, Any] = {
     "description": "An error, in OpenAI's envelope",
@@ -37,8 +38,10 @@ _COMPONENTS: dict[str, Any] = {
     "securitySchemes": {
         "bearer": {"type": "http", "scheme": "bearer"},
         "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
     },
 }
+_BY_KEY: list[dict[str, list[str]]] = [{"bearer": []}, {"x-api-key": []}]
 _MESSAGES = {
     "type": "array",
     "minItems": 1,
@@ -61,12 +64,17 @@ def page(title: str, version: str, patterns: Iterable[str]) -> dict[str, Any]:
     paths["/v1/models/{id}"] = {"get": _own("One model", "id")}
     paths["/v1/models/{id}/warm"] = {"post": _own("Wake a worker for a model", "id")}
     paths["/metrics"] = {"get": _own("Numbers for Prometheus")}
+    paths["/admin/session"] = {
+        "post": _own("Log a browser in, with a key that may administer"),
+        "get": _admins("Who is logged in"),
+        "delete": _admins("Log it out"),
+    }
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": paths,
         "components": _COMPONENTS,
-        "security": [{"bearer": []}, {"x-api-key": []}],
+        "security": _BY_KEY,
     }
 
 
@@ -88,6 +96,11 @@ def _own(summary: str, *parameters: str) -> dict[str, Any]:
         ],
         "responses": {"2XX": {"description": "The answer"}, "default": _ERROR},
     }
+
+
+def _admins(summary: str, *parameters: str) -> dict[str, Any]:
+    """For a key that may administer, or a session of one."""
+    return _own(summary, *parameters) | {"security": [*_BY_KEY, {"session": []}]}
 
 
 def _body(route: Route) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Pages in a browser, where everybody may call: they start jobs only from origins that are allowed.
+"""Pages in a browser: which of them may send what nobody has signed with a key.
 
 A browser sends simple requests of any page without asking first, and keeps only the answer from it.
-Without keys, every page that is open would so wake a GPU of whoever looks at it.
+Without keys, every page that is open would so wake a GPU of whoever looks at it; and with a cookie
+it would administer.
 """
 
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
@@ -29,3 +31,28 @@ def check_origin(connection: HTTPConnection, allowed: Collection[str]) -> None:
             "Pages of this origin may not use the service. It is open to everybody, so its "
             "operator lists the origins that may, in PROXY_CORS_ORIGINS."
         )
+
+
+def check_own_origin(connection: HTTPConnection) -> None:
+    """Refuse a request that a page of another origin than ours has sent, or may have.
+
+    Browsers tell by `Sec-Fetch-Site` where a request came from, over HTTPS and on loopback; else
+    by `Origin`, with all but plain reads.
+
+    Raises:
+        NotPermitted: it is of another, or changes something and does not say whence it came.
+    """
+    headers = connection.headers
+    site, origins, host = (
+        headers.get("sec-fetch-site"),
+        headers.getlist("origin"),
+        headers.get("host", ""),
+    )
+    if site is not None:
+        is_own = site in ("same-origin", "none")
+    elif origins:
+        is_own = all(urlsplit(origin).netloc == host.lower() != "" for origin in origins)
+    else:
+        is_own = connection.scope["method"] in ("GET", "HEAD")
+    if not is_own:
+        raise NotPermitted("A session is for this proxy's own pages alone.")

@@ -1,7 +1,10 @@
 """How long to wait for a database or a Redis that does not answer."""
 
 import asyncio
-from typing import Any, Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 TICK_SECONDS: Final = 0.05
 
@@ -17,3 +20,14 @@ async def is_done_within(task: asyncio.Future[Any], seconds: float) -> bool:
         if task.done():
             return True
     return False
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """What it returns; raises TimeoutError, and waits no longer, if it is not done by then."""
+    task = asyncio.ensure_future(work)
+    try:
+        if not await is_done_within(task, seconds):
+            raise TimeoutError
+        return task.result()
+    finally:
+        task.cancel()

@@ -40,3 +40,13 @@ KEYS: Final = Table(
     Column("limits", JSON, nullable=False),
 )
 """Keys that clients may use; times are Unix times in seconds."""
+
+SESSIONS: Final = Table(
+    "sessions",
+    METADATA,
+    Column("token", LargeBinary(32), primary_key=True),
+    Column("key", LargeBinary(32), nullable=False),
+    Column("began", BigInteger, nullable=False),
+    Column("used", BigInteger, nullable=False),
+)
+"""Sessions of admins: the SHA-256 of each one's token, and of the key that began it."""

@@ -30,7 +30,10 @@ CHECKS = [
 ]
 
 
-OWN = ["GET /v1/models", "GET /v1/models/{id}", "POST /v1/models/{id}/warm", "GET /metrics"]
+OWN = [
+    *("GET /v1/models", "GET /v1/models/{id}", "POST /v1/models/{id}/warm", "GET /metrics"),
+    *("POST /admin/session", "GET /admin/session", "DELETE /admin/session"),
+]
 
 
 @pytest.fixture(scope="module")
