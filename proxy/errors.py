@@ -23,6 +23,7 @@ ProxyError                          what the client sees
 ├── InternalError                   500  server_error           internal_error
 ├── WorkerFailed                    502  server_error           worker_failed
 │   └── StartCancelled              502  server_error           worker_failed
+├── SealingFailed                   502  server_error           sealing_failed
 ├── UpstreamMisconfigured           502  server_error           upstream_misconfigured
 ├── UpstreamUnavailable             503  server_error           upstream_unavailable
 │   ├── UpstreamBusy                503  server_error           upstream_unavailable, Retry-After
@@ -290,6 +291,13 @@ class StartCancelled(WorkerFailed):
     """The worker that held the job was shut down before it had started: no handler has seen it."""
 
     retry = True
+
+
+class SealingFailed(ProxyError):
+    """The endpoint's jobs are sealed, and the worker could not open this one or did not seal."""
+
+    status = 502
+    code = "sealing_failed"
 
 
 class UpstreamMisconfigured(ProxyError):

@@ -15,8 +15,10 @@ def summary(config: Config, settings: Settings) -> list[str]:
         called = name if endpoint.id in ("", name) else f"{name} ({endpoint.id})"
         port = endpoint.port_for_channels(settings)
         channel = f", direct channels to the workers' port {port}" if port else ""
+        sealed = ", jobs are sealed" if endpoint.seal_secret(settings) else ""
         lines.append(
-            f"{endpoint.kind} endpoint {called}, key from {endpoint.api_key_env}{channel}: {served}"
+            f"{endpoint.kind} endpoint {called}, key from {endpoint.api_key_env}{channel}{sealed}: "
+            f"{served}"
         )
     if (left_out := len(config.endpoints) - MAX_NAMES) > 0:
         lines.append(f"and {left_out} more endpoints")

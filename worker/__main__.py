@@ -33,6 +33,7 @@ from worker.flags import load
 from worker.handler import Handler, create_handler, create_refusing_handler
 from worker.hub import check_model
 from worker.names import complaints
+from worker.sealing import Seals
 from worker.server import VLLMServer
 from worker.settings import WorkerSettings, own_names, start_failure_seconds
 from worker.shutdown import REPORT_SECONDS, Shutdown
@@ -170,7 +171,8 @@ def take_jobs(settings: WorkerSettings, server: VLLMServer, road: DirectRoad) ->
         concurrency=settings.concurrency,
         grace_seconds=settings.grace_seconds,
     )
-    run_sdk(create_handler(client, server.models(), road), shutdown)
+    seals = Seals(settings.seal_secrets, allow_unsealed=settings.allow_unsealed)
+    run_sdk(create_handler(client, server.models(), road, seals), shutdown)
     if shutdown.failure is not None:
         raise shutdown.failure
 

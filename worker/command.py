@@ -65,8 +65,14 @@ SMALL_BATCH_TOKENS: Final = 2048
 """vLLM's default for GPUs of less than 70 GiB; larger ones have 8192 or 16384."""
 
 NOT_FOR_VLLM: Final = frozenset(
-    # With VLLM_API_KEY vLLM would ask us for a key; RunPod has checked the caller already.
-    ("VLLM_API_KEY", "VLLM_STARTUP_TIMEOUT", "VLLM_EXTRA_ARGS", "VLLM_CONFIG_FILE")
+    (
+        "VLLM_API_KEY",  # vLLM would ask us for a key; RunPod has checked the caller already
+        "VLLM_STARTUP_TIMEOUT",
+        "VLLM_EXTRA_ARGS",
+        "VLLM_CONFIG_FILE",
+        "WORKER_SEAL_SECRET",
+        "WORKER_SEAL_SECRET_OLD",
+    )
 )
 """Variables that vLLM must not see, besides all of `RUNPOD_*`, among them its API key."""
 

@@ -2,6 +2,7 @@
 
     WorkerError                 one job cannot be answered; leaves as OpenAI's error object
     ├── InvalidInput      400   the job's input is not one we understand
+    ├── SealRefused       403   the job cannot be opened, or is not sealed and has to be
     ├── EngineFailed      503   vLLM could not be reached, or broke off its answer
     ├── WorkerStopping    503   the worker was told to stop before the answer was complete
     ├── RequestTimeout    504   the answer took longer than REQUEST_TIMEOUT
@@ -75,6 +76,30 @@ class InvalidInput(WorkerError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+SealRefusal = Literal["no_secret", "wrong_secret", "unsealed"]
+"""Why a job is refused for how it is sealed, as the proxy is told."""
+
+
+class SealRefused(WorkerError):
+    """The job cannot be opened, or is not sealed and has to be; vLLM is not asked."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "seal_refused"
+
+    def __init__(self, reason: SealRefusal) -> None:
+        super().__init__(_SEAL_REFUSALS[reason])
+        self.reason = reason
+
+
+_SEAL_REFUSALS: dict[SealRefusal, str] = {
+    "no_secret": "The job is sealed, and WORKER_SEAL_SECRET is not set.",
+    "wrong_secret": "WORKER_SEAL_SECRET does not open the job: its proxy has another secret, or it "
+    "was changed on its way.",
+    "unsealed": "This worker takes sealed jobs only, unless WORKER_ALLOW_UNSEALED is true.",
+}
 
 
 class EngineFailed(WorkerError):

@@ -12,6 +12,7 @@ from worker.direct.road import DirectRoad
 from worker.errors import ModelStartFailed, UnexpectedError, WorkerError
 from worker.job_input import channel_of, parse, wants_frames
 from worker.outputs import BareOutputs, FramedOutputs, Output, Outputs
+from worker.sealing import Seal, Seals
 from worker.server import ServedModel
 
 log = logging.getLogger(__name__)
@@ -21,25 +22,36 @@ Handler = Callable[[Job], AsyncGenerator[Output, None]]
 
 
 def create_handler(
-    client: VLLMClient, models: Sequence[ServedModel], road: DirectRoad | None = None
+    client: VLLMClient,
+    models: Sequence[ServedModel],
+    road: DirectRoad | None = None,
+    seals: Seals | None = None,
 ) -> Handler:
     """A handler that asks this vLLM, which serves these models; the first is for input that names
-    none. Jobs that ask for a direct channel take the road, if there is one.
+    none. Jobs that ask for a direct channel take the road, if there is one; the seals open sealed
+    ones.
 
     It is a plain asynchronous generator function, since the SDK looks for exactly that
     (`inspect.isasyncgenfunction`). The SDK posts each output before it asks for the next.
     """
 
     model = str(models[0]["id"]) if models else None
+    seals = seals or Seals()
 
     async def handler(job: Job) -> AsyncGenerator[Output, None]:
+        try:
+            job, seal = seals.open(job)
+        except WorkerError as error:
+            for output in _outputs_for(job, ()).fail(error):
+                yield output
+            return
         channel = channel_of(job)
         if road is None or channel is None:
-            said = ask(job, _outputs_for(job, models))
+            said = ask(job, _outputs_for(job, models, seal))
         else:
-            run = _new_run()
+            run = _new_run(seal)
             relay, told = road.relay(channel, run)
-            said = ask(job, FramedOutputs(run, models, channel=told))
+            said = ask(job, FramedOutputs(run, models, channel=told, seal=seal))
             said = said if relay is None else relay.outputs(said)
         async with aclosing(said):
             async for output in said:
@@ -78,12 +90,14 @@ def create_refusing_handler(error: ModelStartFailed) -> Handler:
     return handler
 
 
-def _outputs_for(job: Job, models: Sequence[ServedModel]) -> Outputs:
-    return FramedOutputs(_new_run(), models) if wants_frames(job) else BareOutputs()
+def _outputs_for(job: Job, models: Sequence[ServedModel], seal: Seal | None = None) -> Outputs:
+    if seal is None and not wants_frames(job):
+        return BareOutputs()
+    return FramedOutputs(_new_run(seal), models, seal=seal)
 
 
-def _new_run() -> str:
-    return secrets.token_hex(4)
+def _new_run(seal: Seal | None) -> str:
+    return secrets.token_hex(4) if seal is None else seal.run
 
 
 def _close_with_job(answer: Answer) -> None:

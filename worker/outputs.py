@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 from worker.answer import Answer
 from worker.chunks import ends_event
-from worker.errors import ModelStartFailed, WorkerError
+from worker.errors import ModelStartFailed, SealRefused, WorkerError
 from worker.job_input import JSON
+from worker.sealing import Seal
 from worker.server import ServedModel
 from worker.stream_errors import error_events
 
@@ -41,7 +42,7 @@ class FramedOutputs:
     `run` is the same on all frames of one run of the job and on no others: RunPod gives the job
     of a worker that died to another one, whose frames count from 0 again. The head tells which
     models there are, so that the proxy can list them without asking, and where its direct channel
-    is, if the job asked for one.
+    is, if the job asked for one. All of it is sealed if the job was (protocol 2).
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class FramedOutputs:
         run: str,
         models: Sequence[ServedModel] = (),
         channel: dict[str, Any] | None = None,
+        seal: Seal | None = None,
     ) -> None:
         self._run = run
         self._models = models
         self._channel = channel
+        self._seal = seal
         self._seq = 0
         self._stream = _StreamEnd()
 
@@ -67,7 +70,7 @@ class FramedOutputs:
         if answer.is_complete:
             frame["end"] = True
         self._stream.note(answer, piece)
-        return [frame]
+        return [self._sealed(frame)]
 
     def fail(self, error: WorkerError) -> list[Output]:
         """An answer of its own, or an error event, or, inside a plain body, a failed job."""
@@ -76,10 +79,15 @@ class FramedOutputs:
         frame = self._next_frame(error.status, JSON)
         if isinstance(error, ModelStartFailed):
             frame["start_failed"] = error.cause
+        if isinstance(error, SealRefused):
+            frame["seal_refused"] = error.reason
         in_stream = self._stream.route is not None
         frame["text"] = self._stream.error(error) if in_stream else error.body()
         frame["end"] = True
-        return [frame]
+        return [self._sealed(frame)]
+
+    def _sealed(self, frame: dict[str, Any]) -> dict[str, Any]:
+        return frame if self._seal is None else self._seal.frame(frame)
 
     def _next_frame(self, status: int, content_type: str) -> dict[str, Any]:
         frame: dict[str, Any] = {"seq": self._seq, "run": self._run}

@@ -7,12 +7,13 @@ here, but in `worker.command`. Names that begin with `VLLM_` would be read by vL
 """
 
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, IPvAnyAddress, ValidationError, field_validator
+from pydantic import Field, IPvAnyAddress, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
@@ -24,6 +25,8 @@ VLLM_MAX_NUM_SEQS = 256
 """vLLM's default on most GPUs."""
 
 START_FAILURE_SECONDS = 120.0
+
+MIN_SECRET_LENGTH = 32
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -47,6 +50,9 @@ class WorkerSettings(BaseSettings):
     start_failure_seconds: float = Field(default=START_FAILURE_SECONDS, ge=0)
     direct_listen_host: IPvAnyAddress | None = None
     direct_dial_hosts: str = ""
+    seal_secret: SecretStr | None = None
+    seal_secret_old: SecretStr | None = None
+    allow_unsealed: bool = False
 
     start_timeout_seconds: Seconds = Field(default=1200, validation_alias="VLLM_STARTUP_TIMEOUT")
     request_timeout_seconds: Seconds = Field(default=3600, validation_alias="REQUEST_TIMEOUT")
@@ -74,6 +80,19 @@ class WorkerSettings(BaseSettings):
             raise ValueError("it has quotes around all of it, so it is one word; take them off")
         return value
 
+    @field_validator("seal_secret", "seal_secret_old")
+    @classmethod
+    def _is_beyond_guessing(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        text = value.get_secret_value().strip()
+        if len(text) >= MIN_SECRET_LENGTH and re.fullmatch(r"[!-~]+", text):
+            return SecretStr(text)
+        raise ValueError(
+            f"a secret has at least {MIN_SECRET_LENGTH} characters of ASCII and no blanks; "
+            "make one with: openssl rand -base64 32"
+        )
+
     @classmethod
     def from_environment(cls) -> Self:
         """Read the environment.
@@ -99,6 +118,12 @@ class WorkerSettings(BaseSettings):
     def dial_hosts(self) -> frozenset[str]:
         """The hosts of proxies that the worker may dial."""
         return frozenset(self.direct_dial_hosts.replace(",", " ").lower().split())
+
+    @property
+    def seal_secrets(self) -> list[str]:
+        """The secrets that jobs may be sealed by."""
+        given = (self.seal_secret, self.seal_secret_old)
+        return [secret.get_secret_value() for secret in given if secret is not None]
 
     @property
     def concurrency(self) -> int:

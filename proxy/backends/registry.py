@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -31,6 +32,9 @@ from proxy.config.settings import Settings
 from proxy.config.tables import EndpointConfig, FallbackURL, secret
 from proxy.memory import Memory
 from proxy.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from proxy.backends.runpod.sealing import Seal
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +154,7 @@ class BackendRegistry:
             metrics=self._metrics,
             price_per_second=config.price_per_second,
             invite=self._invite(name, config),
+            seal=self._seal(config),
             turns=turns,
         )
         return QueueBackend(jobs, self._metrics, self._memory)
@@ -167,6 +172,14 @@ class BackendRegistry:
                 may_be_private=settings.direct_private_addresses,
             )
         return partial(self._direct.invite, name, port)
+
+    def _seal(self, config: EndpointConfig) -> "Callable[[], Seal] | None":
+        """What makes a seal for each job, where the endpoint's jobs are to be sealed."""
+        if (shared := config.seal_secret(self._settings)) is None:
+            return None
+        from proxy.backends.runpod.sealing import Seal
+
+        return partial(Seal, shared.get_secret_value().encode())
 
     def _load_balancer(self, name: str, config: EndpointConfig) -> Backend:
         def note_worker_seconds(seconds: float, on_spent: OnSpent) -> None:

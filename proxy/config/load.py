@@ -1,12 +1,13 @@
 """Reads the configuration, and checks what its tables alone cannot tell."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
 from proxy.config.file import ConfigError, ConfigFile, Misplaced
 from proxy.config.settings import NO_KEYS, Settings
 from proxy.config.tables import (
+    NOT_SEALABLE,
     Config,
     EndpointConfig,
     FallbackURL,
@@ -16,7 +17,7 @@ from proxy.config.tables import (
     digest,
     secret,
 )
-from proxy.config.values import check_admin_key, check_key, shown_variable
+from proxy.config.values import check_admin_key, check_key, check_seal_secret, shown_variable
 
 
 def load(settings: Settings) -> Config:
@@ -70,6 +71,11 @@ def _check_environment(config: Config, settings: Settings) -> None:
         for name, e in config.endpoints.items()
         if e.rest_api_key_env
     }
+    named |= {
+        ("endpoints", name, "seal_secret_env"): e.seal_secret_env
+        for name, e in config.endpoints.items()
+        if e.seal_secret_env
+    }
     named |= {("keys", name, "env"): key.env for name, key in config.keys.items() if key.env}
     for name, model in config.models.items():
         if isinstance(model.fallback, FallbackURL) and model.fallback.api_key_env:
@@ -82,11 +88,21 @@ def _check_environment(config: Config, settings: Settings) -> None:
             shown = shown_variable(variable)
             raise Misplaced(f"the environment variable {shown} is not set", *place)
         try:
-            is_admins = place[0] == "keys" and config.keys[place[1]].may_administer
-            check_admin_key(key) if is_admins else check_key(key)
+            _check_of(place, config)(key)
         except ValueError as exc:
             raise Misplaced(f"the environment variable {variable}: {exc}", *place) from None
     _check_holders(config, settings)
+    for name, e in config.endpoints.items():
+        if settings.seal_secret is not None and e.kind != "queue":
+            raise Misplaced(f"PROXY_SEAL_SECRET is set, but {NOT_SEALABLE}", "endpoints", name)
+
+
+def _check_of(place: tuple[str, ...], config: Config) -> Callable[[str], str]:
+    """What the value of the variable that is named here has to be."""
+    if place[-1] == "seal_secret_env":
+        return check_seal_secret
+    is_admins = place[0] == "keys" and config.keys[place[1]].may_administer
+    return check_admin_key if is_admins else check_key
 
 
 def _check_holders(config: Config, settings: Settings) -> None:

@@ -31,6 +31,7 @@ from proxy.config.values import (
     check_key,
     check_listen_host,
     check_name,
+    check_seal_secret,
     printable,
     trimmed,
 )
@@ -279,6 +280,9 @@ class Settings(DatabaseSettings):
     """Dial workers in private networks too, as the emulator's are."""
     public_url: Annotated[str, AfterValidator(_public_url)] | None = None
     """Where workers reach this very copy of the proxy, to open the channel from their side."""
+    seal_secret: SecretStr | None = None
+    """A secret that the endpoint's workers know too: their jobs are sealed, so that RunPod keeps
+    nothing of them that can be read."""
     shutdown_delay_seconds: Hold = 0
     """How long everything is still answered after SIGTERM, with /ready saying 503."""
     drain_seconds: Hold = 30
@@ -331,6 +335,13 @@ class Settings(DatabaseSettings):
     def _is_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             check_key(value.get_secret_value())
+        return value
+
+    @field_validator("seal_secret")
+    @classmethod
+    def _is_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_seal_secret(value.get_secret_value())
         return value
 
     @field_validator("runpod_api_key", "runpod_endpoint_id", mode="before")

@@ -48,6 +48,10 @@ from proxy.config.values import (
 )
 
 LOAD_BALANCING_URL = "https://{id}.api.runpod.ai"
+NOT_SEALABLE = (
+    "only jobs of a queue with this project's worker can be sealed; load balancing sends requests "
+    "to its workers as they are"
+)
 MAX_TOKENS = 1_000_000_000
 MAX_DOLLARS = 1_000_000
 MAX_GPU_SECONDS = 1_000_000_000
@@ -121,6 +125,9 @@ class EndpointConfig(Table):
     """Whether workers may send tokens by a channel of their own, past the queue."""
     direct_port: Port | None = None
     """The workers' port for it, which RunPod exposes."""
+    seal_secret_env: Variable = ""
+    """The environment variable that holds the secret shared with its workers, by which its jobs are
+    sealed; the settings' if empty."""
     price_per_second: float = Field(default=0, ge=0, le=MAX_DOLLARS)
     """What a second of one worker costs, in dollars; for the metrics, and keys' budgets."""
 
@@ -130,6 +137,8 @@ class EndpointConfig(Table):
             raise ValueError(
                 "direct and direct_port are for queues: load balancing has nothing to go past"
             )
+        if self.kind != "queue" and self.seal_secret_env:
+            raise ValueError(f"seal_secret_env: {NOT_SEALABLE}")
         return self
 
     def runpod_url(self, name: str, base_url: str) -> str:
@@ -142,6 +151,10 @@ class EndpointConfig(Table):
         is_direct = settings.direct if self.direct is None else self.direct
         has_channels = is_direct and self.kind == "queue"
         return (self.direct_port or settings.direct_port) if has_channels else None
+
+    def seal_secret(self, settings: Settings) -> SecretStr | None:
+        """The secret by which its jobs are sealed; None where they are not."""
+        return secret(self.seal_secret_env) if self.seal_secret_env else settings.seal_secret
 
     def worker_url(self, name: str) -> str:
         """Where a load-balancing endpoint's workers answer."""

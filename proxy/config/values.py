@@ -14,6 +14,7 @@ import httpx
 MAX_KEY_LENGTH = 4096
 MIN_ADMIN_KEY_LENGTH = 20
 MAX_NAME_LENGTH = 200
+MIN_SECRET_LENGTH = 32
 BLANKS = " \t\r\n"
 """What files and shells leave around a value. Other blanks, such as U+00A0, are mistakes."""
 
@@ -57,6 +58,18 @@ def check_admin_key(key: str) -> str:
             "with `openssl rand -hex 24`"
         )
     return key
+
+
+def check_seal_secret(value: str) -> str:
+    """A secret to seal jobs with: a key is made of it, so it has to be beyond guessing."""
+    if (odd := odd_character(value)) is not None:
+        raise ValueError(f"the secret holds {odd}; make one with: openssl rand -base64 32")
+    if not MIN_SECRET_LENGTH <= len(value) <= MAX_KEY_LENGTH:
+        raise ValueError(
+            f"a secret of at least {MIN_SECRET_LENGTH} characters is needed; make one with: "
+            "openssl rand -base64 32"
+        )
+    return value
 
 
 def check_id(value: str) -> str:

@@ -3,7 +3,8 @@
 Each file is one job: its `input`, the job's `outputs` as they go over the wire, and what a reader
 has to make of them: `status`, `content_type`, `headers` if there are some, and the `body` (or
 `body_base64`), byte for byte what the engine said, or the worker where its model did not start.
-Files whose name begins with `bare` are of jobs without our proxy. Where frames are cut depends on
+Files whose name begins with `bare` are of jobs without our proxy; those of `sealed` ones are
+sealed by the secret and the salt of `tests/wire/sealing.py`. Where frames are cut depends on
 timing, what they hold together does not.
 """
 
@@ -18,10 +19,12 @@ import httpx
 
 from tests.engine import create_engine
 from tests.servers import serve
+from tests.wire.sealing import SECRET, opened_frame, sealed_input
 from worker.answer import VLLMClient
 from worker.errors import ModelStartFailed
 from worker.handler import create_handler, create_refusing_handler
 from worker.outputs import Output
+from worker.sealing import Seals
 from worker.server import ServedModel
 
 FOLDER = Path(__file__).parent
@@ -40,6 +43,7 @@ class Case:
     route: str
     body: Any
     framed: bool = True
+    sealed: bool = False
     piece_bytes: int = 360_000
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -52,7 +56,8 @@ class Case:
         """The job's input."""
         headers = {"headers": self.headers} if self.headers else {}
         proxy = {"proxy": PROXY | headers} if self.framed else {}
-        return {"openai_route": self.route, "openai_input": self.body, **proxy}
+        plain = {"openai_route": self.route, "openai_input": self.body, **proxy}
+        return sealed_input(plain) if self.sealed else plain
 
 
 def chat(**body: Any) -> dict[str, Any]:
@@ -90,6 +95,10 @@ CASES = {
     ),
     "bytes": Case("/v1/embeddings", {"input": ["a", "b"], "encoding_format": "bytes"}),
     "broken_off": Case(CHAT, chat(stream=True, script={"tokens": 9, "cut_after": 3, **SLOW})),
+    "sealed_stream": Case(
+        CHAT, chat(stream=True, script={"tokens": 3, "text": UNICODE, **SLOW}), sealed=True
+    ),
+    "sealed_error_404": Case(CHAT, chat(model="other"), status=404, sealed=True),
     "bare_stream": Case(CHAT, chat(stream=True, script={"tokens": 4, **SLOW}), framed=False),
     "bare_plain": Case(CHAT, chat(max_tokens=5, script=FIXED), framed=False),
     "bare_error_404": Case(CHAT, chat(model="other"), framed=False, status=404),
@@ -104,16 +113,26 @@ async def _outputs(url: str, case: Case) -> list[Output]:
     client = VLLMClient(url, request_timeout_seconds=60, piece_bytes=case.piece_bytes)
     try:
         failure = case.start_failure
-        handler = create_refusing_handler(failure) if failure else create_handler(client, MODELS)
+        seals = Seals([SECRET], allow_unsealed=True)
+        refusing = create_refusing_handler(failure) if failure else None
+        handler = refusing or create_handler(client, MODELS, seals=seals)
         return [output async for output in handler({"id": JOB_ID, "input": case.input})]
     finally:
         await client.close()
 
 
+def opened(outputs: list[Any]) -> list[Any]:
+    """The outputs, of a sealed job as the worker made them."""
+    return [
+        opened_frame(output) if isinstance(output, dict) and "sealed" in output else output
+        for output in outputs
+    ]
+
+
 def body_of(outputs: list[Any]) -> bytes:
-    """What the outputs hold together, of frames or bare text."""
+    """What the outputs hold together, of frames, sealed or not, or bare text."""
     parts = []
-    for output in outputs:
+    for output in opened(outputs):
         if isinstance(output, str):
             parts.append(output.encode())
         elif "base64" in output:

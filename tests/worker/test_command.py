@@ -183,6 +183,7 @@ def test_the_log_shows_no_secret() -> None:
 def test_vllm_sees_its_own_variables_and_not_runpods() -> None:
     ours = {"HF_TOKEN": "hf_x", "VLLM_USE_DEEP_GEMM": "0", "PATH": "/bin"}
     others = {"RUNPOD_AI_API_KEY": "k", "RUNPOD_WEBHOOK_GET_JOB": "u", "VLLM_API_KEY": "k"}
+    others |= {"WORKER_SEAL_SECRET": "s", "WORKER_SEAL_SECRET_OLD": "s"}
     settings = WorkerSettings(base_path=Path("/nowhere"))
     assert vllm_environment(ours | others, settings) == ours | PATIENT
 

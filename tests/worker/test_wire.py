@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.waiting import wait_until
-from tests.wire.record import CASES, FOLDER, MODELS, body_of, record
+from tests.wire.record import CASES, FOLDER, MODELS, body_of, opened, record
 
 FRAMED = [name for name, case in CASES.items() if case.framed]
 
@@ -44,7 +44,7 @@ def test_recorded_frames_hold_what_the_engine_said(name: str) -> None:
 
 @pytest.mark.parametrize("name", FRAMED)
 def test_recorded_frames_keep_protocol_1(name: str) -> None:
-    job, frames = recorded(name), recorded(name)["outputs"]
+    job, frames = recorded(name), opened(recorded(name)["outputs"])
     assert [frame["seq"] for frame in frames] == list(range(len(frames)))
     assert len({frame["run"] for frame in frames}) == 1
     models = None if CASES[name].start_failure else MODELS

@@ -9,7 +9,7 @@ import msgspec
 
 from proxy.api.answer import NO_COURSE, Course, Head, whole
 from proxy.backends.runpod.endpoint import JobStatus
-from proxy.backends.runpod.failure import error_from, model_start_failed
+from proxy.backends.runpod.failure import error_from, failure_of_sealed, model_start_failed
 from proxy.backends.runpod.job import Job
 from proxy.backends.runpod.wire import Reader, reader_for
 from proxy.errors import DeadlinePassed, ProxyError, WorkerFailed
@@ -121,7 +121,7 @@ class JobAnswer:
         if self._reader is None:
             if not outputs:
                 return b""
-            self._reader = self._reader_for(outputs[0])
+            self._reader = self._reader_for(job, outputs[0])
         if job.has_lost_a_poll:
             self._reader.distrust_stream()
         piece = self._reader.feed(outputs)
@@ -144,6 +144,8 @@ class JobAnswer:
         late = job.late_frames()
         job.close()
         match state.status:
+            case JobStatus.FAILED if job.seal is not None and self._reader is None:
+                raise failure_of_sealed(state.error)
             case JobStatus.FAILED:
                 raise error_from(state.error)
             case JobStatus.TIMED_OUT:
@@ -152,14 +154,14 @@ class JobAnswer:
                 raise WorkerFailed("The job was cancelled on RunPod's side.")
         if state.error:
             raise error_from(state.error)
-        return self._feed(job, late) + self._complete(state.output)
+        return self._feed(job, late) + self._complete(job, state.output)
 
-    def _complete(self, output: Any) -> bytes:
+    def _complete(self, job: Job, output: Any) -> bytes:
         if self._reader is None:
             if not output:
                 raise WorkerFailed("The worker finished without an answer.")
             first = output[0] if isinstance(output, list) else output
-            self._reader = self._reader_for(first)
+            self._reader = self._reader_for(job, first)
         try:
             rest = self._reader.complete(output)
         except ProxyError:
@@ -171,5 +173,6 @@ class JobAnswer:
         self.head = self._reader.head
         return rest
 
-    def _reader_for(self, output: Any) -> Reader:
-        return reader_for(output, wants_stream=self._wants_stream, ends=self._ends)
+    def _reader_for(self, job: Job, output: Any) -> Reader:
+        unseal = None if job.seal is None else job.seal.open
+        return reader_for(output, wants_stream=self._wants_stream, ends=self._ends, unseal=unseal)

@@ -21,7 +21,14 @@ from typing import Any
 import msgspec
 
 from proxy.backends.runpod.scrubbing import scrubbed
-from proxy.errors import ModelStartFailed, ProxyError, StartCancelled, VLLMError, WorkerFailed
+from proxy.errors import (
+    ModelStartFailed,
+    ProxyError,
+    SealingFailed,
+    StartCancelled,
+    VLLMError,
+    WorkerFailed,
+)
 from proxy.foreign_json import encode
 
 MAX_LITERAL_CHARS = 100_000
@@ -31,6 +38,22 @@ MAX_CAUSE_CHARS = 1_200
 """worker-vllm's longest cause has some 900."""
 MAX_HOOK_ERROR_CHARS = 400
 IN_THE_LOG = "The worker's log, in RunPod's console, has the details."
+
+NOT_SEALED = (
+    "The endpoint's jobs are sealed, and the answer is not. Its worker is another one than this "
+    "project's, or one of an older release."
+)
+_SEAL_REFUSALS = {
+    "no_secret": "The worker has no secret to open sealed jobs with: set WORKER_SEAL_SECRET.",
+    "wrong_secret": (
+        "The worker's WORKER_SEAL_SECRET does not open the job: it is not the proxy's secret for "
+        "this endpoint, or the job was changed on its way."
+    ),
+    "unsealed": (
+        "The worker takes sealed jobs only: give the proxy the secret of its endpoint, or set "
+        "WORKER_ALLOW_UNSEALED=true."
+    ),
+}
 
 _ADVICE = (
     (
@@ -94,6 +117,23 @@ def start_failure(details: Any) -> ProxyError | None:
         case {"event": "prestart_cancelled"}:
             return StartCancelled("The worker was shut down before it had started. Try again.")
     return None
+
+
+def seal_refused(reason: Any) -> SealingFailed:
+    """The error for a worker that refuses a job for how it is sealed."""
+    told = _SEAL_REFUSALS.get(reason) if isinstance(reason, str) else None
+    return SealingFailed(told or "The worker refused the job for how it is sealed.")
+
+
+def failure_of_sealed(details: Any) -> ProxyError:
+    """The error for a sealed job that failed with nothing put out.
+
+    Other workers do not know what to do with one, and each says so in its way.
+    """
+    failure = error_from(details)
+    if type(failure) in (WorkerFailed, VLLMError):
+        return SealingFailed(f"The job failed before anything was answered. {NOT_SEALED}")
+    return failure
 
 
 def model_start_failed(cause: Any) -> ModelStartFailed:

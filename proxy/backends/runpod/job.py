@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from proxy.api.answer import Course
 from proxy.api.call import OnSpent
@@ -24,6 +24,9 @@ from proxy.errors import (
     UpstreamUnavailable,
     WorkerFailed,
 )
+
+if TYPE_CHECKING:
+    from proxy.backends.runpod.sealing import Seal
 
 LATE_SECONDS = 0.5
 """How much longer than asked for a poll may take before its reader is told that nothing came."""
@@ -52,6 +55,7 @@ class Job:
         on_close: Callable[["Job", bool], None],
         on_spent: OnSpent,
         invitation: Invitation | None = None,
+        seal: "Seal | None" = None,
     ) -> None:
         self.id = job_id
         self.status = JobStatus.IN_QUEUE
@@ -79,6 +83,8 @@ class Job:
         """The last of them."""
         self._gust = Gust()
         self.invitation = invitation
+        self.seal = seal
+        """Opens its frames, if its input was sealed."""
         self._has_head = False
         self._changed = invitation.inbox.changed if invitation else AutoResetEvent()
         """Rings when a poll is done, and when something comes by the channel."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -33,6 +33,9 @@ from proxy.errors import (
 )
 from proxy.telemetry.metrics import Metrics
 
+if TYPE_CHECKING:
+    from proxy.backends.runpod.sealing import Seal
+
 log = logging.getLogger(__name__)
 
 MAX_JOB_BYTES = 10_000_000
@@ -51,6 +54,7 @@ class _Submission:
     """Before the endpoint's queue; the job has it as long as it is live."""
     on_spent: OnSpent
     invitation: Invitation | None = None
+    seal: "Seal | None" = None
     is_calling: bool = False
     """A call of /run is under way, so there may be a job already."""
     is_left: bool = False
@@ -78,6 +82,7 @@ class Jobs:
         metrics: Metrics,
         price_per_second: float = 0.0,
         invite: Callable[[], Invitation] | None = None,
+        seal: "Callable[[], Seal] | None" = None,
         turns: FairTurns | None = None,
     ) -> None:
         self.endpoint = endpoint
@@ -90,6 +95,8 @@ class Jobs:
         self._price_per_second = price_per_second
         self._invite = invite
         """Makes an invitation for each job, where workers may send frames by a channel."""
+        self._seal = seal
+        """Makes a seal for each job, where RunPod is not to read them."""
         self._turns = turns or FairTurns()
         self._breaker = Breaker()
         self._submissions: set[asyncio.Task[Job]] = set()
@@ -128,8 +135,9 @@ class Jobs:
         self._breaker.check()
         # A frame can come before RunPod has answered, so it is known by then whose it is.
         invitation = self._invite() if self._invite else None
-        job = _encoded(job_input, terms, invitation)
-        state = _Submission(self._turns.place(terms.flow), on_spent, invitation)
+        seal = self._seal() if self._seal else None
+        job = _encoded(job_input, terms, invitation, seal)
+        state = _Submission(self._turns.place(terms.flow), on_spent, invitation, seal)
         deadlines = Deadlines(terms, self.shutdown, lambda: state.reason)
         submission = asyncio.create_task(self._run(job, deadlines, state))
         self._submissions.add(submission)
@@ -218,6 +226,7 @@ class Jobs:
                     on_close=self._release,
                     on_spent=state.on_spent,
                     invitation=state.invitation,
+                    seal=state.seal,
                 )
         raise AssertionError("unreachable")
 
@@ -251,14 +260,22 @@ def _close_late(submission: asyncio.Task[Job]) -> None:
         submission.result().close()
 
 
-def _encoded(job_input: Mapping[str, Any], terms: Terms, invitation: Invitation | None) -> bytes:
+def _encoded(
+    job_input: Mapping[str, Any],
+    terms: Terms,
+    invitation: Invitation | None,
+    seal: "Seal | None",
+) -> bytes:
     if invitation is not None:
         job_input = inviting(job_input, invitation.told)
+    if seal is not None:
+        job_input = seal.input(job_input)
     job = msgspec.json.encode({"input": job_input, "policy": _policy(terms)})
     if len(job) > MAX_JOB_BYTES:
         if invitation is not None:
             invitation.close(has_ended=True)
-        raise RequestTooLarge("The request is larger than a job of RunPod may be.")
+        sealed = ", sealed, which makes it a third larger" if seal is not None else ""
+        raise RequestTooLarge(f"The request is larger than a job of RunPod may be{sealed}.")
     return job
 
 

@@ -8,6 +8,7 @@ Three kinds of worker are understood, told apart by the first output:
   aggregate that /status gives when the job is done. Every frame names its `run`: RunPod gives the
   job of a worker that died to another one, and what two runs say must not be mixed. An output may
   be a list of frames. One without a number is a summary, of a job whose frames came by a channel.
+  Of sealed jobs (protocol 2) each frame is opened when its turn has come.
 - RunPod's worker-vllm: SSE text in pieces that are cut anywhere, or one parsed object. There is no
   status: an error is an object with an `error`, or the failure of the job.
 - The older worker-vllm without RAW_OPENAI_OUTPUT: one parsed object for each chunk.
@@ -21,13 +22,13 @@ import binascii
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 from proxy.api.answer import JSON, MAX_NAME_CHARS, SSE, Head, checked_head
 from proxy.api.sse_framing import DONE, Completion, WholeEvents, split_end
-from proxy.backends.runpod.failure import start_failure
-from proxy.errors import VLLMError, WorkerFailed
+from proxy.backends.runpod.failure import NOT_SEALED, seal_refused, start_failure
+from proxy.errors import SealingFailed, VLLMError, WorkerFailed
 from proxy.foreign_json import encode
 
 PROTOCOL = 1
@@ -80,14 +81,23 @@ class Reader(Protocol):
         ...
 
 
-def reader_for(output: Any, *, wants_stream: bool, ends: tuple[bytes, ...]) -> Reader:
+Unseal = Callable[[dict[str, Any]], dict[str, Any]]
+"""Opens a frame of a sealed job; raises SealingFailed if it cannot."""
+
+
+def reader_for(
+    output: Any, *, wants_stream: bool, ends: tuple[bytes, ...], unseal: Unseal | None = None
+) -> Reader:
     """The reader for a worker whose first output is `output`.
 
-    `ends` names the last event of a stream, as `Completion` looks for it.
+    `ends` names the last event of a stream, as `Completion` looks for it. `unseal` is for a job
+    that was sealed: nothing else than sealed frames is an answer to it.
     """
     first = output[0] if isinstance(output, list) and output else output
     if isinstance(first, dict) and ("seq" in first or _is_summary(first)):
-        return FrameReader()
+        return FrameReader(unseal)
+    if unseal is not None:
+        raise start_failure(first) or SealingFailed(NOT_SEALED)
     return PieceReader(ends) if wants_stream else ObjectReader()
 
 
@@ -101,7 +111,8 @@ class FrameReader:
     on; else it raises WorkerFailed, since the second run need not say the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unseal: Unseal | None = None) -> None:
+        self._unseal = unseal
         self.head: Head | None = None
         self.ended = False
         self.lost = 0
@@ -179,7 +190,11 @@ class FrameReader:
         return whole + self._events.flush() if self.ended else whole
 
     def _take(self, frame: dict[str, Any]) -> bytes:
+        if self._unseal is not None:
+            frame = self._unseal(frame)
         if self.passed == 0:
+            if "seal_refused" in frame:
+                raise seal_refused(frame["seal_refused"])
             self.head = checked_head(
                 frame.get("status"),
                 frame.get("content_type"),

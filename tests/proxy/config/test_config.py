@@ -24,8 +24,10 @@ from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.servers import serve
 from tests.waiting import wait_until
+from tests.wire.sealing import opened_input
 
 CHAT = "/v1/chat/completions"
+OWN_SECRET = "a-secret-that-is-known-to-one-endpoint"
 FRAME = {"seq": 0, "status": 200, "content_type": "application/json", "text": "{}", "end": True}
 TWO = """
 [endpoints.one]
@@ -379,6 +381,15 @@ def test_a_keys_hold_goes_before_the_models(configured: Configured, runpod: Scri
             "line 3: keys.k.env: the environment variable UI_KEY: a key that may administer has 20",
         ),
         (
+            "[endpoints.a]\nkind = 'load-balancing'\nseal_secret_env = 'SECOND_KEY'\n",
+            "line 1: endpoints.a: seal_secret_env: only jobs of a queue",
+        ),
+        ("[endpoints.a]\nseal_secret_env = 'NOT_SET'\n", "line 2: endpoints.a.seal_secret_env"),
+        (
+            "[endpoints.a]\nseal_secret_env = 'SECOND_KEY'\n",
+            "SECOND_KEY: a secret of at least 32 characters is needed",
+        ),
+        (
             f"[endpoints.a]\n[keys.k]\nsha256 = '{hashlib.sha256(KEY.encode()).hexdigest()}'\n",
             "line 2: keys.k: the key is the same as one of PROXY_API_KEYS",
         ),
@@ -525,6 +536,27 @@ def test_many_mistakes_are_told_up_to_a_bound(written: Callable[[str], Path]) ->
         load(settings_for("http://unused", config=written(text)))
     assert len(caught.value.reasons) == 21
     assert caught.value.reasons[-1].endswith("and 480 more")
+
+
+def test_a_secret_for_all_is_refused_where_an_endpoint_cannot_be_sealed(
+    written: Callable[[str], Path],
+) -> None:
+    path = written("[endpoints.a]\n[endpoints.b]\nkind = 'load-balancing'\n")
+    with pytest.raises(ConfigError, match=r"line 2: endpoints\.b: PROXY_SEAL_SECRET is set, but"):
+        load(settings_for("http://unused", config=path, seal_secret="x" * 32))
+
+
+def test_each_endpoint_may_have_a_secret_of_its_own(
+    configured: Configured, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECOND_SECRET", OWN_SECRET)
+    two = TWO.replace('id = "second-id"', 'id = "second-id"\nseal_secret_env = "SECOND_SECRET"')
+    with configured(two) as client:
+        client.post(CHAT, json=chat(model="small"))
+        client.post(CHAT, json=chat(model="org/large"))
+    first, second = (job["input"] for job in runpod.jobs)
+    assert first["openai_input"]["model"] == "small"
+    assert opened_input(second, OWN_SECRET)["openai_input"]["model"] == "org/Large-7B"
 
 
 @pytest.mark.parametrize("place", ["endpoints.a", "keys.k", "models.m.fallback"])

@@ -34,6 +34,17 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.mark.parametrize("value", ["hidden" * 5, "hidden " * 6, "hidden\u200b" * 6, "x" * 5000])
+def test_a_secret_that_can_be_guessed_or_was_copied_badly_is_refused_and_not_shown(
+    environment: pytest.MonkeyPatch, value: str
+) -> None:
+    environment.setenv("PROXY_SEAL_SECRET", value)
+    [sentence] = mistakes()
+    assert sentence.startswith("PROXY_SEAL_SECRET: ")
+    assert "openssl rand -base64 32" in sentence
+    assert value[:6] not in sentence
+
+
 @pytest.mark.parametrize(
     ("public_url", "channel_url"),
     [
@@ -61,9 +72,10 @@ def test_three_variables_are_enough(environment: pytest.MonkeyPatch) -> None:
 
 
 def test_secrets_do_not_show_when_settings_are_printed(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("RUNPOD_API_KEY", "rp-secret")
-    environment.setenv("PROXY_API_KEYS", "sk-secret")
-    assert "secret" not in repr(Settings())
+    environment.setenv("RUNPOD_API_KEY", "rp-hidden")
+    environment.setenv("PROXY_API_KEYS", "sk-hidden")
+    environment.setenv("PROXY_SEAL_SECRET", "hidden" * 6)
+    assert "hidden" not in repr(Settings())
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import pytest
 
 from proxy.api.dialects import CHAT
 from proxy.backends.runpod.failure import error_from
+from proxy.backends.runpod.sealing import Seal
 from proxy.backends.runpod.wire import FrameReader, reader_for
 from proxy.errors import VLLMError
+from tests.wire.sealing import SALT, SECRET, opened_frame
 
 RECORDED = sorted((Path(__file__).parents[3] / "wire").glob("*.json"))
 WITH_NUMBERS = [path for path in RECORDED if not path.name.startswith("bare_")]
@@ -28,6 +30,11 @@ def body_of(recorded: dict[str, Any]) -> bytes:
     return body.encode()
 
 
+def reader_of(recorded: dict[str, Any]) -> FrameReader:
+    is_sealed = "sealed" in recorded["input"]
+    return FrameReader(Seal(SECRET.encode(), SALT).open if is_sealed else None)
+
+
 def named(path: Path) -> str:
     return path.stem
 
@@ -35,7 +42,7 @@ def named(path: Path) -> str:
 @pytest.mark.parametrize("path", WITH_NUMBERS, ids=named)
 def test_recorded_frames_give_vllms_answer(path: Path) -> None:
     recorded = load(path)
-    reader = FrameReader()
+    reader = reader_of(recorded)
     assert b"".join(reader.feed([frame]) for frame in recorded["outputs"]) == body_of(recorded)
     assert reader.ended
     assert reader.head
@@ -43,13 +50,15 @@ def test_recorded_frames_give_vllms_answer(path: Path) -> None:
         recorded["status"],
         recorded["content_type"],
     )
-    assert reader.head.models == tuple(recorded["outputs"][0].get("models", ()))
+    first = recorded["outputs"][0]
+    first = opened_frame(first) if "sealed" in first else first
+    assert reader.head.models == tuple(first.get("models", ()))
 
 
 @pytest.mark.parametrize("path", WITH_NUMBERS, ids=named)
 def test_recorded_frames_give_it_from_the_aggregate_alone(path: Path) -> None:
     recorded = load(path)
-    assert FrameReader().complete(recorded["outputs"]) == body_of(recorded)
+    assert reader_of(recorded).complete(recorded["outputs"]) == body_of(recorded)
 
 
 @pytest.mark.parametrize("name", ["bare_stream", "bare_plain"])
