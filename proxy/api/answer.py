@@ -92,6 +92,10 @@ class Course:
     """How long its job waited for a worker: as RunPod tells, or else as seen from here."""
     execution_seconds: float | None = None
     """How long a worker had the job, where RunPod was asked and told."""
+    endpoint_id: str = ""
+    """RunPod's id of the endpoint that its job went to."""
+    submitted: float | None = None
+    """When RunPod had taken its job, on the monotonic clock."""
 
 
 NO_COURSE: Final = Course()

@@ -6,6 +6,7 @@ nowhere else.
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
@@ -17,6 +18,9 @@ from proxy.errors import ProxyError
 from proxy.services import Services
 from proxy.telemetry.ended_request import EndedRequest
 from proxy.telemetry.logs import log_request
+
+if TYPE_CHECKING:
+    from proxy.telemetry.traces import RequestTrace
 
 
 @dataclass(slots=True)
@@ -40,6 +44,8 @@ class RequestContext:
     """The route that it reached, as in `POST /v1/responses/{id}`."""
     model: str = ""
     """What the metrics call its model."""
+    trace: "RequestTrace | None" = None
+    """Its span, where traces are made."""
     answer: Answer | None = None
     first_byte_seconds: float | None = None
     """How long the answer's first byte took, from when it was asked for."""
@@ -68,6 +74,8 @@ class RequestContext:
             metrics.note_tokens(self.model, *self.tokens)
         services.history.note(ended)
         log_request(ended)
+        if self.trace is not None:
+            self.trace.end(ended)
 
     def _ended(self) -> EndedRequest:
         answer = self.answer
@@ -88,6 +96,7 @@ class RequestContext:
             is_stream=head is not None and head.is_event_stream,
             tokens=self.tokens,
             course=answer.course if answer else NO_COURSE,
+            trace=self.trace.id if self.trace else "",
             remark=self.remark,
         )
 

@@ -34,6 +34,8 @@ class EndedRequest:
     tokens: tuple[int, int] = (0, 0)
     """How many went in and came out, where they are counted."""
     course: Course = NO_COURSE
+    trace: str = ""
+    """The id of its trace, where traces are made."""
     remark: str = ""
 
     @property
@@ -59,5 +61,6 @@ class EndedRequest:
             "tokens_in": tokens_in or None,
             "tokens_out": tokens_out or None,
             "road": self.road,
+            "trace": self.trace,
         }
         return {name: value for name, value in known.items() if value not in (None, "")}

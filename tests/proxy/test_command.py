@@ -115,6 +115,8 @@ def test_all_that_is_missing_is_asked_for_at_once_with_what_was_misspelt(run: Ru
         ({"https_proxy": "ftp://user:SECRET@127.0.0.1:1080"}, "https_proxy: "),
         ({"HTTPS_PROXY": "http://user:SECRET@127.0.0.1:99999"}, "HTTPS_PROXY: "),
         ({"SSL_CERT_FILE": "nowhere.pem"}, "SSL_CERT_FILE: "),
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: "),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_SCHEDULE_DELAY": "0"}, "OTEL_*: "),
     ],
     ids=str,
 )

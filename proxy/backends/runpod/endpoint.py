@@ -169,6 +169,8 @@ class Endpoint:
     ) -> None:
         self.url = url
         self.name = name
+        self.id = url.rpartition("/")[2]
+        """As RunPod names it."""
         self.standing = Standing(f"endpoint {name}", key_variable)
         self.trust = Trust()
         self._client = client

@@ -130,7 +130,12 @@ class Job:
         if self._delay_ms is not None:
             queue_seconds = self._delay_ms / 1000
         execution_seconds = None if self._execution_ms is None else self._execution_ms / 1000
-        return Course(queue_seconds=queue_seconds, execution_seconds=execution_seconds)
+        return Course(
+            queue_seconds=queue_seconds,
+            execution_seconds=execution_seconds,
+            endpoint_id=self._endpoint.id,
+            submitted=self._submitted,
+        )
 
     async def follow(self) -> AsyncGenerator[list[Any]]:
         """Yield outputs as they come until the job has ended and all of them have come.

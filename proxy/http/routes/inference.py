@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -50,11 +50,12 @@ async def _serve(route: Route, request: Request) -> Response:
         raise HTTPException(405, headers={"Allow": route.method})
     services, context, key = services_of(request), context_of(request), key_of(request)
     context.route = str(route)
+    if services.traces is not None:
+        context.trace = services.traces.begin(request.headers, context.route, context.began)
     call = await read_call(request, _named(request, route))
     model = await _model(services, call, key)
     context.model = model.label or model.name
-    if headers := passed_headers(request.headers, key, call):
-        call = replace(call, headers=headers)
+    call = _with_headers(call, passed_headers(request.headers, key, call), context)
     flow = flow_of(key, services.keys, request.headers)
     terms = call_terms(model.terms, key, request.headers, flow)
     call = await _let_in(services, context, key, call, model)
@@ -66,6 +67,17 @@ async def _serve(route: Route, request: Request) -> Response:
     except BaseException:
         answer.close()
         raise
+
+
+def _with_headers(call: Call, headers: Mapping[str, str], context: RequestContext) -> Call:
+    """The call with what vLLM is sent of its client's headers, and is to continue of its trace."""
+    if context.trace is not None:
+        headers = {**headers, **context.trace.headers}
+    if headers:
+        call = replace(call, headers=headers)
+    if context.trace is not None:
+        context.trace.note_call(call)
+    return call
 
 
 def _named(request: Request, route: Route) -> Route:
