@@ -12,6 +12,7 @@ from proxy.access.keys import Keys, KeyStore
 from proxy.access.limits import Limiter
 from proxy.access.sessions import Sessions
 from proxy.access.spending import Spending
+from proxy.access.worker_costs import WorkerCosts
 from proxy.backends.registry import BackendRegistry
 from proxy.backends.runpod.cancellation import Canceller
 from proxy.backends.runpod.endpoint import create_client
@@ -137,6 +138,7 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
             if shared_state is not None:
                 stack.push_async_callback(shared_state.close)
             limiter = _limiter(settings, spending, shared_state)
+            costs = _worker_costs(spending, shared_state)
             stack.push_async_callback(limiter.close)
             client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
             await stack.enter_async_context(client)
@@ -148,7 +150,7 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
             numbers, warmer, sharing = Metrics(), Warmer(), Sharing(memory)
             start_times = StartTimes(settings.state_dir.expanduser())
             backends = BackendRegistry(
-                settings, client, canceller, journal, numbers, memory, start_times
+                settings, client, canceller, journal, numbers, memory, start_times, costs
             )
             stack.push_async_callback(backends.close, LAST_CALLS_SECONDS)
             stack.push_async_callback(sharing.close)
@@ -194,3 +196,11 @@ def _limiter(settings: Settings, spending: Spending, state: "SharedState | None"
     from proxy.access.shared_limits import SharedLimiter
 
     return SharedLimiter(spending, state, copies=settings.copies)
+
+
+def _worker_costs(spending: Spending, state: "SharedState | None") -> WorkerCosts:
+    if state is None:
+        return WorkerCosts(spending)
+    from proxy.access.shared_worker_costs import SharedWorkerCosts
+
+    return SharedWorkerCosts(spending, state)

@@ -267,7 +267,7 @@ class PromptOverLimit(RateLimitExceeded):
 
 
 class InsufficientQuota(ProxyError):
-    """The API key has spent its budget of the day or the month."""
+    """A budget is spent: the API key's of the day or the month, or the endpoint's of the day."""
 
     status = 429
     type = "insufficient_quota"

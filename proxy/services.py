@@ -66,6 +66,7 @@ class Services:
             return
         models = build_models(config, self.settings, self.backends, self.metrics)
         models.take_over(self.models)
+        self.backends.lift_budgets(besides=config.endpoints)
         for model in models:
             if model.backend.monitor is not None:
                 model.backend.monitor.starts.forgive()

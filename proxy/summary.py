@@ -16,9 +16,10 @@ def summary(config: Config, settings: Settings) -> list[str]:
         port = endpoint.port_for_channels(settings)
         channel = f", direct channels to the workers' port {port}" if port else ""
         sealed = ", jobs are sealed" if endpoint.seal_secret(settings) else ""
+        budget = f", at most ${endpoint.daily_budget:g} a day" if endpoint.daily_budget else ""
         lines.append(
-            f"{endpoint.kind} endpoint {called}, key from {endpoint.api_key_env}{channel}{sealed}: "
-            f"{served}"
+            f"{endpoint.kind} endpoint {called}, key from {endpoint.api_key_env}"
+            f"{channel}{sealed}{budget}: {served}"
         )
     if (left_out := len(config.endpoints) - MAX_NAMES) > 0:
         lines.append(f"and {left_out} more endpoints")

@@ -22,6 +22,10 @@ _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS spending (
     key TEXT, period TEXT, dollars REAL NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (key, period)
 ) WITHOUT ROWID"""
+_LOOKS: Final = """
+CREATE TABLE IF NOT EXISTS looks (
+    endpoint TEXT PRIMARY KEY, at REAL NOT NULL, workers INTEGER NOT NULL
+) WITHOUT ROWID"""
 _ADD: Final = """
 INSERT INTO spending VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
 SET dollars = dollars + excluded.dollars, seconds = seconds + excluded.seconds"""
@@ -92,6 +96,21 @@ class Spending:
         periods = Periods.of(self.now())
         return self._in(key, periods.day), self._in(key, periods.month)
 
+    def swap_look(self, endpoint: str, at: float, workers: int) -> tuple[float, int] | None:
+        """Keep the last look at an endpoint's workers; returns the one before, if there was one.
+
+        Raises sqlite3.Error.
+        """
+        with self._database as database:
+            database.execute("BEGIN IMMEDIATE")
+            before: tuple[float, int] | None = database.execute(
+                "SELECT at, workers FROM looks WHERE endpoint = ?", (endpoint,)
+            ).fetchone()
+            database.execute(
+                "INSERT OR REPLACE INTO looks VALUES (?, ?, ?)", (endpoint, at, workers)
+            )
+        return before
+
     def close(self) -> None:
         """Let go of the file."""
         if self._opened is not None:
@@ -132,5 +151,6 @@ def _opened(path: Path | str, periods: Periods) -> sqlite3.Connection:
     database.execute("PRAGMA synchronous = OFF")
     with database:
         database.execute(_SCHEMA)
+        database.execute(_LOOKS)
         database.execute("DELETE FROM spending WHERE period < ?", (periods.month,))
     return database

@@ -43,9 +43,11 @@ class ColdStartAnswer(WrappedAnswer):
         """Open the inner answer.
 
         Raises:
+            InsufficientQuota: the endpoint has spent its daily budget.
             ModelStartFailed: no worker of the endpoint could start; at once, without a job, while
                 no further start is tried.
         """
+        self._monitor.ceiling.check()
         if self._starts.failure is not None:
             self._monitor.request_updates()
             self._starts.check()

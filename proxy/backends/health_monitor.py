@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
+from proxy.backends.ceiling import Ceiling
 from proxy.backends.fair_turns import FairTurns
 from proxy.backends.health import OLD_SECONDS, Health, StartHistory
 from proxy.backends.start_clock import StartClock, StartTimes
@@ -48,6 +49,7 @@ class State(StrEnum):
     READY = "ready"
     THROTTLED = "throttled"
     UNHEALTHY = "unhealthy"
+    PAUSED = "paused"
 
 
 REASONS = {
@@ -66,7 +68,7 @@ class HealthMonitor:
     """Looks at one endpoint. `ask` calls its /health; `starts` hears of starts that failed.
 
     `clock` measures how long starts take; `progress` finds out what they do, where it may. `turns`
-    are told how many workers there are.
+    are told how many workers there are, and the `ceiling` as well, which may pause the endpoint.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class HealthMonitor:
         clock: StartClock | None = None,
         progress: StartProgress | None = None,
         turns: FairTurns | None = None,
+        ceiling: Ceiling | None = None,
     ) -> None:
+        self.ceiling = ceiling or Ceiling(name)
         self._progress = progress
         self._turns = turns or FairTurns()
         self.starts = starts
@@ -101,6 +105,8 @@ class HealthMonitor:
     @property
     def state(self) -> State:
         """The state as it was last seen; unknown if that is too long ago."""
+        if self.ceiling.is_reached:
+            return State.PAUSED
         if self.starts.failure is not None:
             return State.UNHEALTHY
         return State.UNKNOWN if self._is_old else self._state
@@ -108,6 +114,8 @@ class HealthMonitor:
     @property
     def reason(self) -> str:
         """The state in a few words."""
+        if self.ceiling.is_reached:
+            return self.ceiling.reason
         if (failure := self.starts.failure) is not None:
             return failure.message
         if self._is_old:
@@ -262,8 +270,11 @@ class HealthMonitor:
 
     async def _look(self) -> None:
         while self._waiting or time.monotonic() < self._wanted_until:
+            workers = None
             try:
-                self.observe(Health.of(await self._ask()), time.monotonic())
+                health = Health.of(await self._ask())
+                workers = health.up + health.initializing
+                self.observe(health, time.monotonic())
             except (ProxyError, JobNotFound):
                 self._health = None
                 self._set(State.UNKNOWN, UNREACHABLE)
@@ -271,6 +282,7 @@ class HealthMonitor:
                     self._turns.note_workers(None)
             self._looked = time.monotonic()
             self._has_looked.set()
+            await self.ceiling.note_workers(workers)
             self._is_urgent.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_seconds):

@@ -3,15 +3,17 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 import httpx
 
+from proxy.access.worker_costs import WorkerCosts
 from proxy.api.call import OnSpent, Work
 from proxy.backends.admission import Admission
 from proxy.backends.backend import Backend
+from proxy.backends.ceiling import Ceiling
 from proxy.backends.connections import Client
 from proxy.backends.deadlines import Shutdown
 from proxy.backends.fair_turns import FairTurns
@@ -54,7 +56,11 @@ class BackendRegistry:
         metrics: Metrics,
         memory: Memory,
         start_times: StartTimes,
+        costs: WorkerCosts,
     ) -> None:
+        self._costs = costs
+        self._ceilings: dict[str, Ceiling] = {}
+        """By the endpoints' names: what is spent does not change with a table."""
         self._start_times = start_times
         self._settings = settings
         self._memory = memory
@@ -75,7 +81,21 @@ class BackendRegistry:
         if (name, config) not in self._endpoints:
             makers = {"queue": self._queue, "load-balancing": self._load_balancer}
             self._endpoints[name, config] = makers[config.kind](name, config)
-        return self._endpoints[name, config]
+        backend = self._endpoints[name, config]
+        if backend.monitor is not None:
+            look_again = backend.monitor.request_updates
+            self._ceiling(name).set(config.daily_budget, config.price_per_second, look_again)
+        return backend
+
+    def lift_budgets(self, *, besides: Container[str]) -> None:
+        """Endpoints that are not among these are named no more, and have no budget."""
+        for name, ceiling in self._ceilings.items():
+            if name not in besides:
+                ceiling.lift()
+
+    def paused(self) -> int:
+        """How many endpoints have spent their daily budgets."""
+        return sum(ceiling.is_reached for ceiling in self._ceilings.values())
 
     def server(self, config: FallbackURL) -> Backend:
         """The backend of another server that speaks OpenAI's API."""
@@ -118,7 +138,10 @@ class BackendRegistry:
             yield name, backend
 
     def note_in_flight(self) -> None:
-        """Write down how many calls are under way, at an endpoint's former tables as well."""
+        """Write down how many calls are under way, at an endpoint's former tables as well.
+
+        And what endpoints with a daily budget have spent of it.
+        """
         waiting, running, in_line = Counter[str](), Counter[str](), Counter[str]()
         for name, backend in self.endpoints():
             in_flight = backend.in_flight()
@@ -128,6 +151,9 @@ class BackendRegistry:
         for name in waiting:
             self._metrics.note_jobs(name, waiting=waiting[name], running=running[name])
             self._metrics.note_in_line(name, in_line[name])
+        for name, ceiling in self._ceilings.items():
+            if ceiling.budget is not None:
+                self._metrics.note_budget(name, ceiling.budget, ceiling.dollars_today)
 
     def drain(self, seconds: float) -> None:
         """Let all calls go on for this long; those that have not ended then raise Stopping."""
@@ -184,6 +210,7 @@ class BackendRegistry:
     def _load_balancer(self, name: str, config: EndpointConfig) -> Backend:
         def note_worker_seconds(seconds: float, on_spent: OnSpent) -> None:
             self._metrics.note_worker_seconds(name, seconds, config.price_per_second)
+            self._ceiling(name).note_job(seconds)
             on_spent(Work(name, seconds, config.price_per_second))
 
         turns = self._turns(config)
@@ -218,6 +245,11 @@ class BackendRegistry:
             key_variable=config.api_key_env,
         )
 
+    def _ceiling(self, name: str) -> Ceiling:
+        if name not in self._ceilings:
+            self._ceilings[name] = Ceiling(name, self._costs)
+        return self._ceilings[name]
+
     def _turns(self, config: EndpointConfig) -> FairTurns:
         return FairTurns(config.worker_concurrency or self._settings.worker_concurrency)
 
@@ -234,6 +266,7 @@ class BackendRegistry:
             StartClock(name, endpoint.url, self._start_times),
             self._start_progress(name, config),
             turns,
+            self._ceiling(name),
         )
 
     def _start_progress(self, name: str, config: EndpointConfig) -> StartProgress | None:

@@ -285,6 +285,8 @@ class RelayedAnswer:
     async def _worker_response(self) -> httpx.Response:
         """Ask until a worker answers."""
         for attempt in itertools.count():
+            if self._relay.monitor is not None:
+                self._relay.monitor.ceiling.check()
             try:
                 response, failure = await self._in_time(self._try())
             except (httpx.ConnectError, httpx.ProxyError):

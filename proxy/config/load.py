@@ -34,6 +34,8 @@ def load(settings: Settings) -> Config:
         if config.open_endpoint is not None:
             raise Misplaced("there is no such field", "open_endpoint")
         _check_environment(config, settings)
+        config = _priced(config, settings)
+        _check_prices(config)
     except ValidationError as exc:
         raise ConfigError(*file.explained(exc, _fields)) from None
     except Misplaced as exc:
@@ -44,11 +46,48 @@ def load(settings: Settings) -> Config:
 def _of_environment(settings: Settings) -> Config:
     endpoint = settings.runpod_endpoint_id
     assert endpoint is not None, "checked by Settings"
-    return Config(
+    config = Config(
         endpoints={endpoint: EndpointConfig()},
         models={name: ModelConfig(endpoint=endpoint) for name in settings.models},
         open_endpoint=None if settings.models else endpoint,
     )
+    if settings.daily_budget and not settings.price_per_second:
+        raise ConfigError("PROXY_DAILY_BUDGET: needs PROXY_PRICE_PER_SECOND, in dollars")
+    return _priced(config, settings)
+
+
+def _priced(config: Config, settings: Settings) -> Config:
+    """With the settings' price and budget where an endpoint's table has none."""
+    endpoints = {
+        name: endpoint.model_copy(
+            update={
+                "price_per_second": endpoint.price_per_second or settings.price_per_second or 0,
+                "daily_budget": endpoint.daily_budget or settings.daily_budget,
+            }
+        )
+        for name, endpoint in config.endpoints.items()
+    }
+    return config.model_copy(update={"endpoints": endpoints})
+
+
+def _check_prices(config: Config) -> None:
+    """A budget in dollars needs to know what the workers cost that spend it."""
+    for name, endpoint in config.endpoints.items():
+        if endpoint.daily_budget and not endpoint.price_per_second:
+            raise Misplaced(
+                f"${endpoint.daily_budget:g} a day needs a price_per_second of the endpoint, or "
+                "PROXY_PRICE_PER_SECOND",
+                *("endpoints", name, "daily_budget"),
+            )
+    for name, key in config.keys.items():
+        budgets = [field for field in ("daily_budget", "monthly_budget") if getattr(key, field)]
+        for model in config.models if key.models is None else key.models:
+            endpoint_name = config.models[model].endpoint
+            if budgets and not config.endpoints[endpoint_name].price_per_second:
+                raise Misplaced(
+                    f"the endpoint '{endpoint_name}' needs a price_per_second for that",
+                    *("keys", name, budgets[0]),
+                )
 
 
 def _check_environment(config: Config, settings: Settings) -> None:

@@ -55,6 +55,7 @@ MAX_SECONDS = 7 * 24 * 3600
 MAX_COUNT = 1_000_000
 """More connections, requests or descriptors than any system has."""
 MAX_BYTES = 1_000_000_000
+MAX_DOLLARS = 1_000_000
 DATABASE_FILE = "proxy.sqlite3"
 """In the state folder, made by the first command that keeps something."""
 MIN_HEADER_BYTES = 2048
@@ -124,6 +125,7 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Hold = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
 KeepAlive = Annotated[float, Field(ge=1, le=MAX_POLL_SECONDS)]
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+Dollars = Annotated[float, Field(gt=0, le=MAX_DOLLARS)]
 Port = Annotated[int, Field(gt=0, le=65535)]
 
 
@@ -259,6 +261,10 @@ class Settings(DatabaseSettings):
     """How many of them may be waiting for a worker."""
     worker_concurrency: Count | None = None
     """How many requests a worker runs at once: keys take turns for its places; unset, none wait."""
+    price_per_second: Dollars | None = None
+    """What a second of one worker costs, in dollars, where an endpoint's table does not say."""
+    daily_budget: Dollars | None = None
+    """What an endpoint's workers may cost in a day of UTC, in dollars: then it is paused."""
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = None
     """A Redis in which all copies keep the limits of keys together."""
     copies: Count = 1

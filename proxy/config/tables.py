@@ -30,7 +30,9 @@ from proxy.api.keep_alive import Mode
 from proxy.config.file import Misplaced
 from proxy.config.mistakes import did_you_mean
 from proxy.config.settings import (
+    MAX_DOLLARS,
     Count,
+    Dollars,
     Hold,
     KeepAlive,
     Port,
@@ -53,14 +55,12 @@ NOT_SEALABLE = (
     "to its workers as they are"
 )
 MAX_TOKENS = 1_000_000_000
-MAX_DOLLARS = 1_000_000
 MAX_GPU_SECONDS = 1_000_000_000
 MAX_PRIORITY = 1_000
 
 Priority = Annotated[int, Field(ge=1, le=MAX_PRIORITY)]
 Name = Annotated[str, AfterValidator(check_name)]
 Variable = Annotated[str, BeforeValidator(trimmed), AfterValidator(check_variable)]
-Dollars = Annotated[float, Field(gt=0, le=MAX_DOLLARS)]
 GPUSeconds = Annotated[float, Field(gt=0, le=MAX_GPU_SECONDS)]
 BaseURL = Annotated[str, BeforeValidator(trimmed), AfterValidator(check_base_url)]
 
@@ -129,7 +129,9 @@ class EndpointConfig(Table):
     """The environment variable that holds the secret shared with its workers, by which its jobs are
     sealed; the settings' if empty."""
     price_per_second: float = Field(default=0, ge=0, le=MAX_DOLLARS)
-    """What a second of one worker costs, in dollars; for the metrics, and keys' budgets."""
+    """What a second of one worker costs, in dollars; for the metrics, and for budgets."""
+    daily_budget: Dollars | None = None
+    """What its workers may cost in a day of UTC, in dollars: then it is paused."""
 
     @model_validator(mode="after")
     def _has_a_queue(self) -> Self:
@@ -331,19 +333,7 @@ class Config(Table):
             for allowed in key.models or ():
                 if allowed not in self.models:
                     raise Misplaced(_no("model", allowed, self.models), "keys", name, "models")
-            self._check_prices(name, key)
         return self
-
-    def _check_prices(self, name: str, key: KeyConfig) -> None:
-        """A budget in dollars needs to know what the workers cost that spend it."""
-        budgets = [field for field in ("daily_budget", "monthly_budget") if getattr(key, field)]
-        for model in self.models if key.models is None else key.models:
-            endpoint = self.models[model].endpoint
-            if budgets and not self.endpoints[endpoint].price_per_second:
-                raise Misplaced(
-                    f"the endpoint '{endpoint}' needs a price_per_second for that",
-                    *("keys", name, budgets[0]),
-                )
 
 
 def secret(name: str) -> SecretStr:

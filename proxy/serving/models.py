@@ -66,7 +66,7 @@ class Model:
         if self.fallback is None:
             return self.backend.ask(call, self.served_as, terms)
         second = self.fallback
-        is_broken = self.state is State.UNHEALTHY
+        is_broken = self.state in (State.UNHEALTHY, State.PAUSED)
         if is_broken and self.backend.monitor is not None:
             # No waiting request does, which would show when it is well again.
             self.backend.monitor.request_updates()

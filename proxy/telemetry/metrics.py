@@ -76,6 +76,19 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._budget = Gauge(
+            "proxy_endpoint_budget_dollars",
+            "What an endpoint may cost in a day",
+            ("endpoint",),
+            registry=self._registry,
+        )
+        self._spent_today = Gauge(
+            "proxy_endpoint_spent_today_dollars",
+            "What such an endpoint's workers have cost since midnight (UTC), as estimated",
+            ("endpoint",),
+            registry=self._registry,
+        )
+
     def note_request(self, model: str, status: int, outcome: str) -> None:
         """A request was answered; `model` is empty if it named none of ours.
 
@@ -137,6 +150,11 @@ class Metrics:
     def note_in_line(self, endpoint: str, number: int) -> None:
         """So many requests wait for their turn before an endpoint now."""
         self._in_line.labels(endpoint).set(number)
+
+    def note_budget(self, endpoint: str, dollars: float, spent: float) -> None:
+        """An endpoint may cost so much a day, and has cost so much today."""
+        self._budget.labels(endpoint).set(dollars)
+        self._spent_today.labels(endpoint).set(spent)
 
     def page(self) -> bytes:
         """All of them, in Prometheus' text format."""

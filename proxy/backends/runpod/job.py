@@ -149,10 +149,13 @@ class Job:
             ColdStartTimeout, DeadlinePassed: a deadline passed.
             UpstreamUnavailable: it passed while RunPod could not be reached.
             Stopping: the proxy is shutting down.
+            InsufficientQuota: it waits for a worker, and the endpoint's daily budget is spent.
             UpstreamMisconfigured: RunPod refuses our key.
             WorkerFailed: RunPod does not know the job.
         """
         while not self._is_over:
+            if self._taken is None:
+                self._monitor.ceiling.check()
             wait_seconds = min(self.keep_alive_seconds, self.deadlines.seconds_left(self._failure))
             outputs = self._come()
             if not outputs and not self._is_over:

@@ -128,6 +128,7 @@ class Jobs:
             EndpointOverloaded: too many jobs are under way.
             ColdStartTimeout, TotalTimeout, Stopping: a deadline passed before RunPod took it, or
                 before its turn came.
+            InsufficientQuota: the endpoint's daily budget was spent before that.
             UpstreamUnavailable, UpstreamMisconfigured, WorkerFailed: as Endpoint.run; at once,
                 if the last submissions failed as well.
         """
@@ -168,6 +169,7 @@ class Jobs:
             place.leave()
         seconds = job.worker_seconds
         self._metrics.note_worker_seconds(self.endpoint.name, seconds, self._price_per_second)
+        self.monitor.ceiling.note_job(seconds)
         job.on_spent(
             Work(
                 self.endpoint.name,
@@ -194,6 +196,7 @@ class Jobs:
             await state.place.turn()
             state.reason = NOT_ACCEPTED
         for attempt in itertools.count():
+            self.monitor.ceiling.check()
             try:
                 job_id = await self.endpoint.run(
                     job,

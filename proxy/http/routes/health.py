@@ -16,7 +16,14 @@ async def health() -> Response:
 
 @router.api_route("/ready", methods=["GET", "HEAD"])
 async def ready(request: Request) -> Response:
-    """200 while new requests are welcome, 503 once the proxy is shutting down."""
-    if services_of(request).is_draining:
+    """200 while new requests are welcome, 503 once the proxy is shutting down.
+
+    Endpoints that have spent their daily budgets are counted: others, and fallbacks, go on.
+    """
+    services = services_of(request)
+    if services.is_draining:
         return JSONResponse({"status": "draining"}, status_code=503)
-    return JSONResponse({"status": "ready"})
+    told: dict[str, str | int] = {"status": "ready"}
+    if paused := services.backends.paused():
+        told["paused_endpoints"] = paused
+    return JSONResponse(told)

@@ -35,6 +35,7 @@ async def warm_model(request: Request) -> Response:
         raise NotPermitted("This API key may not wake workers.")
     context_of(request).permit = await services.limiter.admit(key, Tokens())
     if (monitor := model.backend.monitor) is not None:
+        monitor.ceiling.check()
         monitor.starts.forgive()
     services.warmer.wake(model, services.on_spent(key, model))
     body = {"id": model.name, "object": "model.warm", "state": model.state}

@@ -348,6 +348,10 @@ def test_a_keys_hold_goes_before_the_models(configured: Configured, runpod: Scri
             "[keys.k]\nenv = 'UI_KEY'\ndaily_budget = 5\n",
             "line 6: keys.k.daily_budget: the endpoint 'a' needs a price_per_second for that",
         ),
+        (
+            "[endpoints.a]\ndaily_budget = 5\n",
+            "line 2: endpoints.a.daily_budget: $5 a day",
+        ),
         ("[endpoints.a]\n[keys.k]\nenv = 'UI_KEY'\ntokens_per_minute = 0\n", "line 4: keys.k.tok"),
         (
             "[endpoints.a]\n\n[model.m]\nendpoint = 'a'\n",
@@ -624,6 +628,33 @@ def test_without_any_key_the_file_is_refused_unless_that_is_meant(
     with pytest.raises(ConfigError, match="PROXY_API_KEYS"):
         load(settings_for("http://unused", config=path, api_keys=""))
     load(settings_for("http://unused", config=path, api_keys="", allow_anonymous=True))
+
+
+def test_a_price_and_a_budget_of_the_settings_hold_where_a_table_has_none(
+    written: Callable[[str], Path],
+) -> None:
+    text = """\
+        [endpoints.a]
+        [endpoints.b]
+        price_per_second = 2
+        daily_budget = 9
+        [models.m]
+        endpoint = "a"
+        [keys.k]
+        env = "UI_KEY"
+        daily_budget = 1
+        """
+    settings = settings_for("http://unused", config=written(text), daily_budget=5)
+    with pytest.raises(ConfigError, match=r"line 1: endpoints\.a\.daily_budget: \$5 a day needs"):
+        load(settings)
+    endpoints = load(settings.model_copy(update={"price_per_second": 1.0})).endpoints
+    told = [(e.price_per_second, e.daily_budget) for e in endpoints.values()]
+    assert told == [(1, 5), (2, 9)]
+    alone = settings_for("http://unused", daily_budget=5)
+    with pytest.raises(ConfigError, match="PROXY_DAILY_BUDGET: needs PROXY_PRICE_PER_SECOND"):
+        load(alone)
+    (endpoint,) = load(alone.model_copy(update={"price_per_second": 1.0})).endpoints.values()
+    assert (endpoint.price_per_second, endpoint.daily_budget) == (1, 5)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
