@@ -50,7 +50,7 @@ class Permit:
 
         Unless that is known, as of one whose client left, it counts as all that was reserved.
         """
-        if self._reserved and not is_known:
+        if not is_known:
             used = max(used, self._reserved)
         for listener in self._listeners:
             listener(used - self._reserved if self._reserved else 0)
@@ -140,7 +140,7 @@ class Limiter:
 
         def end(correction: int) -> None:
             use.running -= 1
-            use.tokens = max(0.0, use.tokens + correction)
+            use.tokens += correction
 
         return end
 

@@ -202,6 +202,55 @@ def test_what_a_request_did_not_take_is_put_back_and_what_it_took_beyond_is_owed
     asyncio.run(tell())
 
 
+@pytest.mark.parametrize(
+    ("wanted", "used", "is_known", "taken"),
+    [
+        (Tokens(100, 100), 0, False, 200),
+        (Tokens(100, 100), 300, False, 300),
+        (Tokens(100, 100), 150, True, 150),
+        (Tokens(), 150, True, 0),  # as of a stored response, which costs nobody anything again
+    ],
+)
+def test_what_is_taken_in_the_end(
+    tmp_path: Path, wanted: Tokens, used: int, is_known: bool, taken: int
+) -> None:
+    async def tell() -> None:
+        limiter = Limiter(Spending(tmp_path), clock=lambda: 0.0)
+        key = Key("k", limits=KeyLimits(tokens_per_minute=600))
+        permit = await limiter.admit(key, wanted)
+        assert permit is not None
+        permit.end(used=used, is_known=is_known)
+        following = await limiter.admit(key, Tokens(1))
+        assert following is not None
+        left = dict(following.told([]))[b"x-ratelimit-remaining-tokens"]
+        assert int(left) == 600 - taken - 1
+
+    asyncio.run(tell())
+
+
+def test_what_a_models_server_tells_of_limits_of_its_own_is_replaced(tmp_path: Path) -> None:
+    limiter = Limiter(Spending(tmp_path))
+    key = Key("k", limits=KeyLimits(requests_per_minute=10))
+    permit = asyncio.run(limiter.admit(key, Tokens()))
+    assert permit is not None
+    name, other = b"x-ratelimit-limit-requests", (b"content-type", b"text/plain")
+    told = permit.told([(name, b"7"), other])
+    assert other in told
+    assert [value for header, value in told if header == name] == [b"10"]
+
+
+def test_one_of_several_copies_lets_in_its_share(tmp_path: Path) -> None:
+    async def tell() -> None:
+        limiter = Limiter(Spending(tmp_path), copies=2)
+        key = Key("k", limits=KeyLimits(requests_per_minute=5))
+        for _ in range(2):
+            await limiter.admit(key, Tokens())
+        with pytest.raises(RateLimitExceeded):
+            await limiter.admit(key, Tokens())
+
+    asyncio.run(tell())
+
+
 def test_a_bucket_never_holds_more_than_a_minutes_tokens(tmp_path: Path) -> None:
     async def tell() -> None:
         now = 0.0
