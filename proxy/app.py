@@ -18,6 +18,7 @@ from proxy.backends.runpod.cancellation import Canceller
 from proxy.backends.runpod.endpoint import create_client
 from proxy.backends.runpod.journal import Journal
 from proxy.backends.start_clock import StartTimes
+from proxy.config.limits import WINDOW_SECONDS
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.config.tables import Config
@@ -41,6 +42,7 @@ from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:  # a database, Redis and OpenTelemetry are imported where they are used
+    from proxy.ledger.ledger import Ledger
     from proxy.storage.database import Database
     from proxy.storage.shared_state import SharedState
     from proxy.telemetry.traces import Traces
@@ -94,13 +96,15 @@ def create_app(
     return app
 
 
-def _database(settings: Settings, config: Config) -> "Database | None":
-    """SQLAlchemy takes its time and memory: it is imported where there is a database.
-
-    Who may administer makes keys, which have to be kept somewhere.
-    """
+def _database_url(settings: Settings, config: Config) -> str | None:
+    """Who may administer makes keys, which have to be kept somewhere."""
     has_admins = bool(settings.admin_keys) or any(k.may_administer for k in config.keys.values())
-    url = settings.database or (settings.new_database if has_admins else None)
+    return settings.database or (settings.new_database if has_admins else None)
+
+
+def _database(settings: Settings, config: Config) -> "Database | None":
+    """SQLAlchemy takes its time and memory: it is imported where there is a database."""
+    url = _database_url(settings, config)
     if url is None or settings.allow_anonymous:
         return None
     from proxy.storage.database import Database
@@ -122,6 +126,22 @@ def _sessions(database: "Database | None") -> Sessions:
     from proxy.access.stored_sessions import StoredSessions
 
     return Sessions(StoredSessions(database))
+
+
+def _ledger(settings: Settings, config: Config) -> "Ledger | None":
+    """It has a thread of its own in the database, so that no key waits behind its rows."""
+    url = _database_url(settings, config) or (settings.new_database if settings.ledger else None)
+    if url is None or settings.ledger is False:
+        return None
+    from proxy.ledger.ledger import Ledger
+    from proxy.storage.database import Database
+
+    return Ledger(
+        Database(url),
+        settings.state_dir,
+        days=settings.ledger_days,
+        status_calls_per_second=settings.status_limit.calls / WINDOW_SECONDS,
+    )
 
 
 def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # type: ignore[no-untyped-def]
@@ -147,6 +167,9 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
             memory = Memory(settings.max_buffered_bytes)
             if (database := _database(settings, first)) is not None:
                 stack.push_async_callback(database.close)
+            if (ledger := _ledger(settings, first)) is not None:
+                ledger.begin()
+                stack.push_async_callback(ledger.close)
             numbers, warmer, sharing = Metrics(), Warmer(), Sharing(memory)
             start_times = StartTimes(settings.state_dir.expanduser())
             backends = BackendRegistry(
@@ -169,6 +192,7 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
                 keys=Keys(settings, first.keys, _key_store(database)),
                 sessions=_sessions(database),
                 limiter=limiter,
+                ledger=ledger,
                 models=build_models(first, settings, backends, numbers),
                 traces=traces,
             )

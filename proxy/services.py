@@ -24,6 +24,7 @@ from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from proxy.ledger.ledger import Ledger
     from proxy.telemetry.traces import Traces
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Services:
     keys: Keys
     sessions: Sessions
     limiter: Limiter
+    ledger: "Ledger | None"
+    """What each request has used, where that is kept."""
     models: Models
     traces: "Traces | None" = None
     is_draining: bool = False

@@ -96,6 +96,8 @@ class Course:
     """RunPod's id of the endpoint that its job went to."""
     submitted: float | None = None
     """When RunPod had taken its job, on the monotonic clock."""
+    endpoint: str = ""
+    """The name of the endpoint that has the job."""
 
 
 NO_COURSE: Final = Course()

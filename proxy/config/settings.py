@@ -52,6 +52,7 @@ JOB_OVERHEAD_BYTES = 16_384
 """What a job's JSON holds besides the client's body, generously."""
 MAX_SECONDS = 7 * 24 * 3600
 """The longest time that RunPod lets a job run or wait; no deadline needs to be longer."""
+MAX_DAYS = 36_500
 MAX_COUNT = 1_000_000
 """More connections, requests or descriptors than any system has."""
 MAX_BYTES = 1_000_000_000
@@ -148,6 +149,12 @@ class DatabaseSettings(BaseSettings):
     database_url: Annotated[SecretStr, AfterValidator(_database)] | None = None
     """Where keys are kept that are made while the proxy runs; `proxy.sqlite3` in the state folder
     if there is one."""
+
+    ledger: bool | None = None
+    """Keep what each request has used: unless said otherwise wherever there is a database; `true`
+    makes one in the state folder."""
+    ledger_days: Annotated[int, Field(ge=1, le=MAX_DAYS)] = 90
+    """For how long."""
 
     @property
     def database(self) -> str | None:

@@ -13,13 +13,16 @@ from starlette.requests import HTTPConnection
 from proxy.access.keys import Key
 from proxy.access.limits import Permit
 from proxy.api.answer import NO_COURSE, Answer
+from proxy.api.call import OnSpent
 from proxy.api.dialects import Dialect
 from proxy.errors import ProxyError
 from proxy.services import Services
+from proxy.serving.models import Model
 from proxy.telemetry.ended_request import EndedRequest
 from proxy.telemetry.logs import log_request
 
 if TYPE_CHECKING:
+    from proxy.ledger.ledger import Entry
     from proxy.telemetry.traces import RequestTrace
 
 
@@ -38,6 +41,8 @@ class RequestContext:
     """On the monotonic clock, in seconds."""
     key: Key | None = None
     """The key that it came with, once it is known to be one of ours."""
+    entry: "Entry | None" = None
+    """In the ledger."""
     permit: Permit | None = None
     """What lets it in, where its key has limits."""
     route: str = ""
@@ -56,6 +61,13 @@ class RequestContext:
     outcome: str = ""
     """How the answer ended where its status does not say so: an error's code, or `client_left`."""
 
+    def account_for(self, services: Services, model: Model, on_spent: OnSpent) -> OnSpent:
+        """What keeps account of its work: in the ledger as well, where there is one."""
+        if services.ledger is None:
+            return on_spent
+        self.entry = services.ledger.entry(model.label or model.name, on_spent)
+        return self.entry.note
+
     def note_error(self, error: ProxyError) -> None:
         """The answer is this error, or ends in it."""
         self.outcome = error.code or error.type
@@ -73,6 +85,8 @@ class RequestContext:
         if any(self.tokens):
             metrics.note_tokens(self.model, *self.tokens)
         services.history.note(ended)
+        if self.entry is not None:
+            self.entry.end(ended)
         log_request(ended)
         if self.trace is not None:
             self.trace.end(ended)

@@ -57,13 +57,18 @@ class Database:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self.run_here, work)
 
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """The same for work that writes nothing: it neither waits for writers nor holds them up."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self.read_here, work)
+
     def run_here(self, work: Callable[[Connection], T]) -> T:
-        """The same in the caller's thread, for commands."""
-        try:
-            with self._opened().begin() as connection:
-                return work(connection)
-        except (SQLAlchemyError, OSError) as exc:
-            raise DatabaseAway(_reason(exc)) from exc
+        """What `run` does, in the caller's thread, for commands."""
+        return self._done(work, only_reads=False)
+
+    def read_here(self, work: Callable[[Connection], T]) -> T:
+        """What `read` does, in the caller's thread, for commands."""
+        return self._done(work, only_reads=True)
 
     async def close(self) -> None:
         """Finish what was begun, then let go of it."""
@@ -74,6 +79,14 @@ class Database:
         self._thread.shutdown()
         if self._engine is not None:
             self._engine.dispose()
+
+    def _done(self, work: Callable[[Connection], T], *, only_reads: bool) -> T:
+        try:
+            engine = self._opened().execution_options(only_reads=only_reads)
+            with engine.begin() as connection:
+                return work(connection)
+        except (SQLAlchemyError, OSError) as exc:
+            raise DatabaseAway(_reason(exc)) from exc
 
     def _opened(self) -> Engine:
         if self._engine is None:
@@ -131,8 +144,9 @@ def _set_up_sqlite(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    """A transaction that means to write from its beginning: none then fails in its middle."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    """A transaction that means to write does from its beginning: none then fails in its middle."""
+    only_reads = connection.get_execution_options().get("only_reads")
+    connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
 
 def _migrate(engine: Engine) -> None:

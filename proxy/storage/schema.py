@@ -7,6 +7,8 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -50,3 +52,29 @@ SESSIONS: Final = Table(
     Column("used", BigInteger, nullable=False),
 )
 """Sessions of admins: the SHA-256 of each one's token, and of the key that began it."""
+
+LEDGER: Final = Table(
+    "ledger",
+    METADATA,
+    Column("id", String(500), primary_key=True),
+    Column("ended", BigInteger, nullable=False),
+    Column("request_id", String(200), nullable=False),
+    Column("job_id", String(200), nullable=False),
+    Column("key", String(200), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("endpoint", String(200), nullable=False),
+    Column("route", String(200), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("outcome", String(100), nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("tokens_in", BigInteger),
+    Column("tokens_out", BigInteger),
+    Column("queue_seconds", Float),
+    Column("execution_seconds", Float),
+    Column("is_execution_told", Boolean),
+    Column("was_cold", Boolean),
+    Column("dollars", Float),
+    Index("ledger_by_end", "ended"),
+    Index("ledger_by_key", "key", "ended"),
+)
+"""What requests have used, without a word of theirs; `ended` is a Unix time in seconds."""

@@ -135,6 +135,7 @@ class Job:
             execution_seconds=execution_seconds,
             endpoint_id=self._endpoint.id,
             submitted=self._submitted,
+            endpoint=self._endpoint.name,
         )
 
     async def follow(self) -> AsyncGenerator[list[Any]]:

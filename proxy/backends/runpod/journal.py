@@ -4,13 +4,14 @@ One SQLite file for each running proxy, locked as long as it lives, so that seve
 share a folder. At start-up the files that no process holds any more are taken over.
 """
 
-import fcntl
 import logging
 import os
 import sqlite3
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+
+from proxy.storage.owned_files import created, owned
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Journal:
         self._lock: int | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _created_locked(self._path)
+            self._lock = created(self._path)
             self._database = _created(self._path)
         except (OSError, sqlite3.Error) as exc:
             log.warning("jobs in flight will not survive a crash of the proxy: %s", exc)
@@ -56,7 +57,7 @@ class Journal:
         return taken
 
     def _take_over(self, path: Path) -> list[Orphan]:
-        if (lock := _locked(path)) is None:
+        if (lock := owned(path)) is None:
             return []
         try:
             orphans = _read(path)
@@ -97,7 +98,7 @@ class Journal:
 
 
 def _created(path: Path | str) -> sqlite3.Connection:
-    # One process alone ever has it open, by `_locked`: nothing to lock for each write, and
+    # One process alone ever has it open, by its lock: nothing to lock for each write, and
     # nothing to read again.
     uri = f"{path.resolve().as_uri()}?nolock=1" if isinstance(path, Path) else path
     database = sqlite3.connect(uri, uri=True, isolation_level=None)
@@ -118,35 +119,3 @@ def _read(path: Path) -> list[Orphan]:
         return []
     finally:
         database.close()
-
-
-def _created_locked(path: Path) -> int:
-    """Make the file, and hold its lock before a proxy that starts now can see it."""
-    unseen = path.with_suffix(".new")
-    lock = _locked(unseen, os.O_CREAT)
-    assert lock is not None, "no other knows its name"
-    unseen.rename(path)
-    return lock
-
-
-def _locked(path: Path, flags: int = 0) -> int | None:
-    """A descriptor that holds the file's lock, or None if another has it, or it has just gone.
-
-    SQLite locks ranges of the file by fcntl, which an flock of the whole does not disturb.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:  # as on a file system without locks
-        os.close(descriptor)
-        raise
-    return descriptor

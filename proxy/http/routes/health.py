@@ -18,7 +18,8 @@ async def health() -> Response:
 async def ready(request: Request) -> Response:
     """200 while new requests are welcome, 503 once the proxy is shutting down.
 
-    Endpoints that have spent their daily budgets are counted: others, and fallbacks, go on.
+    Endpoints that have spent their daily budgets are counted: others, and fallbacks, go on. So are
+    rows of the ledger that wait for its database, and keep no request away.
     """
     services = services_of(request)
     if services.is_draining:
@@ -26,4 +27,6 @@ async def ready(request: Request) -> Response:
     told: dict[str, str | int] = {"status": "ready"}
     if paused := services.backends.paused():
         told["paused_endpoints"] = paused
+    if services.ledger is not None:
+        told |= services.ledger.troubles
     return JSONResponse(told)

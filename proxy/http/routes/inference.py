@@ -59,7 +59,7 @@ async def _serve(route: Route, request: Request) -> Response:
     flow = flow_of(key, services.keys, request.headers)
     terms = call_terms(model.terms, key, request.headers, flow)
     call = await _let_in(services, context, key, call, model)
-    call, rewriter = _rewriter(services.settings, key, call, context)
+    call, rewriter = _rewriter(services, key, call, context)
     answer = context.answer = await _answer(services, request, call, model, terms)
     call = call.without_body()  # the answer has it, as long as it may have to be sent
     try:
@@ -106,15 +106,17 @@ async def _let_in(
         is_counted = key.limits.tokens_per_minute is not None
         tokens = estimated_tokens(call, model.known_max_model_len) if is_counted else Tokens()
         context.permit = await services.limiter.admit(key, tokens)
-    return replace(call, on_spent=services.on_spent(key, model))
+    on_spent = context.account_for(services, model, services.on_spent(key, model))
+    return replace(call, on_spent=on_spent)
 
 
 def _rewriter(
-    settings: Settings, key: Key, call: Call, context: RequestContext
+    services: Services, key: Key, call: Call, context: RequestContext
 ) -> tuple[Call, Rewriter | None]:
     """What is to be changed in the answer, or counted of it, and the call that this takes."""
-    both_names = settings.reasoning_fields == "both"
-    if not settings.count_tokens and key.limits.tokens_per_minute is None:
+    both_names = services.settings.reasoning_fields == "both"
+    is_counted = services.settings.count_tokens or services.ledger is not None
+    if not is_counted and key.limits.tokens_per_minute is None:
         return call, Rewriter(both_names=True) if both_names else None
     call, hides_usage = asking_for_usage(call)
 

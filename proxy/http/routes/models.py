@@ -29,15 +29,16 @@ async def get_model(request: Request) -> Response:
 
 async def warm_model(request: Request) -> Response:
     """Wake a worker for a model, and answer at once, while it starts; even if starts failed."""
-    services, key = services_of(request), key_of(request)
+    services, context, key = services_of(request), context_of(request), key_of(request)
     model = services.models.find(request.path_params["id"], key)
     if not key.may_warm:
         raise NotPermitted("This API key may not wake workers.")
-    context_of(request).permit = await services.limiter.admit(key, Tokens())
+    context.permit = await services.limiter.admit(key, Tokens())
     if (monitor := model.backend.monitor) is not None:
         monitor.ceiling.check()
         monitor.starts.forgive()
-    services.warmer.wake(model, services.on_spent(key, model))
+    on_spent = context.account_for(services, model, services.on_spent(key, model))
+    services.warmer.wake(model, on_spent)
     body = {"id": model.name, "object": "model.warm", "state": model.state}
     return JSONResponse(body, status_code=202)
 

@@ -1,0 +1,1 @@
+"""What each request has used, kept in the database. Imported only where that is kept."""

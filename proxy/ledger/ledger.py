@@ -1,0 +1,239 @@
+"""The ledger: what each request that started work has used, kept in the database.
+
+A row is in a file of the state folder as soon as its request has ended, and written to the
+database a moment later, together with others. So no request waits for it, and none is lost while
+the database is away or when the proxy is killed. A row has an id of its own: written twice it is
+there once. Nothing of what was asked and answered is in it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from sqlalchemy.exc import DataError
+
+from proxy.api.answer import Course
+from proxy.api.call import OnSpent, Work
+from proxy.ledger.job_times import JobTimes
+from proxy.ledger.rows import GIVEN_UP, Row, Total, expire, totals, write
+from proxy.storage.database import Database, DatabaseAway
+from proxy.storage.spool import Spool
+from proxy.telemetry.ended_request import EndedRequest
+
+log = logging.getLogger(__name__)
+
+FILES: Final = "ledger"
+"""What the names of its files begin with."""
+GATHER_SECONDS: Final = 1.0
+"""How long rows are gathered before they are written."""
+RETRY_SECONDS: Final = 2.0
+"""Between two tries while the database is away."""
+CLOSE_SECONDS: Final = 10.0
+"""How long a proxy that stops waits for the last rows to be written."""
+EXPIRE_SECONDS: Final = 3_600.0
+"""How often old rows are looked for."""
+MAX_TOGETHER: Final = 500
+"""How many rows are written in one transaction."""
+MAX_TEXT: Final = 200
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Row).decode
+
+
+class Ledger:
+    """Takes rows, and sees that they come into the database."""
+
+    def __init__(
+        self, database: Database, folder: Path, *, days: int, status_calls_per_second: float
+    ) -> None:
+        self.times = JobTimes(status_calls_per_second)
+        self._database = database
+        self._days = days
+        self._spool = Spool(folder, FILES)
+        self._noted = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_away = False
+
+    @property
+    def troubles(self) -> dict[str, int]:
+        """How many rows wait for a database that is away, and how many found no room anywhere."""
+        waiting = self._spool.waiting if self._is_away else 0
+        found = {"ledger_rows_waiting": waiting, "ledger_rows_lost": self._spool.lost}
+        return {name: number for name, number in found.items() if number}
+
+    def begin(self) -> None:
+        """Write what an earlier proxy has left, and from now on what comes."""
+        self._spool.take_over()
+        if self._spool.waiting:
+            self._noted.set()
+        self._tasks = [asyncio.create_task(self._write_on()), asyncio.create_task(self._expire())]
+
+    def entry(self, model: str, on_spent: OnSpent) -> "Entry":
+        """What the rows of a request are made by; `on_spent` is told of its work as well."""
+        return Entry(self, model, on_spent)
+
+    def add(self, row: Row) -> None:
+        """Keep a row, or what is known better of one."""
+        self._spool.add(_encode(row) + b"\n")
+        self._noted.set()
+
+    async def totals(self, first_day: int, key: str | None = None) -> list[Total]:
+        """The sums since a day; raises DatabaseAway."""
+        return await self._database.read(lambda one: totals(one, first_day, key))
+
+    async def close(self) -> None:
+        """Write the last rows; those that cannot be written stay for the next proxy."""
+        await self.times.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._write_all()
+        if self._spool.waiting:
+            log.warning("%d rows of the ledger are left to the next proxy", self._spool.waiting)
+        self._spool.close()
+        await self._database.close()
+
+    async def _write_on(self) -> None:
+        while True:
+            await self._noted.wait()
+            self._noted.clear()
+            await asyncio.sleep(RETRY_SECONDS if self._is_away else GATHER_SECONDS)
+            if not await self._write_all():
+                self._noted.set()
+
+    async def _write_all(self) -> bool:
+        """Write all that waits; tell whether that was possible."""
+        try:
+            while lines := self._spool.next(MAX_TOGETHER):
+                await self._write(_rows(lines))
+                self._spool.done()
+        except (DatabaseAway, OSError) as exc:
+            if not self._is_away:
+                log.error("the ledger waits in the state folder, as its database is away: %s", exc)
+            self._is_away = True
+            return False
+        if self._is_away:
+            log.info("the database of the ledger is back")
+        self._is_away = False
+        return True
+
+    async def _write(self, rows: Sequence[Row]) -> None:
+        try:
+            await self._database.run(partial(write, rows=rows))
+        except DatabaseAway as exc:
+            if not isinstance(exc.__cause__, DataError):
+                raise
+            if len(rows) == 1:  # it would be in the way of all that follow
+                log.error("a row of the ledger is left out, as it cannot be written: %s", exc)
+                return
+            for row in rows:
+                await self._write([row])
+
+    async def _expire(self) -> None:
+        while True:
+            with contextlib.suppress(DatabaseAway):
+                while await self._database.run(partial(expire, days=self._days)):
+                    pass
+            await asyncio.sleep(EXPIRE_SECONDS)
+
+
+class Entry:
+    """What one request has used. Its rows are written when it has ended, and so has its work.
+
+    A request with a fallback may have had work done at two endpoints, and each has a row.
+    """
+
+    __slots__ = ("_ended", "_ledger", "_model", "_moment", "_on_spent", "_works")
+
+    def __init__(self, ledger: Ledger, model: str, on_spent: OnSpent) -> None:
+        self._ledger = ledger
+        self._model = model
+        self._on_spent = on_spent
+        self._works: list[Work] = []
+        self._ended: EndedRequest | None = None
+        self._moment = 0
+
+    def note(self, work: Work) -> None:
+        """A piece of its work was let go of: as a rule before the request has ended."""
+        self._on_spent(work)
+        self._works.append(work)
+        if self._ended is not None:
+            self._write(work, self._ended)
+
+    def end(self, ended: EndedRequest) -> None:
+        """The request has ended."""
+        self._ended, self._moment = ended, int(time.time())
+        for work in self._works:
+            self._write(work, ended)
+        is_told = any(work.job_id == ended.job_id for work in self._works)
+        if ended.job_id and not is_told:  # it goes on for others, or is another request's
+            self._ledger.add(self._row(Work(ended.course.endpoint, job_id=ended.job_id), ended))
+
+    def _write(self, work: Work, ended: EndedRequest) -> None:
+        """The row of a piece of work, and what RunPod tells of it later."""
+        row = self._row(work, ended)
+        told = work.course.execution_seconds
+        seconds = work.seconds if told is None else told
+        row = _priced(row, seconds, work, is_told=told is not None)
+        self._ledger.add(row)
+        if told is None and work.ended_course is not None:
+
+            def note(course: Course) -> None:
+                if (seconds := course.execution_seconds) is not None:
+                    self._ledger.add(_priced(row, seconds, work, is_told=True))
+
+            self._ledger.times.ask(work.ended_course, note)
+
+    def _row(self, work: Work, ended: EndedRequest) -> Row:
+        is_answer = work.job_id == ended.job_id if ended.job_id else work is self._works[-1]
+        tokens_in, tokens_out = ended.tokens if is_answer and any(ended.tokens) else (None, None)
+        queue_seconds = work.course.queue_seconds
+        if queue_seconds is None and is_answer:
+            queue_seconds = ended.course.queue_seconds
+        return Row(
+            id=f"{work.endpoint}/{work.job_id or uuid.uuid4().hex}"[:500],
+            ended=self._moment,
+            request_id=ended.id[:MAX_TEXT],
+            job_id=work.job_id,
+            key=ended.key[:MAX_TEXT],
+            model=self._model[:MAX_TEXT],
+            endpoint=work.endpoint[:MAX_TEXT],
+            route=(ended.route or f"{ended.method} {ended.path}")[:MAX_TEXT],
+            status=ended.status,
+            outcome=ended.outcome if is_answer else GIVEN_UP,
+            seconds=ended.seconds,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            queue_seconds=queue_seconds,
+            was_cold=ended.course.was_cold if is_answer else None,
+        )
+
+
+def _priced(row: Row, seconds: float, work: Work, *, is_told: bool) -> Row:
+    """The row with how long a worker had the work, and what that is estimated to cost."""
+    return msgspec.structs.replace(
+        row,
+        execution_seconds=seconds,
+        is_execution_told=is_told,
+        dollars=seconds * work.price_per_second if work.price_per_second else None,
+    )
+
+
+def _rows(lines: Sequence[bytes]) -> list[Row]:
+    rows = []
+    for line in lines:
+        try:
+            rows.append(_decode(line))
+        except ValueError:  # what was being written when the machine died
+            log.error("a line of the ledger cannot be read, and is left out")
+    return rows

@@ -1,0 +1,152 @@
+"""Rows of the ledger: what each request has used, and their sums."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Float, case, cast, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from proxy.storage.schema import LEDGER
+
+DAY_SECONDS: Final = 86_400
+GIVEN_UP: Final = "given_up"
+"""The outcome of work in whose place a fallback was asked: it has cost, and is no request."""
+EXPIRED_TOGETHER: Final = 5_000
+"""How many rows are deleted in one transaction, so that none takes long."""
+
+
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one request has used at one endpoint, as far as it is known; times are in seconds."""
+
+    id: str
+    """The endpoint and the job: a request that joined another's job tells of the same row."""
+    ended: int
+    """A Unix time."""
+    request_id: str
+    job_id: str
+    key: str
+    model: str
+    endpoint: str
+    route: str
+    status: int
+    outcome: str
+    seconds: float
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    queue_seconds: float | None = None
+    execution_seconds: float | None = None
+    is_execution_told: bool | None = None
+    """By RunPod; else it is what was seen from here."""
+    was_cold: bool | None = None
+    dollars: float | None = None
+    """None where the endpoint has no price."""
+
+
+_ENDS: Final = ("request_id", "status", "outcome", "seconds")
+"""How a request ended: of two that had the same job, the one that completed counts."""
+
+
+def write(connection: Connection, rows: Sequence[Row]) -> None:
+    """Write rows: what is written already stays, or becomes what is known better now."""
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(LEDGER)
+    changed: dict[str, Any] = {}
+    for column in LEDGER.c:
+        if column.name in _ENDS:
+            is_final = LEDGER.c.outcome == "completed"
+            changed[column.name] = case((is_final, column), else_=insert.excluded[column.name])
+        elif column.name not in ("id", "ended"):
+            changed[column.name] = func.coalesce(insert.excluded[column.name], column)
+    statement = insert.on_conflict_do_update(index_elements=["id"], set_=changed)
+    connection.execute(statement, [msgspec.structs.asdict(row) for row in rows])
+
+
+def expire(connection: Connection, days: int) -> int:
+    """Delete some of the rows that are older than that; returns how many."""
+    before = int(time.time()) - days * DAY_SECONDS
+    some = select(LEDGER.c.id).where(LEDGER.c.ended < before).limit(EXPIRED_TOGETHER)
+    return connection.execute(delete(LEDGER).where(LEDGER.c.id.in_(some))).rowcount
+
+
+PLACE: Final = ("day", "key", "model", "endpoint")
+"""What a total is of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The sums of a day, for one key, model and endpoint."""
+
+    day: int
+    """In days since 1970, of UTC."""
+    key: str
+    model: str
+    endpoint: str
+    requests: int
+    completed: int
+    cold_starts: int
+    tokens_in: int
+    tokens_out: int
+    queue_seconds: float
+    execution_seconds: float
+    told_seconds: float
+    """Of these, what RunPod has told of."""
+    dollars: float
+    """Of those whose endpoint has a price."""
+
+    def __add__(self, other: "Total") -> "Total":
+        """The sums of both, which are of the same day, key, model and endpoint."""
+        sums = [field.name for field in fields(self) if field.name not in PLACE]
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in sums})
+
+
+def totals(connection: Connection, first_day: int, key: str | None = None) -> list[Total]:
+    """The sums since the beginning of a day: of one key, or of all."""
+    row = LEDGER.c
+    day = (row.ended // DAY_SECONDS).label("day")
+    groups = (day, row.key, row.model, row.endpoint)
+    told = case((row.is_execution_told, row.execution_seconds), else_=0.0)
+    sums = (
+        _count(row.outcome != GIVEN_UP),
+        _count(row.outcome == "completed"),
+        _count(row.was_cold),
+        func.coalesce(func.sum(row.tokens_in), 0),
+        func.coalesce(func.sum(row.tokens_out), 0),
+        _sum(row.queue_seconds),
+        _sum(row.execution_seconds),
+        _sum(told),
+        _sum(row.dollars),
+    )
+    chosen = select(*groups, *sums).where(row.ended >= first_day * DAY_SECONDS)
+    if key is not None:
+        chosen = chosen.where(row.key == key)
+    found = connection.execute(chosen.group_by(*groups).order_by(*groups))
+    return [Total(*_plain(one)) for one in found]
+
+
+def added(some: Iterable[Total], *kept: str) -> list[Total]:
+    """Fewer sums, each over all that differs in other things than these, in their order."""
+    left_out: dict[str, Any] = {name: "" for name in PLACE if name not in kept}
+    if "day" in left_out:
+        left_out["day"] = 0
+    found: dict[tuple[Any, ...], Total] = {}
+    for one in some:
+        place = tuple(getattr(one, name) for name in kept)
+        one = replace(one, **left_out)
+        found[place] = one if (before := found.get(place)) is None else before + one
+    return [found[place] for place in sorted(found)]
+
+
+def _count(condition: Any) -> Any:
+    return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
+
+
+def _sum(column: Any) -> Any:
+    return cast(func.coalesce(func.sum(column), 0.0), Float)
+
+
+def _plain(row: Sequence[Any]) -> list[Any]:
+    """PostgreSQL sums large whole numbers to decimals."""
+    is_whole = {int, float, str}
+    return [value if type(value) in is_whole else int(value) for value in row]
