@@ -29,7 +29,7 @@ from proxy.http.channel import router as channel_router
 from proxy.http.cors import READABLE_HEADERS
 from proxy.http.error_responses import LastResort, add_handlers
 from proxy.http.path_normalization import ForgivingPaths
-from proxy.http.routes import admin_session, health, inference, metrics, models, welcome
+from proxy.http.routes import admin_keys, admin_session, health, inference, metrics, models, welcome
 from proxy.http.websockets import WithoutWebSockets
 from proxy.memory import Memory
 from proxy.services import Services
@@ -71,7 +71,14 @@ def create_app(
         # FastAPI's own would wrap each piece of a stream, and tell of errors with their texts.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    own = [*models.routers, *admin_session.routers, metrics.router, health.router, welcome.router]
+    own = [
+        *models.routers,
+        *admin_session.routers,
+        admin_keys.router,
+        metrics.router,
+        health.router,
+        welcome.router,
+    ]
     if has_channel := settings.public_url is not None:
         own.append(channel_router)
     for router in (*own, inference.create_router(settings.routes)):

@@ -6,6 +6,7 @@ ProxyError                          what the client sees
 │   ├── InvalidAPIKey               401  invalid_request_error  invalid_api_key
 │   ├── ModelNotFound               404  invalid_request_error  model_not_found
 │   ├── ResponseNotFound            404  invalid_request_error  response_not_found
+│   ├── KeyNotFound                 404  invalid_request_error  key_not_found
 │   ├── UnknownRoute                404  invalid_request_error  unknown_url
 │   ├── RouteNotServed              404  invalid_request_error  route_not_served
 │   ├── NotPermitted                403  invalid_request_error  permission_denied
@@ -134,6 +135,13 @@ class ResponseNotFound(InvalidRequest):
 
     status = 404
     code = "response_not_found"
+
+
+class KeyNotFound(InvalidRequest):
+    """There is no API key of this name."""
+
+    status = 404
+    code = "key_not_found"
 
 
 class UnknownRoute(InvalidRequest):

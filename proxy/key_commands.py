@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
-from proxy.access.keys import KeyLimits
+from proxy.access.key_terms import RIGHTS, KeyTerms
+from proxy.access.keys import KeyLimits, KeyMistake, StoredKey
 from proxy.config.mistakes import reason
 from proxy.config.settings import DATABASE_FILE, DatabaseSettings
-from proxy.config.tables import Limits
 
 if TYPE_CHECKING:  # SQLAlchemy, which only a command that runs needs
     from sqlalchemy import Connection
-
-    from proxy.access.stored_keys import StoredKey
 
 ABOUT = f"""\
 Keys that clients may use, kept in the database of PROXY_DATABASE_URL, or in {DATABASE_FILE} in the
 state folder. A proxy that runs with that database knows of a change within a second; one that was
 started without a database has to be started again after the first key was made."""
-RIGHTS: Final = {
+RIGHTS_TOLD: Final = {
     "may_warm": "may it wake workers?",
     "may_name_tenants": "may its requests say for whom they are, as a gateway's do?",
     "may_administer": "may it make and revoke keys, and see what all of them do?",
 }
+UNBOUND: Final = ("all", "never", "none")
+"""How the command line says null."""
 SHOWN_DATE: Final = "%Y-%m-%d %H:%M UTC"
 
 
@@ -39,18 +39,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "keys", help="make, list and revoke keys", description=ABOUT, formatter_class=raw
     )
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
-    create = actions.add_parser("create", help="make a key; it is shown this once")
-    create.add_argument("name", help="for people, the log and metrics")
-    create.add_argument(
-        "--models", type=_names, metavar="A,B", help="the models it may use; all without it"
-    )
-    create.add_argument(
-        "--expires", type=_moment, metavar="WHEN", help="a date, as in 2027-01-31, or days: 90d"
-    )
-    for right, says in RIGHTS.items():
-        create.add_argument(f"--{_option(right)}", action="store_true", help=says)
-    for field in fields(KeyLimits):
-        create.add_argument(f"--{_option(field.name)}", metavar="N", help="a limit")
+    for action, says in (
+        ("create", "make a key; it is shown this once"),
+        ("change", "let a key's holder do something else; what is not named stays"),
+    ):
+        parser = actions.add_parser(action, help=says, argument_default=argparse.SUPPRESS)
+        parser.add_argument("name", help="for people, the log and metrics")
+        _add_terms(parser)
     actions.add_parser("list", help="all keys there are and were")
     for action, says in (
         ("show", "what one key may do"),
@@ -60,15 +55,23 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         actions.add_parser(action, help=says).add_argument("name")
 
 
+def _add_terms(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", type=_names, metavar="A,B", help="those it may use, or all")
+    parser.add_argument("--expires", metavar="WHEN", help="a date, as in 2027-01-31; 90d; never")
+    for right, says in RIGHTS_TOLD.items():
+        parser.add_argument(f"--{_option(right)}", action=argparse.BooleanOptionalAction, help=says)
+    for field in fields(KeyLimits):
+        parser.add_argument(f"--{_option(field.name)}", metavar="N", help="a limit, or none")
+
+
 def run(options: argparse.Namespace, settings: DatabaseSettings) -> int:
     """Do what the command line says; returns the exit code."""
-    from proxy.access import stored_keys
     from proxy.storage.database import Database, DatabaseAway
 
     database = Database(settings.database or settings.new_database)
     try:
         done = database.run_here(_work(options))
-    except (DatabaseAway, stored_keys.KeyMistake) as exc:
+    except (DatabaseAway, KeyMistake) as exc:
         print(f"not done: {exc}", file=sys.stderr)  # noqa: T201 - what the command is for
         return 1
     finally:
@@ -81,19 +84,15 @@ def run(options: argparse.Namespace, settings: DatabaseSettings) -> int:
 
 def _work(options: argparse.Namespace) -> Callable[["Connection"], str]:
     """What is to be done in the database; it returns what is to be told."""
-    from proxy.access.stored_keys import StoredKey, create, find, listed, revoke, rotate
+    from proxy.access.stored_keys import change, create, find, listed, revoke, rotate
 
     match options.action:
         case "create":
-            key = StoredKey(
-                options.name,
-                created=int(time.time()),
-                models=options.models,
-                **{right: getattr(options, right) for right in RIGHTS},
-                limits=_limits(options),
-                expires=options.expires,
-            )
+            key = _terms(options).applied(StoredKey(options.name, created=int(time.time())))
             return lambda connection: create(connection, key)
+        case "change":
+            terms = _terms(options)
+            return lambda connection: _described(change(connection, options.name, terms.applied))
         case "rotate":
             return lambda connection: rotate(connection, options.name)
         case "revoke":
@@ -103,33 +102,34 @@ def _work(options: argparse.Namespace) -> Callable[["Connection"], str]:
     return lambda connection: _table(listed(connection))
 
 
-def _limits(options: argparse.Namespace) -> KeyLimits:
-    """Those that are given, as a key's table in the file has them; exits if one cannot be."""
-    given = {field.name: getattr(options, field.name) for field in fields(KeyLimits)}
+def _terms(options: argparse.Namespace) -> KeyTerms:
+    """What is said of the key; exits if something of it cannot be."""
+    said = {name: getattr(options, name) for name in KeyTerms.model_fields if name in options}
     try:
-        limits = Limits.model_validate({n: text for n, text in given.items() if text is not None})
+        return KeyTerms.model_validate(
+            {name: None if value in UNBOUND else value for name, value in said.items()}
+        )
     except ValidationError as exc:
         wrong = exc.errors()[0]
         sys.exit(f"not done: --{_option(str(wrong['loc'][0]))}: {reason(wrong)}")
-    return KeyLimits(**limits.limits)
 
 
 def _option(field: str) -> str:
     return field.replace("_", "-")
 
 
-def _table(keys: Sequence["StoredKey"]) -> str:
+def _table(keys: Sequence[StoredKey]) -> str:
     if not keys:
         return "there are no keys"
     width = max(len(key.name) for key in keys)
     return "\n".join(f"{key.name:{width}}  {key.state:8}  {_told(key)}" for key in keys)
 
 
-def _described(key: "StoredKey") -> str:
+def _described(key: StoredKey) -> str:
     return f"{key.name}: {key.state}, {_told(key)}"
 
 
-def _told(key: "StoredKey") -> str:
+def _told(key: StoredKey) -> str:
     """What it may do, in a line."""
     parts = [f"made {_shown(key.created)}"]
     if key.revoked is not None:
@@ -147,18 +147,7 @@ def _shown(moment: int) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime(SHOWN_DATE)
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _names(text: str) -> tuple[str, ...] | str:
+    if text in UNBOUND:
+        return text
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _moment(text: str) -> int:
-    """A Unix time."""
-    if text.endswith("d") and text[:-1].isdecimal():
-        return int(time.time()) + int(text[:-1]) * 86_400
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            "a date is needed, as in 2027-01-31, or a number of days, as in 90d"
-        ) from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

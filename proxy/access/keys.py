@@ -1,8 +1,9 @@
-"""Who may call: the client's API key, compared in constant time."""
+"""Who may call: the client's API key, compared in constant time, and what its holder may do."""
 
 import hmac
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -89,11 +90,85 @@ class Key:
 ANYBODY = Key("anybody")
 
 
+class KeyMistake(ValueError):
+    """What was asked for a key cannot be done; the message says why."""
+
+
+class NoSuchKey(KeyMistake):
+    """There is none of this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key as it is kept. Times are Unix times in seconds."""
+
+    name: str
+    created: int
+    models: tuple[str, ...] | None = None
+    """The models it may use; None for all."""
+    may_warm: bool = False
+    may_name_tenants: bool = False
+    may_administer: bool = False
+    limits: KeyLimits = UNLIMITED
+    expires: int | None = None
+    revoked: int | None = None
+
+    @property
+    def state(self) -> str:
+        """`active`, `expired` or `revoked`."""
+        if self.revoked is not None:
+            return "revoked"
+        is_expired = self.expires is not None and self.expires <= time.time()
+        return "expired" if is_expired else "active"
+
+    @property
+    def is_admins(self) -> bool:
+        """Whether somebody administers with it now."""
+        return self.may_administer and self.state == "active"
+
+    @property
+    def key(self) -> Key:
+        """What its holder may do."""
+        models = None if self.models is None else frozenset(self.models)
+        return Key(
+            self.name,
+            models,
+            self.may_warm,
+            self.limits,
+            may_name_tenants=self.may_name_tenants,
+            may_administer=self.may_administer,
+        )
+
+
 class KeyStore(Protocol):
-    """Where further keys are kept."""
+    """Where further keys are kept.
+
+    All of it raises KeysUnavailable, and what names a key NoSuchKey. `keeps_admin`: a change after
+    which no key may administer is a KeyMistake.
+    """
 
     async def find(self, digest: bytes) -> Key | None:
-        """The key with this SHA-256; raises InvalidAPIKey and KeysUnavailable."""
+        """The key with this SHA-256; raises InvalidAPIKey if it may be used no more."""
+
+    async def listed(self) -> Sequence[StoredKey]:
+        """All keys there are and were, by name."""
+
+    async def named(self, name: str) -> StoredKey:
+        """One of them."""
+
+    async def create(self, key: StoredKey) -> str:
+        """Keep a new one; returns its secret, which is not kept. Raises KeyMistake."""
+
+    async def change(
+        self, name: str, changed: Callable[[StoredKey], StoredKey], *, keeps_admin: bool
+    ) -> StoredKey:
+        """Let its holder do from now on what `changed` says; raises KeyMistake."""
+
+    async def rotate(self, name: str) -> str:
+        """Give it another secret, which is returned; raises KeyMistake."""
+
+    async def revoke(self, name: str, *, keeps_admin: bool) -> StoredKey:
+        """Let it never be used again; raises KeyMistake."""
 
 
 class Keys:
@@ -110,7 +185,7 @@ class Keys:
         store: KeyStore | None = None,
     ) -> None:
         self._settings = settings
-        self._store = store
+        self.store = store
         self._keys = [
             (digest(key), Key(f"key-{number}"))
             for number, key in enumerate(settings.api_keys, start=1)
@@ -125,12 +200,12 @@ class Keys:
 
     def replaced(self, configured: Mapping[str, KeyConfig]) -> "Keys":
         """Others of the configuration in the place of these, with the same store."""
-        return Keys(self._settings, configured, self._store)
+        return Keys(self._settings, configured, self.store)
 
     @property
     def are_several(self) -> bool:
         """Whether requests can be of different holders."""
-        return len(self._keys) > 1 or self._store is not None
+        return len(self._keys) > 1 or self.store is not None
 
     @property
     def configured(self) -> list[Key]:
@@ -156,7 +231,7 @@ class Keys:
         """The key with this SHA-256; raises InvalidAPIKey unless it is one of ours."""
         if (configured := self._configured(digest)) is not None:
             return configured
-        stored = await self._store.find(digest) if self._store is not None else None
+        stored = await self.store.find(digest) if self.store is not None else None
         if stored is None:
             raise InvalidAPIKey("Incorrect API key provided.")
         if any(stored.name == known.name for _, known in self._keys):

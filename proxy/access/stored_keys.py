@@ -10,19 +10,21 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from dataclasses import asdict, replace
+from typing import Any, Final, TypeVar
 
 from pydantic import SecretStr
 from sqlalchemy import Connection, RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from proxy.access.keys import UNLIMITED, Key, KeyLimits
+from proxy.access.keys import Key, KeyLimits, KeyMistake, NoSuchKey, StoredKey
 from proxy.config.tables import digest
 from proxy.errors import InvalidAPIKey, KeysUnavailable
 from proxy.storage.database import Database, DatabaseAway
-from proxy.storage.patience import is_done_within
+from proxy.storage.patience import is_done_within, within
 from proxy.storage.schema import KEYS, REVISIONS
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -34,50 +36,11 @@ MAX_AGE_SECONDS: Final = 0.8
 """How old it may be at most: a key that was revoked is refused within a second."""
 PATIENCE_SECONDS: Final = 1.0
 """How long a request waits for a database that does not answer."""
+CHANGE_PATIENCE_SECONDS: Final = 10.0
+"""How long one waits that changes a key, or lists them."""
 KEY_BYTES: Final = 32
-_NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,100}")
+_NAME: Final = re.compile(r"(?!\.+$)[A-Za-z0-9._@-]{1,100}")
 """It stands in the log, in metrics and in URLs. `key-1` and `admin-1` are the environment's."""
-
-
-class KeyMistake(ValueError):
-    """What was asked for a key cannot be done; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredKey:
-    """A key as it is kept. Times are Unix times in seconds."""
-
-    name: str
-    created: int
-    models: tuple[str, ...] | None = None
-    """The models it may use; None for all."""
-    may_warm: bool = False
-    may_name_tenants: bool = False
-    may_administer: bool = False
-    limits: KeyLimits = UNLIMITED
-    expires: int | None = None
-    revoked: int | None = None
-
-    @property
-    def state(self) -> str:
-        """`active`, `expired` or `revoked`."""
-        if self.revoked is not None:
-            return "revoked"
-        is_expired = self.expires is not None and self.expires <= time.time()
-        return "expired" if is_expired else "active"
-
-    @property
-    def key(self) -> Key:
-        """What its holder may do."""
-        models = None if self.models is None else frozenset(self.models)
-        return Key(
-            self.name,
-            models,
-            self.may_warm,
-            self.limits,
-            may_name_tenants=self.may_name_tenants,
-            may_administer=self.may_administer,
-        )
 
 
 class StoredKeys:
@@ -109,6 +72,61 @@ class StoredKeys:
         if found.state != "active":
             raise InvalidAPIKey(f"This API key has {_STATES[found.state]}.")
         return found.key
+
+    async def listed(self) -> Sequence[StoredKey]:
+        """All keys there are and were, by name; raises KeysUnavailable."""
+        return await self._do(listed)
+
+    async def named(self, name: str) -> StoredKey:
+        """One of them; raises NoSuchKey, KeysUnavailable."""
+        return await self._do(lambda connection: find(connection, name))
+
+    async def create(self, key: StoredKey) -> str:
+        """As the function below; raises KeysUnavailable as well."""
+        return await self._change(lambda connection: create(connection, key))
+
+    async def change(
+        self, name: str, changed: Callable[[StoredKey], StoredKey], *, keeps_admin: bool
+    ) -> StoredKey:
+        """As the function below; raises KeysUnavailable as well."""
+        return await self._change(lambda one: change(one, name, changed), keeps_admin)
+
+    async def rotate(self, name: str) -> str:
+        """As the function below; raises KeysUnavailable as well."""
+        return await self._change(lambda connection: rotate(connection, name))
+
+    async def revoke(self, name: str, *, keeps_admin: bool) -> StoredKey:
+        """As the function below; raises KeysUnavailable as well."""
+        return await self._change(lambda connection: revoke(connection, name), keeps_admin)
+
+    async def _change(self, work: Callable[[Connection], T], keeps_admin: bool = False) -> T:
+        """Do it, and know of it here from now on."""
+
+        def change(connection: Connection) -> T:
+            done = work(connection)
+            if keeps_admin and not any(key.is_admins for key in listed(connection)):
+                raise KeyMistake(_LAST_ADMIN)  # and nothing is done
+            return done
+
+        done = await self._do(change)
+        if self._asking is not None:  # what it brings may be from before
+            await asyncio.wait({self._asking})
+        self._as_of = float("-inf")
+        return done
+
+    async def _do(self, work: Callable[[Connection], T]) -> T:
+        try:
+            return await within(CHANGE_PATIENCE_SECONDS, self._database.run(work))
+        except DatabaseAway:
+            raise KeysUnavailable(
+                "Nothing was done: the database of keys is away.", retry_after_seconds=1
+            ) from None
+        except TimeoutError:
+            raise KeysUnavailable(
+                "The database of keys does not answer. It may still do what was asked for: look "
+                "at the keys when it is back.",
+                retry_after_seconds=1,
+            ) from None
 
     async def _refresh(self) -> None:
         now = self._clock()
@@ -145,6 +163,10 @@ class StoredKeys:
             log.error("keys cannot be read from the database", exc_info=failure)
 
 
+_LAST_ADMIN: Final = (
+    "then no key could administer this proxy: let another one do so first, or use "
+    "`python -m proxy keys` where it runs"
+)
 _STATES: Final = {"expired": "expired", "revoked": "been revoked"}
 
 
@@ -155,58 +177,65 @@ def create(connection: Connection, key: StoredKey) -> str:
         KeyMistake: the name cannot be used, or has been.
     """
     if not _NAME.fullmatch(key.name):
-        raise KeyMistake("a key's name has 1 to 100 letters, digits and . _ @ -")
+        raise KeyMistake(
+            "a key's name has 1 to 100 letters, digits and . _ @ -, and more than dots"
+        )
+    _begin_change(connection)
     made = _new_key()
-    row = {
-        "name": key.name,
-        "digest": digest(SecretStr(made)),
-        "created": key.created,
-        "expires": key.expires,
-        "models": None if key.models is None else list(key.models),
-        "may_warm": key.may_warm,
-        "may_name_tenants": key.may_name_tenants,
-        "may_administer": key.may_administer,
-        "limits": _given(key.limits),
-    }
+    row = {"name": key.name, "digest": digest(SecretStr(made)), "created": key.created}
     if connection.scalar(select(KEYS.c.name).where(KEYS.c.name == key.name)) is not None:
         raise KeyMistake(f"there is a key of the name {key.name} already, or was one")
     try:
-        connection.execute(insert(KEYS).values(row))
+        connection.execute(insert(KEYS).values(row | _terms(key)))
     except IntegrityError:  # made by another copy just now
         raise KeyMistake(f"there is a key of the name {key.name} already") from None
-    _note_change(connection)
     return made
+
+
+def change(
+    connection: Connection, name: str, changed: Callable[[StoredKey], StoredKey]
+) -> StoredKey:
+    """Let a key's holder do from now on what `changed` says of it."""
+    _begin_change(connection)
+    key = changed(_unrevoked(connection, name))
+    connection.execute(update(KEYS).where(KEYS.c.name == name).values(_terms(key)))
+    return key
 
 
 def rotate(connection: Connection, name: str) -> str:
     """Give a key another secret, and return it; the former is refused from now on."""
-    stored = find(connection, name)
-    if stored.revoked is not None:
-        raise KeyMistake(f"the key {name} has been revoked")
+    _begin_change(connection)
+    _unrevoked(connection, name)
     made = _new_key()
     changed = update(KEYS).where(KEYS.c.name == name).values(digest=digest(SecretStr(made)))
     connection.execute(changed)
-    _note_change(connection)
     return made
 
 
 def revoke(connection: Connection, name: str) -> StoredKey:
     """Let a key never be used again; revoking it twice does nothing."""
+    _begin_change(connection)
     stored = find(connection, name)
     if stored.revoked is not None:
         return stored
     now = int(time.time())
     connection.execute(update(KEYS).where(KEYS.c.name == name).values(revoked=now))
-    _note_change(connection)
     return replace(stored, revoked=now)
 
 
 def find(connection: Connection, name: str) -> StoredKey:
-    """The key of this name; raises KeyMistake if there is none."""
+    """The key of this name; raises NoSuchKey if there is none."""
     row = connection.execute(select(KEYS).where(KEYS.c.name == name)).mappings().first()
     if row is None:
-        raise KeyMistake(f"there is no key of the name {name}")
+        raise NoSuchKey(f"there is no key of the name {name}")
     return _stored(row)
+
+
+def _unrevoked(connection: Connection, name: str) -> StoredKey:
+    stored = find(connection, name)
+    if stored.revoked is not None:
+        raise KeyMistake(f"the key {name} has been revoked")
+    return stored
 
 
 def listed(connection: Connection) -> Sequence[StoredKey]:
@@ -226,8 +255,8 @@ def _revision(connection: Connection) -> int:
     return connection.scalar(chosen) or 0
 
 
-def _note_change(connection: Connection) -> None:
-    """Under the lock of the row: two changes at once are two steps."""
+def _begin_change(connection: Connection) -> None:
+    """Running proxies will know of it; under the lock of the row, changes come one by one."""
     one_more = update(REVISIONS).where(REVISIONS.c.subject == SUBJECT)
     connection.execute(one_more.values(number=REVISIONS.c.number + 1))
 
@@ -244,6 +273,18 @@ def _stored(row: RowMapping) -> StoredKey:
         expires=row["expires"],
         revoked=row["revoked"],
     )
+
+
+def _terms(key: StoredKey) -> dict[str, Any]:
+    """What may be changed of it, as the table has it."""
+    return {
+        "expires": key.expires,
+        "models": None if key.models is None else list(key.models),
+        "may_warm": key.may_warm,
+        "may_name_tenants": key.may_name_tenants,
+        "may_administer": key.may_administer,
+        "limits": _given(key.limits),
+    }
 
 
 def _given(limits: KeyLimits) -> dict[str, Any]:

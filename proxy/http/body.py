@@ -85,6 +85,11 @@ async def read_call(request: Request, route: Route) -> Call:
     return Call(request_id, route, "", content)
 
 
+async def read_body(request: Request) -> Body:
+    """A body that is not for a worker; raises as `BodyReader.read` does."""
+    return await _bodies_of(request).read(request)
+
+
 def _bodies_of(request: Request) -> BodyReader:
     bodies = request.app.state.bodies
     assert isinstance(bodies, BodyReader)

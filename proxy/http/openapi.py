@@ -64,6 +64,16 @@ def page(title: str, version: str, patterns: Iterable[str]) -> dict[str, Any]:
     paths["/v1/models/{id}"] = {"get": _own("One model", "id")}
     paths["/v1/models/{id}/warm"] = {"post": _own("Wake a worker for a model", "id")}
     paths["/metrics"] = {"get": _own("Numbers for Prometheus")}
+    paths["/admin/keys"] = {
+        "get": _admins("All keys"),
+        "post": _admins("Make a key", body={"required": ["name"]}),
+    }
+    paths["/admin/keys/{name}"] = {
+        "get": _admins("One key", "name"),
+        "patch": _admins("Change what its holder may do", "name", body={}),
+        "delete": _admins("Revoke it", "name"),
+    }
+    paths["/admin/keys/{name}/rotate"] = {"post": _admins("Give it another secret", "name")}
     paths["/admin/session"] = {
         "post": _own("Log a browser in, with a key that may administer"),
         "get": _admins("Who is logged in"),
@@ -98,9 +108,14 @@ def _own(summary: str, *parameters: str) -> dict[str, Any]:
     }
 
 
-def _admins(summary: str, *parameters: str) -> dict[str, Any]:
+def _admins(summary: str, *parameters: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """For a key that may administer, or a session of one."""
-    return _own(summary, *parameters) | {"security": [*_BY_KEY, {"session": []}]}
+    operation = _own(summary, *parameters) | {"security": [*_BY_KEY, {"session": []}]}
+    if body is None:
+        return operation
+    schema = {"type": "object", **body}
+    content = {"application/json": {"schema": schema}}
+    return operation | {"requestBody": {"content": content, "required": True}}
 
 
 def _body(route: Route) -> dict[str, Any]:

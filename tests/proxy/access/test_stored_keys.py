@@ -17,8 +17,8 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 from proxy.access import stored_keys
-from proxy.access.keys import KeyLimits
-from proxy.access.stored_keys import MAX_AGE_SECONDS, REFRESH_SECONDS, StoredKey, StoredKeys
+from proxy.access.keys import KeyLimits, StoredKey
+from proxy.access.stored_keys import MAX_AGE_SECONDS, REFRESH_SECONDS, StoredKeys
 from proxy.app import create_app
 from proxy.config.settings import DATABASE_FILE
 from proxy.config.tables import digest
@@ -134,12 +134,29 @@ def test_commands_tell_what_a_key_may_do_and_never_the_key(command: Command, fol
 
 
 @pytest.mark.slow
+def test_a_command_changes_what_it_names_and_leaves_the_rest(
+    command: Command, folder: Path
+) -> None:
+    limits = ("--requests-per-minute", "60", "--max-requests", "2", "--expires", "90d")
+    command("create", "alice", "--models", "m,n", "--may-warm", "--may-administer", *limits)
+    changes = ("--models", "all", "--no-may-warm", "--max-requests", "none", "--expires", "never")
+    told = command("change", "alice", *changes, "--priority", "3").stdout
+    assert told == command("show", "alice").stdout
+    assert told.partition("UTC, ")[2] == (
+        "all models, may administer, requests per minute 60, priority 3\n"
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("create", "alice"), "there is a key of the name alice already"),
         (("create", "a b"), "letters, digits"),
+        (("create", ".."), "letters, digits"),
         (("create", "x", "--expires", "soon"), "a date is needed"),
+        (("change", "bob", "--may-warm"), "there is no key of the name bob"),
+        (("change", "gone", "--may-warm"), "the key gone has been revoked"),
         (("create", "x", "--requests-per-minute", "0"), "a number above 0 is needed"),
         (("create", "x", "--requests-per-minute", "1.5"), "a whole number is needed"),
         (("create", "x", "--priority", "high"), "a whole number is needed"),

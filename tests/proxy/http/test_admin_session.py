@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from proxy.access import stored_keys
+from proxy.access.keys import StoredKey
 from proxy.access.sessions import MAX_FAILURES
-from proxy.access.stored_keys import StoredKey
 from proxy.app import create_app
 from proxy.http.administration import COOKIE
 from tests.proxy.access.test_keys import ADMIN_KEY

@@ -32,6 +32,8 @@ CHECKS = [
 
 OWN = [
     *("GET /v1/models", "GET /v1/models/{id}", "POST /v1/models/{id}/warm", "GET /metrics"),
+    *("GET /admin/keys", "POST /admin/keys", "GET /admin/keys/{name}", "PATCH /admin/keys/{name}"),
+    *("DELETE /admin/keys/{name}", "POST /admin/keys/{name}/rotate"),
     *("POST /admin/session", "GET /admin/session", "DELETE /admin/session"),
 ]
 
