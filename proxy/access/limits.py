@@ -262,7 +262,8 @@ def token_headers(allowed: int, used: float) -> dict[str, str]:
 
 def duration(seconds: float) -> str:
     """A time as OpenAI's headers have it: `6m0s`, `8.64s`, `120ms`."""
+    seconds = max(0.0, round(seconds, 3))
     if seconds < 1:
-        return f"{max(0.0, seconds) * 1000:.0f}ms"
-    minutes, rest = divmod(round(seconds, 3), 60)
+        return f"{seconds * 1000:.0f}ms"
+    minutes, rest = divmod(seconds, 60)
     return f"{minutes:.0f}m" * (minutes > 0) + f"{round(rest, 3):g}s"

@@ -48,6 +48,22 @@ def test_no_sixty_seconds_have_more_requests_than_a_minute_may(tmp_path: Path) -
     assert all(later - earlier >= 60 for earlier, later in zip(let_in, let_in[20:], strict=False))
 
 
+def test_a_limit_that_is_lower_now_says_when_it_has_room(tmp_path: Path) -> None:
+    async def tell() -> None:
+        now = -10.0
+        limiter = Limiter(Spending(tmp_path), clock=lambda: now)
+        for _ in range(3):
+            now += 10.0
+            await limiter.admit(Key("k", limits=KeyLimits(requests_per_minute=3)), Tokens())
+        now = 30.0
+        with pytest.raises(RateLimitExceeded) as refused:
+            await limiter.admit(Key("k", limits=KeyLimits(requests_per_minute=2)), Tokens())
+        assert refused.value.retry_after_seconds == 40
+        assert refused.value.headers["x-ratelimit-reset-requests"] == "50s"
+
+    asyncio.run(tell())
+
+
 def test_a_minute_is_free_again_as_its_requests_pass(tmp_path: Path) -> None:
     async def tell() -> None:
         now = 0.0
@@ -193,6 +209,9 @@ def test_what_a_request_did_not_take_is_put_back_and_what_it_took_beyond_is_owed
         greedy = await limiter.admit(key, Tokens(50, 100))
         assert greedy is not None
         greedy.end(used=690, is_known=True)  # of the 490 that were left
+        with pytest.raises(TokenLimitExceeded) as owing:
+            await limiter.admit(key, Tokens(1))
+        assert owing.value.headers["x-ratelimit-remaining-tokens"] == "0"
         now = 20.0
         with pytest.raises(TokenLimitExceeded):
             await limiter.admit(key, Tokens(1))
@@ -339,7 +358,14 @@ def test_a_failed_answer_takes_no_tokens_and_one_that_is_left_takes_all_that_was
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(-1, "0ms"), (0.12, "120ms"), (8.64, "8.64s"), (59.9996, "1m0s"), (360, "6m0s")],
+    [
+        (-1, "0ms"),
+        (0.12, "120ms"),
+        (0.9996, "1s"),
+        (8.64, "8.64s"),
+        (59.9996, "1m0s"),
+        (360, "6m0s"),
+    ],
 )
 def test_times_are_written_as_openai_writes_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
