@@ -29,7 +29,16 @@ from proxy.http.channel import router as channel_router
 from proxy.http.cors import READABLE_HEADERS
 from proxy.http.error_responses import LastResort, add_handlers
 from proxy.http.path_normalization import ForgivingPaths
-from proxy.http.routes import admin_keys, admin_session, health, inference, metrics, models, welcome
+from proxy.http.routes import (
+    admin_keys,
+    admin_session,
+    health,
+    inference,
+    metrics,
+    models,
+    usage,
+    welcome,
+)
 from proxy.http.websockets import WithoutWebSockets
 from proxy.memory import Memory
 from proxy.services import Services
@@ -73,6 +82,7 @@ def create_app(
     )
     own = [
         *models.routers,
+        usage.router,
         *admin_session.routers,
         admin_keys.router,
         metrics.router,

@@ -31,6 +31,7 @@ ProxyError                          what the client sees
 │   └── NotSent                     503  server_error           upstream_unavailable
 │       └── ConnectTimeout          503  server_error           connect_timeout
 ├── KeysUnavailable                 503  server_error           keys_unavailable, Retry-After
+├── LedgerUnavailable               503  server_error           ledger_unavailable, Retry-After
 ├── TooManyConnections              503  server_error           too_many_connections, Retry-After
 ├── MemoryLimitReached              503  server_error           memory_limit_reached, Retry-After
 ├── Stopping                        503  server_error           shutting_down
@@ -343,6 +344,14 @@ class KeysUnavailable(ProxyError):
 
     status = 503
     code = "keys_unavailable"
+    retry = True
+
+
+class LedgerUnavailable(ProxyError):
+    """The database of the ledger does not answer."""
+
+    status = 503
+    code = "ledger_unavailable"
     retry = True
 
 

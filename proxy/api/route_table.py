@@ -95,7 +95,7 @@ it was started with `--enable-scale-out` (`*/render`, `*/derender`, `/inference/
 ROUTES = tuple(map(str, TABLE))
 
 OWN_PATHS = (
-    *("/health", "/ready", "/metrics", "/openapi.json", "/channel", "/v1/models"),
+    *("/health", "/ready", "/metrics", "/openapi.json", "/channel", "/v1/models", "/v1/usage"),
     "/admin",
 )
 """What the proxy answers itself."""

@@ -63,6 +63,7 @@ def page(title: str, version: str, patterns: Iterable[str]) -> dict[str, Any]:
     paths["/v1/models"] = {"get": _own("The models, and the state of each one's endpoint")}
     paths["/v1/models/{id}"] = {"get": _own("One model", "id")}
     paths["/v1/models/{id}/warm"] = {"post": _own("Wake a worker for a model", "id")}
+    paths["/v1/usage"] = {"get": _own("What a key has used, by the ledger")}
     paths["/metrics"] = {"get": _own("Numbers for Prometheus")}
     paths["/admin/keys"] = {
         "get": _admins("All keys"),

@@ -1,1 +1,1 @@
-"""What each request has used, kept in the database. Imported only where that is kept."""
+"""What each request has used, where that is kept; SQLAlchemy is imported there alone."""

@@ -21,8 +21,10 @@ from sqlalchemy.exc import DataError
 
 from proxy.api.answer import Course
 from proxy.api.call import OnSpent, Work
+from proxy.errors import LedgerUnavailable
 from proxy.ledger.job_times import JobTimes
-from proxy.ledger.rows import GIVEN_UP, Row, Total, expire, totals, write
+from proxy.ledger.rows import GIVEN_UP, Row, expire, totals, write
+from proxy.ledger.sums import Total
 from proxy.storage.database import Database, DatabaseAway
 from proxy.storage.spool import Spool
 from proxy.telemetry.ended_request import EndedRequest
@@ -85,8 +87,13 @@ class Ledger:
         self._noted.set()
 
     async def totals(self, first_day: int, key: str | None = None) -> list[Total]:
-        """The sums since a day; raises DatabaseAway."""
-        return await self._database.read(lambda one: totals(one, first_day, key))
+        """The sums since a day, of one key or of all; raises LedgerUnavailable."""
+        try:
+            return await self._database.read(lambda one: totals(one, first_day, key))
+        except DatabaseAway as exc:
+            raise LedgerUnavailable(
+                "The ledger cannot be read now: its database is away.", retry_after_seconds=1
+            ) from exc
 
     async def close(self) -> None:
         """Write the last rows; those that cannot be written stay for the next proxy."""

@@ -1,17 +1,16 @@
-"""Rows of the ledger: what each request has used, and their sums."""
+"""Rows of the ledger in the database: written once, expired, and summed."""
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, Float, case, cast, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from proxy.ledger.sums import DAY_SECONDS, Total
 from proxy.storage.schema import LEDGER
 
-DAY_SECONDS: Final = 86_400
 GIVEN_UP: Final = "given_up"
 """The outcome of work in whose place a fallback was asked: it has cost, and is no request."""
 EXPIRED_TOGETHER: Final = 5_000
@@ -70,37 +69,6 @@ def expire(connection: Connection, days: int) -> int:
     return connection.execute(delete(LEDGER).where(LEDGER.c.id.in_(some))).rowcount
 
 
-PLACE: Final = ("day", "key", "model", "endpoint")
-"""What a total is of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Total:
-    """The sums of a day, for one key, model and endpoint."""
-
-    day: int
-    """In days since 1970, of UTC."""
-    key: str
-    model: str
-    endpoint: str
-    requests: int
-    completed: int
-    cold_starts: int
-    tokens_in: int
-    tokens_out: int
-    queue_seconds: float
-    execution_seconds: float
-    told_seconds: float
-    """Of these, what RunPod has told of."""
-    dollars: float
-    """Of those whose endpoint has a price."""
-
-    def __add__(self, other: "Total") -> "Total":
-        """The sums of both, which are of the same day, key, model and endpoint."""
-        sums = [field.name for field in fields(self) if field.name not in PLACE]
-        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in sums})
-
-
 def totals(connection: Connection, first_day: int, key: str | None = None) -> list[Total]:
     """The sums since the beginning of a day: of one key, or of all."""
     row = LEDGER.c
@@ -123,19 +91,6 @@ def totals(connection: Connection, first_day: int, key: str | None = None) -> li
         chosen = chosen.where(row.key == key)
     found = connection.execute(chosen.group_by(*groups).order_by(*groups))
     return [Total(*_plain(one)) for one in found]
-
-
-def added(some: Iterable[Total], *kept: str) -> list[Total]:
-    """Fewer sums, each over all that differs in other things than these, in their order."""
-    left_out: dict[str, Any] = {name: "" for name in PLACE if name not in kept}
-    if "day" in left_out:
-        left_out["day"] = 0
-    found: dict[tuple[Any, ...], Total] = {}
-    for one in some:
-        place = tuple(getattr(one, name) for name in kept)
-        one = replace(one, **left_out)
-        found[place] = one if (before := found.get(place)) is None else before + one
-    return [found[place] for place in sorted(found)]
 
 
 def _count(condition: Any) -> Any:
