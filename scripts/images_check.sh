@@ -148,14 +148,15 @@ build() {
 }
 
 # runner NAME [PATH...]: make "$work/run-NAME", which runs the image with the PATHs mounted
-# read-only. Its arguments, where given, stand in for the image's command; `health` is the image's
+# read-only, and all of its own files read-only but the folders in `writable`, if there are any. Its arguments, where given, stand in for the image's command; `health` is the image's
 # health check. RunPod's and the proxy's settings come through from its environment. As in a
 # container the command is process 1, which the kernel spares the signals it does not handle.
 runner() {
     local name=$1 volumes=("${@:2}")
     {
         printf '#!/usr/bin/env bash\nset -euo pipefail\n'
-        printf 'tree=%q\nvolumes=(%s)\n' "$(tree_of "$name")" "${volumes[*]@Q}"
+        printf 'tree=%q\nvolumes=(%s)\nwritable=(%s)\n' \
+            "$(tree_of "$name")" "${volumes[*]@Q}" "${writable[*]@Q}"
         image inspect --type image "$name" | "$python" -c '
 import json, shlex, sys
 config = json.load(sys.stdin)["Docker"]["config"]
@@ -179,6 +180,11 @@ if [ -z "${INSIDE:-}" ]; then
     done
     echo "$code" >"$0.code"
     exit "$code"
+fi
+if [ "${#writable[@]}" -gt 0 ]; then
+    mount --bind "$tree" "$tree"
+    for path in "${writable[@]}"; do mount --bind "$tree$path" "$tree$path"; done
+    mount -o remount,bind,ro "$tree"
 fi
 mount -t proc proc "$tree/proc"
 for path in /dev /sys; do mount --rbind "$path" "$tree$path"; done
@@ -214,7 +220,8 @@ still_running() {
 }
 
 proxy_image() {
-    local port process url code=0 settings
+    local port process url code=0 settings key
+    local writable=(/tmp /var/lib/proxy) # as `docker run --read-only` has it, with a volume
     stand_in "$(default BASE proxy)" /usr/bin/python3
     build proxy
     runner proxy
@@ -222,6 +229,9 @@ proxy_image() {
     url=http://127.0.0.1:$port
     settings=(PROXY_PORT="$port" PROXY_API_KEYS=sk-check PROXY_MODELS=tiny-chat
         RUNPOD_API_KEY=rpa_check RUNPOD_ENDPOINT_ID=check RUNPOD_ENDPOINT_BASE_URL="$url/v2")
+    expect "files of the image itself are read-only" True "$("$work/run-proxy" python -c \
+        'import os; print(bool(os.statvfs("/").f_flag & os.ST_RDONLY))')"
+    key=$("$work/run-proxy" python -m proxy keys create alice 2>"$work/keys.log")
     env "${settings[@]}" "$work/run-proxy" >"$work/proxy.log" 2>&1 &
     process=$!
     processes+=("$process")
@@ -230,6 +240,8 @@ proxy_image() {
     expect "GET /v1/models without a key" 401 "$(status_of "$url/v1/models")"
     expect "GET /v1/models with a key" 200 \
         "$(status_of "$url/v1/models" -H 'Authorization: Bearer sk-check')"
+    expect "GET /v1/models with a key of the database" 200 \
+        "$(status_of "$url/v1/models" -H "Authorization: Bearer $key")"
     env "${settings[@]}" "$work/run-proxy" health || fail "the health check of a healthy proxy"
     ok "the health check passes"
     expect "user" 10001 "$(ps -o uid= -p "$(pgrep -P "$(pgrep -P "$process")")" | tr -d ' ')"
