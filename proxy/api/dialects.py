@@ -56,6 +56,8 @@ class StreamContext:
     """The id that an empty chunk has; if none is set, it follows from the request's."""
     error: VLLMError | None = None
     """An `error` of the Responses API that is still to be followed by `response.failed`."""
+    first_token: float | None = None
+    """When the first token was passed on, on the monotonic clock."""
     outcome: str = ""
     """How it ended, once it has: `completed`, or an error's code."""
 
@@ -83,6 +85,9 @@ class Dialect:
     """Whole events of vLLM's, as they are to be passed on; None if as they are."""
     ending: Callable[[StreamContext], bytes] | None = None
     """What a stream lacks that has come to its end; None if that is never anything."""
+    token_mark: bytes = b""
+    """What an event with a token has in it, where others come before it; vLLM has the first token
+    when it sends the first event of a chat, a completion or a message."""
     request_id_headers: tuple[str, ...] = ("x-request-id",)
     """Where the route's clients look for the request's id."""
 
@@ -262,6 +267,7 @@ RESPONSES = Dialect(
     _openai_body,
     passing=_responses_passing,
     ending=_responses_ending,
+    token_mark=b".delta\n",  # `event: response.output_text.delta`; in a text `\n` is escaped
 )
 MESSAGES = Dialect(
     (b"message_stop",),

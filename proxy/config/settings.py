@@ -213,6 +213,10 @@ class Settings(DatabaseSettings):
     """`both`: reasoning is sent as `reasoning` and as `reasoning_content`, whichever vLLM says."""
     count_tokens: bool = False
     """Count tokens for the metrics; vLLM is then asked for the usage of every stream."""
+    metrics_key: SecretStr | None = None
+    """A key that opens `/metrics` and nothing else; of the others then only administrators' do."""
+    metrics_public: bool = False
+    """Show `/metrics` to everybody who can reach the proxy."""
     wake_shield: bool = False
     """Keep requests that chat UIs send by themselves (titles, tags) from waking a GPU."""
     host: Annotated[str, AfterValidator(check_listen_host)] = "127.0.0.1"
@@ -343,7 +347,7 @@ class Settings(DatabaseSettings):
                 )
         return origins
 
-    @field_validator("runpod_api_key", "rest_api_key")
+    @field_validator("runpod_api_key", "rest_api_key", "metrics_key")
     @classmethod
     def _is_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
@@ -426,6 +430,8 @@ def doubts(settings: Settings) -> list[str]:
         found.append("PROXY_PUBLIC_URL has no effect: PROXY_DIRECT is false")
     if settings.allow_anonymous and settings.api_keys:
         found.append("PROXY_ALLOW_ANONYMOUS has no effect: PROXY_API_KEYS names keys")
+    if settings.metrics_public and settings.metrics_key is not None:
+        found.append("PROXY_METRICS_KEY has no effect: PROXY_METRICS_PUBLIC shows them to all")
     for shorter, longer, effect in _CONTRADICTIONS:
         less, more = getattr(settings, shorter), getattr(settings, longer)
         if less > more:

@@ -54,6 +54,8 @@ class RequestContext:
     answer: Answer | None = None
     first_byte_seconds: float | None = None
     """How long the answer's first byte took, from when it was asked for."""
+    first_token: float | None = None
+    """When a stream's first token was passed on, on the monotonic clock."""
     tokens: tuple[int, int] = (0, 0)
     """How many went in and came out, where they are counted."""
     status: int = 0
@@ -78,12 +80,9 @@ class RequestContext:
         if self.permit is not None:
             used, is_known = sum(ended.tokens), self._knows_tokens(ended.outcome)
             self.permit.end(used=used, is_known=is_known)
-        metrics = services.metrics
-        metrics.note_request(ended.model, ended.status, ended.outcome)
-        if self.first_byte_seconds is not None:
-            metrics.note_first_byte(self.model, self.first_byte_seconds)
-        if any(self.tokens):
-            metrics.note_tokens(self.model, *self.tokens)
+        if self.answer is not None:
+            services.metrics.live.end(self.answer)
+        services.metrics.note_ended(ended)
         services.history.note(ended)
         if self.entry is not None:
             self.entry.end(ended)
@@ -107,6 +106,7 @@ class RequestContext:
             job_id=(answer and answer.job_id) or "",
             road=answer.road if answer else "",
             first_byte_seconds=self.first_byte_seconds,
+            first_token_seconds=self.first_token and self.first_token - self.began,
             is_stream=head is not None and head.is_event_stream,
             tokens=self.tokens,
             course=answer.course if answer else NO_COURSE,

@@ -74,7 +74,9 @@ class EventStream(EventSourceResponse):
                 # In the request's own task each chunk would wake the frames of all middlewares.
                 await asyncio.create_task(self._send_all(send, writer(scope, send)))
         finally:
-            scope["state"]["context"].outcome = self._context.outcome or "client_left"
+            record = scope["state"]["context"]
+            record.outcome = self._context.outcome or "client_left"
+            record.first_token = self._context.first_token
             if self._rewriter is not None:
                 self._rewriter.end()
             self._opening.cancel()
@@ -140,6 +142,8 @@ class EventStream(EventSourceResponse):
         if piece:
             piece = self._keep_alive.passing(piece)
             context.note_sent(piece)
+            if context.first_token is None and self._dialect.token_mark in piece:
+                context.first_token = time.monotonic()
             is_suspect = b"error" in piece or b"response.failed" in piece
             if is_suspect and split_end(piece + b"\n\n", _FAILED)[1]:
                 context.outcome = VLLMError.code

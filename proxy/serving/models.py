@@ -56,6 +56,11 @@ class Model:
         """The longest context, configured or told by a worker."""
         return self.max_model_len or self.backend.served.get(self.served_as or self.name)
 
+    @property
+    def base_label(self) -> str:
+        """What the metrics call the model that a worker loads for it: an adapter's parent."""
+        return self.parent or self.label or self.name
+
     async def is_awake(self) -> bool:
         """Whether a worker is up, as of a moment ago."""
         monitor = self.backend.monitor

@@ -29,6 +29,8 @@ class EndedRequest:
     road: str = ""
     first_byte_seconds: float | None = None
     """From asking to the first byte of the answer, keep-alives not counted."""
+    first_token_seconds: float | None = None
+    """From its first byte to the first token of the answer, where that is a stream."""
     is_stream: bool = False
     """It was answered by a stream of events."""
     tokens: tuple[int, int] = (0, 0)
@@ -42,6 +44,27 @@ class EndedRequest:
     def start(self) -> str:
         """`cold` if a worker had to be started for it, `warm` if not, empty if nobody knows."""
         return {None: "", True: "cold", False: "warm"}[self.course.was_cold]
+
+    @property
+    def cold_start_seconds(self) -> float | None:
+        """How long it waited, if a worker had to be started for it.
+
+        A stream up to its first byte, as a worker may take jobs while it loads its model. A plain
+        answer comes when all of it has been made: until a worker had the job, if that is known.
+        """
+        if not self.course.was_cold:
+            return None
+        if self.is_stream or self.course.queue_seconds is None:
+            return self.first_byte_seconds
+        return self.course.queue_seconds
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """From a stream's first token to its end, for each token after the first."""
+        further = self.tokens[1] - 1
+        if self.first_token_seconds is None or further < 1:
+            return None
+        return (self.seconds - self.first_token_seconds) / further
 
     @property
     def safe_path(self) -> str:

@@ -1,10 +1,14 @@
-"""Numbers for Prometheus: requests, time to first byte, calls to RunPod, lost frames, GPU time.
+"""Numbers for Prometheus: requests and their times, calls to RunPod, lost frames, GPU time.
 
 Labels are names of ours or of the configuration, never of a client's making, so there are few.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from proxy.telemetry.ended_request import EndedRequest
+from proxy.telemetry.live_requests import LiveRequests
+from proxy.telemetry.request_times import RequestTimes
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 FIRST_BYTE_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -14,7 +18,9 @@ class Metrics:
     """All counters of one proxy."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
+        self.live = LiveRequests(self.registry)
+        self._times = RequestTimes(self.registry)
         self._requests = self._counter(
             "proxy_requests", "Requests answered", "model", "status", "outcome"
         )
@@ -23,7 +29,7 @@ class Metrics:
             "From a request's arrival to the first byte of its answer, keep-alives not counted",
             ("model",),
             buckets=FIRST_BYTE_BUCKETS,
-            registry=self._registry,
+            registry=self.registry,
         )
         self._calls = self._counter(
             "runpod_calls", "Calls to RunPod", "endpoint", "operation", "outcome"
@@ -38,7 +44,7 @@ class Metrics:
             "proxy_answers_unrepairable", "Answers that could not be made whole", "endpoint"
         )
         self._channels = Gauge(
-            "proxy_channels", "Direct channels to workers", ("endpoint",), registry=self._registry
+            "proxy_channels", "Direct channels to workers", ("endpoint",), registry=self.registry
         )
         self._roads = self._counter(
             "proxy_roads",
@@ -67,26 +73,26 @@ class Metrics:
             "proxy_worker_dollars", "The same, times the endpoint's price_per_second", "endpoint"
         )
         self._jobs = Gauge(
-            "proxy_jobs", "Jobs in flight", ("endpoint", "phase"), registry=self._registry
+            "proxy_jobs", "Jobs in flight", ("endpoint", "phase"), registry=self.registry
         )
         self._in_line = Gauge(
             "proxy_turns_waiting",
             "Of those that wait, the requests whose turn has not come",
             ("endpoint",),
-            registry=self._registry,
+            registry=self.registry,
         )
 
         self._budget = Gauge(
             "proxy_endpoint_budget_dollars",
             "What an endpoint may cost in a day",
             ("endpoint",),
-            registry=self._registry,
+            registry=self.registry,
         )
         self._spent_today = Gauge(
             "proxy_endpoint_spent_today_dollars",
             "What such an endpoint's workers have cost since midnight (UTC), as estimated",
             ("endpoint",),
-            registry=self._registry,
+            registry=self.registry,
         )
 
     def note_request(self, model: str, status: int, outcome: str) -> None:
@@ -96,14 +102,16 @@ class Metrics:
         """
         self._requests.labels(model, str(status), outcome).inc()
 
-    def note_first_byte(self, model: str, seconds: float) -> None:
-        """The first byte of an answer has come."""
-        self._first_byte.labels(model).observe(seconds)
-
-    def note_tokens(self, model: str, tokens_in: int, tokens_out: int) -> None:
-        """An answer said what it had used."""
-        self._tokens.labels(model, "in").inc(tokens_in)
-        self._tokens.labels(model, "out").inc(tokens_out)
+    def note_ended(self, ended: EndedRequest) -> None:
+        """A request has ended: how, how long it took, and what it used."""
+        self.note_request(ended.model, ended.status, ended.outcome)
+        if ended.first_byte_seconds is not None:
+            self._first_byte.labels(ended.model).observe(ended.first_byte_seconds)
+        if any(ended.tokens):
+            for direction, tokens in zip(("in", "out"), ended.tokens, strict=True):
+                self._tokens.labels(ended.model, direction).inc(tokens)
+        if ended.route:
+            self._times.note(ended)
 
     def note_call(self, endpoint: str, operation: str, outcome: str) -> None:
         """RunPod was called; the outcome is an HTTP status, or `error`."""
@@ -158,7 +166,7 @@ class Metrics:
 
     def page(self) -> bytes:
         """All of them, in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _counter(self, name: str, says: str, *labels: str) -> Counter:
-        return Counter(name, says, labels, registry=self._registry)
+        return Counter(name, says, labels, registry=self.registry)

@@ -1,6 +1,8 @@
 """The numbers at /metrics say what happened."""
 
+import hashlib
 import logging
+import re
 import signal
 import threading
 from pathlib import Path
@@ -9,12 +11,16 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.proxy.conftest import asked, chat
+from proxy.app import create_app
+from proxy.telemetry.metrics import Metrics
+from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.http.test_streaming import CHAT, FRAMES
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Fault, Page, ScriptedRunPod
+from tests.servers import serve
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[2]
 VLLM_ERROR = 'data: {"error": {"message": "out of memory", "code": 500}}\n\ndata: [DONE]\n\n'
 
 
@@ -28,8 +34,61 @@ def value(client: httpx.Client, name: str, **labels: str) -> float:
     return 0.0
 
 
+def exposed() -> dict[str, tuple[str, set[str]]]:
+    """Each metric's name, as Prometheus shows it, with its type and its labels."""
+    found = {}
+    for collector in Metrics().registry._collector_to_names:
+        kind, name = collector._type, collector._name  # type: ignore[attr-defined]
+        name += "_total" * (kind == "counter")
+        found[name] = (kind, set(collector._labelnames))  # type: ignore[attr-defined]
+    return found
+
+
+def test_the_document_lists_every_metric_with_its_labels() -> None:
+    section = (ROOT / "docs/configuration.md").read_text().partition("\n## Metrics\n")[2]
+    rows = re.findall(r"^\| (`.*?`) \|", section.partition("\n## ")[0], re.MULTILINE)
+    listed = re.findall(r"`([\w:]+)\{([\w,]+)\}`", " ".join(rows))
+    documented = {name: set(labels.split(",")) for name, labels in listed}
+    assert documented == {name: labels for name, (_, labels) in exposed().items()}
+
+
 def test_the_numbers_need_a_key(proxy_url: str) -> None:
     assert httpx.get(f"{proxy_url}/metrics").status_code == 401
+
+
+@pytest.mark.parametrize("settings", [{"metrics_key": "scrape"}], indirect=True)
+def test_a_key_of_their_own_opens_the_numbers_and_nothing_else(client: httpx.Client) -> None:
+    own = {"authorization": "Bearer scrape"}
+    assert "proxy_requests" in client.get("/metrics", headers=own).text
+    assert client.get("/metrics", headers={"x-api-key": "scrape", "authorization": ""}).is_success
+    assert client.get("/v1/models", headers=own).status_code == 401
+    refused = client.get("/metrics")
+    assert refused.status_code == 401
+    assert refused.json()["error"]["code"] == "invalid_api_key"
+    assert client.get("/metrics", headers={"authorization": ""}).status_code == 401
+
+
+def test_an_administrator_reads_the_numbers_that_have_a_key_of_their_own(
+    scripted_runpod: tuple[ScriptedRunPod, str], tmp_path: Path
+) -> None:
+    config = tmp_path / "proxy.toml"
+    known = hashlib.sha256(b"boss").hexdigest()
+    config.write_text(
+        f"[endpoints.ep]\n[models.m]\nendpoint = 'ep'\n"
+        f"[keys.boss]\nsha256 = '{known}'\nmay_administer = true\n"
+    )
+    settings = settings_for(scripted_runpod[1], config=config, metrics_key="scrape")
+    with serve(create_app(settings)) as url:
+        for key, status in (("boss", 200), ("scrape", 200), (KEY, 401)):
+            headers = {"authorization": f"Bearer {key}"}
+            answer = httpx.get(f"{url}/metrics", headers=headers, timeout=30)
+            assert answer.status_code == status
+
+
+@pytest.mark.parametrize("settings", [{"metrics_public": True}], indirect=True)
+def test_the_numbers_are_shown_to_all_where_the_operator_says_so(proxy_url: str) -> None:
+    assert "proxy_requests" in httpx.get(f"{proxy_url}/metrics", timeout=30).text
+    assert httpx.get(f"{proxy_url}/v1/models", timeout=30).status_code == 401
 
 
 def test_requests_calls_and_first_bytes_are_counted(

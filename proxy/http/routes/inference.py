@@ -61,6 +61,7 @@ async def _serve(route: Route, request: Request) -> Response:
     call = await _let_in(services, context, key, call, model)
     call, rewriter = _rewriter(services, key, call, context)
     answer = context.answer = await _answer(services, request, call, model, terms)
+    services.metrics.live.begin(answer, model.base_label)
     call = call.without_body()  # the answer has it, as long as it may have to be sent
     try:
         return await _respond(request, call, model, terms, answer, rewriter)
