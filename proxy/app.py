@@ -17,6 +17,7 @@ from proxy.backends.registry import BackendRegistry
 from proxy.backends.runpod.cancellation import Canceller
 from proxy.backends.runpod.endpoint import create_client
 from proxy.backends.runpod.journal import Journal
+from proxy.backends.runpod.pacing import Shares
 from proxy.backends.start_clock import StartTimes
 from proxy.config.limits import WINDOW_SECONDS
 from proxy.config.load import load
@@ -176,6 +177,8 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
                 stack.push_async_callback(shared_state.close)
             limiter = _limiter(settings, spending, shared_state)
             costs = _worker_costs(spending, shared_state)
+            shares = _shares(settings, shared_state)
+            stack.push_async_callback(shares.close)
             stack.push_async_callback(limiter.close)
             client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
             await stack.enter_async_context(client)
@@ -190,7 +193,7 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
             numbers, warmer, sharing = Metrics(), Warmer(), Sharing(memory)
             start_times = StartTimes(settings.state_dir.expanduser())
             backends = BackendRegistry(
-                settings, client, canceller, journal, numbers, memory, start_times, costs
+                settings, client, canceller, journal, numbers, memory, start_times, costs, shares
             )
             stack.push_async_callback(backends.close, LAST_CALLS_SECONDS)
             stack.push_async_callback(sharing.close)
@@ -245,3 +248,11 @@ def _worker_costs(spending: Spending, state: "SharedState | None") -> WorkerCost
     from proxy.access.shared_worker_costs import SharedWorkerCosts
 
     return SharedWorkerCosts(spending, state)
+
+
+def _shares(settings: Settings, state: "SharedState | None") -> Shares:
+    if state is None:
+        return Shares(settings.copies)
+    from proxy.backends.runpod.shared_pacing import SharedShares
+
+    return SharedShares(state, settings.copies)

@@ -25,6 +25,7 @@ from proxy.backends.runpod.direct.road import DirectRoad, Invitation
 from proxy.backends.runpod.endpoint import CallLimits, Endpoint
 from proxy.backends.runpod.jobs import Jobs
 from proxy.backends.runpod.journal import Journal
+from proxy.backends.runpod.pacing import Shares
 from proxy.backends.runpod.queue import QueueBackend
 from proxy.backends.standing import Standing
 from proxy.backends.start_clock import StartClock, StartTimes
@@ -57,7 +58,9 @@ class BackendRegistry:
         memory: Memory,
         start_times: StartTimes,
         costs: WorkerCosts,
+        shares: Shares,
     ) -> None:
+        self._shares = shares
         self._costs = costs
         self._ceilings: dict[str, Ceiling] = {}
         """By the endpoints' names: what is spent does not change with a table."""
@@ -243,6 +246,7 @@ class BackendRegistry:
             metrics=self._metrics,
             memory=self._memory,
             key_variable=config.api_key_env,
+            shares=self._shares,
         )
 
     def _ceiling(self, name: str) -> Ceiling:

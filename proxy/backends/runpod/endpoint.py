@@ -23,7 +23,7 @@ from proxy.backends.connections import CANNOT_BE_SENT, Client
 from proxy.backends.dialing import Origin
 from proxy.backends.refusals import Trust
 from proxy.backends.response_bodies import whole_body
-from proxy.backends.runpod.pacing import CallLimiter
+from proxy.backends.runpod.pacing import CallLimiter, Shares
 from proxy.backends.standing import Standing
 from proxy.backends.transport import Reply, Transport, header_lines
 from proxy.config.limits import CallLimit
@@ -166,6 +166,7 @@ class Endpoint:
         metrics: Metrics,
         memory: Memory,
         key_variable: str = "RUNPOD_API_KEY",
+        shares: Shares | None = None,
     ) -> None:
         self.url = url
         self.name = name
@@ -181,6 +182,11 @@ class Endpoint:
         self._stream = CallLimiter(limits.stream)
         self._status = CallLimiter(limits.status)
         self._cancel = CallLimiter.for_cancels(limits.cancel)
+        if shares is not None:
+            shares.hold(self._run, f"{url}/run")
+            shares.hold(self._stream, f"{url}/stream")
+            shares.hold(self._status, f"{url}/status")
+            shares.hold(self._cancel, f"{url}/cancel")
 
     async def run(self, job: bytes, *, connect_seconds: float, on_turn: Callable[[], None]) -> str:
         """Queue a job, given as its JSON, and return its id.
