@@ -9,7 +9,7 @@ from typing import Any
 
 from proxy.api.answer import Answer, Course, WrappedAnswer
 from proxy.backends.health_monitor import HealthMonitor
-from proxy.errors import JobNotFound, ModelStartFailed, ProxyError, VLLMError
+from proxy.errors import JobNotFound, ModelStartFailed, ProxyError, SealingFailed, VLLMError
 
 REQUEUED_LOOK_SECONDS = 1.0
 WORKER_ID_SECONDS = 5.0
@@ -44,8 +44,8 @@ class ColdStartAnswer(WrappedAnswer):
 
         Raises:
             InsufficientQuota: the endpoint has spent its daily budget.
-            ModelStartFailed: no worker of the endpoint could start; at once, without a job, while
-                no further start is tried.
+            ModelStartFailed, SealingFailed: no worker of the endpoint could start, or could open
+                the job; at once, without a job, while no further start is tried.
         """
         self._monitor.ceiling.check()
         if self._starts.failure is not None:
@@ -60,7 +60,7 @@ class ColdStartAnswer(WrappedAnswer):
             except VLLMError:
                 self._note_answer()
                 raise
-            except ModelStartFailed as exc:
+            except (ModelStartFailed, SealingFailed) as exc:
                 if opening.done():  # the worker of this very job has told its cause
                     self._starts.note_failure(exc, exits=False)
                 raise
@@ -76,7 +76,7 @@ class ColdStartAnswer(WrappedAnswer):
         self._answer.close()
 
     async def _wait_for(self, opening: asyncio.Task[bytes]) -> None:
-        """Wait for the answer; raises ModelStartFailed if a start fails while no worker has it."""
+        """Wait for the answer; raises its error if a start fails while no worker has it."""
         while not opening.done():
             with self._starts.told() as failed:
                 events: set[asyncio.Future[Any]] = {opening, failed}
@@ -89,7 +89,8 @@ class ColdStartAnswer(WrappedAnswer):
                     return
             if self._answer.is_waiting and not opening.done():
                 self._answer.close()
-                raise ModelStartFailed(failed.result().message)
+                failure = failed.result()
+                raise type(failure)(failure.message)
 
     def _note_answer(self) -> None:
         if self.head is not None and not self.head.is_workers:

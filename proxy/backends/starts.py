@@ -3,7 +3,8 @@
 A start that failed is known from a job that its worker ended with the cause, or from the counters
 of /health. All who wait for a worker are told at once, which cancels their jobs: what RunPod's
 queue holds makes it start the next worker. Further requests are then refused without a job, until
-a pause is over, a worker is seen to be well, or the operator says that things have changed.
+a pause is over, a worker is seen to be well, or the operator says that things have changed. The
+same goes for workers that cannot open sealed jobs: they start, and are of no use.
 """
 
 import asyncio
@@ -13,9 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from proxy.backends.workers import Workers
-from proxy.errors import ModelStartFailed
+from proxy.errors import ModelStartFailed, SealingFailed
 
 log = logging.getLogger(__name__)
+
+Useless = ModelStartFailed | SealingFailed
+"""Why a worker is good for nothing: it has no model, or does not open the jobs that it is given."""
 
 GOOD_SECONDS = 60.0
 """A worker that answered so recently is likely to be up still."""
@@ -32,29 +36,29 @@ class Starts:
         self.workers = Workers()
         self._name = name
         self._pause_seconds = pause_seconds
-        self._failure: ModelStartFailed | None = None
+        self._failure: Useless | None = None
         self._closed_until = 0.0
         self._exits = False
         self._answering: set[object] = set()
         self._answered = -GOOD_SECONDS
-        self._waiting: set[asyncio.Future[ModelStartFailed]] = set()
+        self._waiting: set[asyncio.Future[Useless]] = set()
 
     @property
-    def failure(self) -> ModelStartFailed | None:
+    def failure(self) -> Useless | None:
         """Why no further start is tried; None if one would be."""
         return None if time.monotonic() >= self._closed_until else self._failure
 
     def check(self) -> None:
-        """Raise ModelStartFailed while no further start is tried."""
+        """Raise why the last start was in vain while no further one is tried."""
         if (failure := self.failure) is not None:
             left = self._closed_until - time.monotonic()
-            raise ModelStartFailed(
+            raise type(failure)(
                 f"{failure.message} No other start is tried for {left:.0f} s.",
                 retry_after_seconds=left,
             )
 
     @contextmanager
-    def told(self) -> Iterator[asyncio.Future[ModelStartFailed]]:
+    def told(self) -> Iterator[asyncio.Future[Useless]]:
         """A future that gets the error when a start fails."""
         failed = asyncio.get_running_loop().create_future()
         self._waiting.add(failed)
@@ -64,7 +68,7 @@ class Starts:
             self._waiting.discard(failed)
             failed.cancel()
 
-    def note_failure(self, failure: ModelStartFailed, *, exits: bool) -> None:
+    def note_failure(self, failure: Useless, *, exits: bool) -> None:
         """A start has failed.
 
         `exits`: no worker is up. Otherwise a worker has told its cause, which may still be up to

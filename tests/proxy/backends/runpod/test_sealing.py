@@ -20,8 +20,10 @@ from tests.proxy.http.test_streaming import CHAT, stream
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.wire.sealing import SALT, SECRET, opened_input, sealed_frame
 
-SEALED = [{"seal_secret": SECRET, "first_byte_hold_seconds": 60}]
-sealing = pytest.mark.parametrize("settings", SEALED, indirect=True)
+AT_ONCE = {"first_byte_hold_seconds": 60, "failed_start_pause_seconds": 0}
+SEALED = {"seal_secret": SECRET} | AT_ONCE
+PAUSING = {"seal_secret": SECRET, "first_byte_hold_seconds": 60}
+sealing = pytest.mark.parametrize("settings", [SEALED], indirect=True)
 
 
 def a_reader() -> FrameReader:
@@ -95,8 +97,8 @@ HEAD: Frame = {"seq": 0, "status": 200, "content_type": "text/plain"}
         pytest.param([ONE | {"sealed": "no base64!"}], id="no base64"),
         pytest.param([ONE | {"sealed": ""}], id="empty"),
         pytest.param([ONE | {"sealed": ["x"]}], id="no text"),
-        pytest.param([PLAIN], id="not sealed"),
-        pytest.param([PLAIN | {"start_failed": ["x"]}], id="not sealed, a start that is none"),
+        pytest.param([PLAIN | {"end": True}], id="not sealed"),
+        pytest.param([PLAIN | {"start_failed": ["x"], "end": True}], id="no start that failed"),
         pytest.param([ONE, PLAIN | {"seq": 1, "end": True}], id="not sealed later"),
         pytest.param([TWO, END], id="without the first"),
     ],
@@ -106,6 +108,19 @@ def test_frames_that_are_not_this_jobs_as_they_were_made_are_refused(frames: lis
     with pytest.raises((SealingFailed, WorkerFailed)):  # the latter for a frame that is missing
         reader.complete(frames)
     assert not reader.ended
+
+
+def test_frames_of_a_second_run_open_by_its_own_key() -> None:
+    seal = Seal(SECRET.encode(), SALT)
+    for run in ("a", "b", "a"):
+        assert seal.open(sealed_frame(HEAD, run))["status"] == 200
+
+
+def test_a_second_run_is_read_from_its_beginning() -> None:
+    reader = a_reader()
+    first, second = sealed(["data: 1\n\n"], "a"), sealed(["data: 2\n\n"], "b")
+    assert reader.feed([first[1], *second]) == b"data: 2\n\n"
+    assert reader.ended
 
 
 def answered(runpod: ScriptedRunPod, *frames: Frame) -> None:
@@ -205,6 +220,34 @@ def test_why_a_model_did_not_start_is_told_though_it_is_not_sealed(
     assert "Lower MAX_MODEL_LEN" in error_of(answer)["message"]
 
 
+@pytest.mark.parametrize("settings", [PAUSING], indirect=True)
+def test_no_worker_is_woken_for_jobs_that_it_will_not_open_until_a_pause_is_over(
+    runpod: ScriptedRunPod, fresh_client: httpx.Client
+) -> None:
+    runpod.script = [Page("COMPLETED", [REFUSAL | {"seal_refused": "wrong_secret"}])]
+    for _ in range(3):
+        refused = fresh_client.post(CHAT, json=chat())
+        assert (refused.status_code, error_of(refused)["code"]) == (502, "sealing_failed")
+        assert "not the proxy's secret" in error_of(refused)["message"]
+    assert len(runpod.jobs) == 1
+    assert int(refused.headers["retry-after"]) > 200
+
+
+@pytest.mark.parametrize("settings", [PAUSING], indirect=True)
+def test_workers_that_open_jobs_are_asked_on_beside_one_that_does_not(
+    runpod: ScriptedRunPod, fresh_client: httpx.Client
+) -> None:
+    answered(runpod, {**HEAD, "text": "good", "end": True})
+    assert fresh_client.post(CHAT, json=chat()).text == "good"
+    runpod.reset()
+    runpod.script = [Page("COMPLETED", [REFUSAL | {"seal_refused": "wrong_secret"}])]
+    assert fresh_client.post(CHAT, json=chat()).status_code == 502
+    runpod.reset()
+    answered(runpod, {**HEAD, "text": "good again", "end": True})
+    assert fresh_client.post(CHAT, json=chat()).text == "good again"
+
+
+@pytest.mark.parametrize("settings", [AT_ONCE], indirect=True)
 def test_a_worker_that_takes_sealed_jobs_only_is_told_to_an_unsealing_proxys_client(
     runpod: ScriptedRunPod, client: httpx.Client
 ) -> None:
