@@ -18,6 +18,7 @@ model=check/tiny-chat
 secret=hf_secret_of_this_check
 work=$(mktemp -d)
 processes=()
+writable=()
 
 ok() { printf 'ok      %s\n' "$*"; }
 
@@ -148,9 +149,10 @@ build() {
 }
 
 # runner NAME [PATH...]: make "$work/run-NAME", which runs the image with the PATHs mounted
-# read-only, and all of its own files read-only but the folders in `writable`, if there are any. Its arguments, where given, stand in for the image's command; `health` is the image's
-# health check. RunPod's and the proxy's settings come through from its environment. As in a
-# container the command is process 1, which the kernel spares the signals it does not handle.
+# read-only, and its own files as well but for the folders in `writable`, if there are any. Its
+# arguments, where given, stand in for the image's command; `health` is the image's health check.
+# RunPod's and the proxy's settings come through from its environment. As in a container the command
+# is process 1, which the kernel spares the signals it does not handle.
 runner() {
     local name=$1 volumes=("${@:2}")
     {

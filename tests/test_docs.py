@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 _FILE = re.compile(r"\.(?:py|md|toml|json|sh|txt|yml|lock)$")
+FOLDERS = "proxy|worker|emulator|tests|docs|scripts|deploy|requirements"
 TESTS = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
 
 
@@ -54,7 +55,7 @@ def test_the_tree_of_the_proxy_is_what_there_is() -> None:
 def test_every_file_a_document_names_exists(document: str) -> None:
     text = (ROOT / document).read_text()
     links = re.findall(r"\]\(([^)#:]+)\)", text)
-    paths = re.findall(r"`((?:proxy|worker|emulator|tests|docs|scripts)/[\w./-]*)`", text)
+    paths = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", text)
     names = [Path(document).parent / link for link in links] + [Path(path) for path in paths]
     assert [str(name) for name in names if not (ROOT / name).exists()] == []
 
