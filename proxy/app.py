@@ -115,9 +115,10 @@ def create_app(
 
 
 def _database_url(settings: Settings, config: Config) -> str | None:
-    """Who may administer makes keys, which have to be kept somewhere."""
+    """Who may administer makes keys, which have to be kept somewhere, unless nobody needs one."""
     has_admins = bool(settings.admin_keys) or any(k.may_administer for k in config.keys.values())
-    return settings.database or (settings.new_database if has_admins else None)
+    makes_keys = has_admins and not settings.allow_anonymous
+    return settings.database or (settings.new_database if makes_keys else None)
 
 
 def _database(settings: Settings, config: Config) -> "Database | None":
