@@ -53,6 +53,7 @@ def test_no_level_shows_keys_prompts_or_answers(
             "PROXY_LOG_LEVEL": level,
             "PROXY_CONFIG": str(tmp_path / "proxy.toml"),
             "PROXY_API_KEYS": "sk-SECRET",
+            "PROXY_ADMIN_KEYS": "sk-admins-SECRET-of-many-characters",
             "PROXY_PORT": str(port),
             "PROXY_STATE_DIR": str(tmp_path / "state"),
             "PROXY_PUBLIC_URL": "https://proxy-1.example.com",
@@ -72,6 +73,7 @@ def test_no_level_shows_keys_prompts_or_answers(
         try:
             wait_until(lambda: "startup complete" in log.read_text(), seconds=60)
             _talk(f"http://127.0.0.1:{port}")
+            made = _administer(f"http://127.0.0.1:{port}")
             proxy.send_signal(signal.SIGTERM)
             assert proxy.wait(timeout=60) == 0
         finally:
@@ -79,7 +81,7 @@ def test_no_level_shows_keys_prompts_or_answers(
             proxy.wait()
     told = log.read_text()
     assert "POST /v1/chat/completions 200" in told
-    for hidden in ("SECRET", "PROMPT", "ANSWER"):
+    for hidden in ("SECRET", "PROMPT", "ANSWER", *made):
         assert hidden not in told
 
 
@@ -104,3 +106,17 @@ def _talk(url: str) -> None:
         websockets.sync.client.connect(
             url.replace("http:", "ws:") + "/channel", additional_headers=token
         )
+
+
+def _administer(url: str) -> list[str]:
+    """Log in, rightly and not, and make a key; returns what is secret of it."""
+    headers = {"authorization": "Bearer sk-admins-SECRET-of-many-characters"}
+    with httpx.Client(base_url=url, timeout=60) as client:
+        client.post("/admin/session", headers={"authorization": "Bearer sk-SECRET-wrong"})
+        token = client.post("/admin/session", headers=headers).cookies["runpod_proxy_session"]
+        client.get("/admin/session")
+        client.headers["sec-fetch-site"] = "same-origin"
+        made = client.post("/admin/keys", json={"name": "alice"}).json()["key"]
+        client.post("/admin/keys", json={"name": "PROMPT", "key": "SECRET", "expires": "PROMPT"})
+        assert client.get("/v1/models", headers={"x-api-key": made}).status_code == 200
+        return [token, made]

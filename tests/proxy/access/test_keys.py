@@ -1,5 +1,8 @@
 """The keys of the environment and of the file: what each may do, and who needs none."""
 
+import hmac
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,3 +51,21 @@ async def test_an_admins_key_does_not_close_a_proxy_that_is_open_and_is_known_th
     assert await found("sk-other", **OPEN) is ANYBODY
     assert (await found(ADMIN_KEY, **OPEN)).may_administer
     assert not ANYBODY.may_administer
+
+
+@pytest.mark.parametrize("key", ["sk-a", "sk-c", "sk-wrong"])
+async def test_a_key_is_compared_with_all_whichever_it_is(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    compared = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr("proxy.access.keys.hmac", SimpleNamespace(compare_digest=compare))
+    keys = Keys(settings_for("http://unused", api_keys="sk-a,sk-b,sk-c"), {})
+    with suppress(InvalidAPIKey):
+        await keys.check({"authorization": f"Bearer {key}"})
+    assert {len(other) for pair in compared for other in pair} == {32}
+    assert len({other for _, other in compared}) == 3

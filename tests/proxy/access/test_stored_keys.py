@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +19,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 from proxy.access import stored_keys
-from proxy.access.keys import KeyLimits, StoredKey
+from proxy.access.keys import KeyLimits, KeyMistake, StoredKey
 from proxy.access.stored_keys import MAX_AGE_SECONDS, REFRESH_SECONDS, StoredKeys
 from proxy.app import create_app
 from proxy.config.settings import DATABASE_FILE
@@ -291,6 +293,40 @@ async def test_a_database_that_hangs_keeps_no_request_waiting(server: PostgreSQL
     gate.set()
     assert await held
     await database.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_two_admins_who_take_each_others_right_at_once_leave_one(
+    server: PostgreSQL, tmp_path: Path, kind: str
+) -> None:
+    url = url_in(tmp_path) if kind == "sqlite" else server.new_database()
+    databases = [Database(url) for _ in range(2)]
+    for name in ("a", "b"):
+        key = StoredKey(name, 0, may_administer=True)
+        await databases[0].run(partial(stored_keys.create, key=key))
+    one, other = (StoredKeys(database) for database in databases)
+    begun, gate = threading.Event(), threading.Event()
+
+    def taken(key: StoredKey) -> StoredKey:
+        return replace(key, may_administer=False)
+
+    def taken_slowly(key: StoredKey) -> StoredKey:
+        begun.set()
+        gate.wait(60)
+        return taken(key)
+
+    first = asyncio.create_task(one.change("a", taken_slowly, keeps_admin=True))
+    assert await asyncio.to_thread(begun.wait, 60)
+    second = asyncio.create_task(other.change("b", taken, keeps_admin=True))
+    await asyncio.wait({second}, timeout=0.5)
+    gate.set()
+    ended = await asyncio.gather(first, second, return_exceptions=True)
+    assert [isinstance(result, KeyMistake) for result in ended] == [False, True]
+    rights = {key.name: key.may_administer for key in await one.listed()}
+    assert rights == {"a": False, "b": True}
+    for database in databases:
+        await database.close()
 
 
 @pytest.mark.slow
