@@ -262,6 +262,18 @@ def test_who_leaves_in_the_queue_has_a_span_of_its_wait_and_no_error(
     assert "runpod.queue.duration" not in queue.attributes
 
 
+def test_who_leaves_a_stream_has_met_no_error(
+    traced: httpx.Client, runpod: ScriptedRunPod, receiver: Receiver
+) -> None:
+    runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS")]
+    client = Traced()
+    with traced.stream("POST", CHAT, json=chat(stream=True), headers=client.headers) as response:
+        next(response.iter_raw())
+    request = receiver.of(client.trace_id)[0]
+    assert request.attributes["http.response.status_code"] == 200
+    assert (request.attributes["error.type"], request.status) == ("client_left", "")
+
+
 def test_a_trace_that_its_client_does_not_sample_is_continued_and_not_sent(
     traced: httpx.Client, runpod: ScriptedRunPod, receiver: Receiver
 ) -> None:
@@ -290,14 +302,21 @@ def test_a_trace_that_its_client_does_not_sample_is_continued_and_not_sent(
     ids=str,
 )
 def test_what_a_client_makes_up_harms_no_span(
-    traced: httpx.Client, runpod: ScriptedRunPod, receiver: Receiver, headers: dict[str, str]
+    traced: httpx.Client,
+    runpod: ScriptedRunPod,
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+    headers: dict[str, str],
 ) -> None:
-    odd = {"seed": 10**40, "n": True, "max_tokens": "many", "temperature": None, "top_k": [1]}
+    odd = {"seed": 10**40, "n": 1, "max_tokens": "many", "temperature": None, "top_k": [1]}
     assert traced.post(CHAT, json=chat(**odd), headers=headers).status_code == 200
     request, _ = receiver.of(parent_told(runpod)[1], 2)
     assert request.parent_id == ""
-    assert not [name for name in request.attributes if name.startswith("gen_ai.request.n")]
-    assert {"gen_ai.request.seed", "gen_ai.request.max_tokens"}.isdisjoint(request.attributes)
+    told = {name for name in request.attributes if name.startswith("gen_ai.request")}
+    assert told == {"gen_ai.request.model"}
+    address = request.attributes.get("server.address")
+    assert address in ((None, "proxy.example.com") if "host" in headers else ("127.0.0.1",))
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
 def test_what_no_worker_answers_has_no_span(
