@@ -209,7 +209,7 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
                 warmer=warmer,
                 shield=Shield(is_up=settings.wake_shield),
                 sharing=sharing,
-                stored_responses=StoredResponses(),
+                stored_responses=_stored_responses(shared_state),
                 keys=Keys(settings, first.keys, _key_store(database)),
                 sessions=_sessions(database),
                 limiter=limiter,
@@ -257,3 +257,11 @@ def _shares(settings: Settings, state: "SharedState | None") -> Shares:
     from proxy.backends.runpod.shared_pacing import SharedShares
 
     return SharedShares(state, settings.copies)
+
+
+def _stored_responses(state: "SharedState | None") -> StoredResponses:
+    if state is None:
+        return StoredResponses()
+    from proxy.serving.shared_responses import SharedStoredResponses
+
+    return SharedStoredResponses(state)

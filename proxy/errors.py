@@ -32,6 +32,7 @@ ProxyError                          what the client sees
 │       └── ConnectTimeout          503  server_error           connect_timeout
 ├── KeysUnavailable                 503  server_error           keys_unavailable, Retry-After
 ├── LedgerUnavailable               503  server_error           ledger_unavailable, Retry-After
+├── SharedStateAway                 503  server_error           shared_state_away, Retry-After
 ├── TooManyConnections              503  server_error           too_many_connections, Retry-After
 ├── MemoryLimitReached              503  server_error           memory_limit_reached, Retry-After
 ├── Stopping                        503  server_error           shutting_down
@@ -352,6 +353,14 @@ class LedgerUnavailable(ProxyError):
 
     status = 503
     code = "ledger_unavailable"
+    retry = True
+
+
+class SharedStateAway(ProxyError):
+    """Another copy of the proxy may know, and Redis does not answer."""
+
+    status = 503
+    code = "shared_state_away"
     retry = True
 
 

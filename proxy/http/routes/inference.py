@@ -203,5 +203,5 @@ async def _open(request: Request, call: Call, model: Model, answer: Answer) -> b
     context_of(request).first_byte_seconds = time.monotonic() - began
     if call.route.stores_response and (found := _RESPONSE_ID.search(first)):
         stored = services_of(request).stored_responses
-        stored.note(found[1].decode(), key_of(request), model)
+        await stored.note(found[1].decode(), key_of(request), model)
     return first
