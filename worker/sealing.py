@@ -21,6 +21,8 @@ PROTOCOL: Final = 2
 """What a sealed job's `proxy.protocol` says in place of 1."""
 BLOCK_BYTES: Final = 256
 """The length of what is sealed is a multiple of this."""
+SHOWN: Final = frozenset({"seq", "run", "end"})
+"""What of a frame is not sealed, since RunPod and the direct channel's outbox go by it."""
 INPUT: Final = b"runpod-openai-proxy sealed input"
 FRAMES: Final = b"runpod-openai-proxy sealed frames "
 INPUT_NONCE: Final = bytes(12)
@@ -37,14 +39,17 @@ class Seal:
 
     def frame(self, frame: dict[str, Any]) -> dict[str, Any]:
         """The frame as RunPod gets it: its number, its run, and whether it is the last."""
-        seq, ends = frame["seq"], frame.get("end", False)
+        shown = {"seq": frame["seq"], "run": self.run}
+        if ends := frame.get("end", False):
+            shown["end"] = True
+        hidden = {key: value for key, value in frame.items() if key not in SHOWN}
         # What vLLM's headers hold need not be text.
-        text = json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(hidden, ensure_ascii=False, separators=(",", ":"))
         plain = text.encode(errors="replace")
         plain = plain.ljust(-(-len(plain) // BLOCK_BYTES) * BLOCK_BYTES)
-        data = self._frames.encrypt(seq.to_bytes(12), plain, b"end" if ends else b"")
-        sealed = {"seq": seq, "run": self.run, "sealed": base64.b64encode(data).decode()}
-        return sealed | {"end": True} if ends else sealed
+        nonce = frame["seq"].to_bytes(12)
+        data = self._frames.encrypt(nonce, plain, b"end" if ends else b"")
+        return shown | {"sealed": base64.b64encode(data).decode()}
 
 
 class Seals:

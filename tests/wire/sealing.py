@@ -40,7 +40,8 @@ def sealed_frame(
     """A frame as the worker seals it."""
     ends = frame.get("end", False)
     nonce = frame["seq"].to_bytes(12, "big")
-    plain = json.dumps(frame).encode()
+    hidden = {key: value for key, value in frame.items() if key not in ("seq", "run", "end")}
+    plain = json.dumps(hidden).encode()
     data = cipher(f"frames {run}", secret, salt).encrypt(nonce, plain, b"end" if ends else b"")
     sealed = {"seq": frame["seq"], "run": run, "sealed": base64.b64encode(data).decode()}
     return sealed | ({"end": True} if ends else {})
@@ -53,4 +54,5 @@ def opened_frame(frame: dict[str, Any], secret: str = SECRET, salt: bytes = SALT
     assert len(data) % 256 == 16
     nonce, ends = frame["seq"].to_bytes(12, "big"), b"end" if "end" in frame else b""
     opened = json.loads(cipher(f"frames {frame['run']}", secret, salt).decrypt(nonce, data, ends))
-    return {**opened, "seq": frame["seq"], "run": frame["run"]}
+    assert not {"seq", "run", "end"} & set(opened)
+    return {**opened, **{key: frame[key] for key in ("seq", "run", "end") if key in frame}}
