@@ -172,7 +172,7 @@ class KeyStore(Protocol):
 
 
 class Keys:
-    """The API keys that clients may use; with none, and nowhere to keep any, everybody may call.
+    """The API keys that clients may use; with none, everybody may call where that is meant.
 
     Those of the environment may do everything but administer, for which it names others. Those of
     the configuration may do what it says, and those of the store what was said of them there.

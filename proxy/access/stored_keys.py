@@ -225,7 +225,8 @@ def revoke(connection: Connection, name: str) -> StoredKey:
 
 def find(connection: Connection, name: str) -> StoredKey:
     """The key of this name; raises NoSuchKey if there is none."""
-    row = connection.execute(select(KEYS).where(KEYS.c.name == name)).mappings().first()
+    found = select(KEYS).where(KEYS.c.name == name)
+    row = connection.execute(found).mappings().first() if _NAME.fullmatch(name) else None
     if row is None:
         raise NoSuchKey(f"there is no key of the name {name}")
     return _stored(row)

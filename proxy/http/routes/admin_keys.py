@@ -108,7 +108,10 @@ async def _read(request: Request, form: type[T]) -> T:
 
 def _store(request: Request) -> KeyStore:
     if (store := services_of(request).keys.store) is None:
-        raise InvalidRequest("No keys are kept, as PROXY_ALLOW_ANONYMOUS lets everybody call.")
+        raise InvalidRequest(
+            "This proxy keeps no keys: everybody may call (PROXY_ALLOW_ANONYMOUS), or nobody could "
+            "administer when it was started."
+        )
     return store
 
 

@@ -139,6 +139,21 @@ def test_a_page_of_another_origin_does_nothing_with_a_session(
     assert browser.get(SESSION).status_code == 200
 
 
+def test_a_page_that_may_call_with_a_key_may_not_use_a_session(
+    scripted_runpod: tuple[Any, str], folder: Path
+) -> None:
+    opened = {"cors_origins": "*", "admin_keys": ADMIN_KEY}
+    settings = settings_for(scripted_runpod[1], state_dir=folder, **opened)
+    page = {"origin": "https://chat.example", "sec-fetch-site": "cross-site"}
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        log_in(client, ADMIN_KEY)
+        refused = client.get(SESSION, headers=page)
+        assert refused.status_code == 403
+        assert "access-control-allow-credentials" not in refused.headers
+        headers = page | {"authorization": f"Bearer {ADMIN_KEY}"}
+        assert client.get(SESSION, headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null"])
 def test_a_page_of_another_origin_logs_nobody_in(browser: httpx.Client, origin: str) -> None:
     answer = log_in(browser, ADMIN_KEY, origin=origin)
