@@ -19,7 +19,7 @@ import httpx
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from proxy import __version__, check, check_storage, key_commands
+from proxy import __version__, check, check_storage, key_commands, usage_commands
 from proxy.app import create_app
 from proxy.backends.connections import trusted_certificates
 from proxy.backends.outbound import OutboundProxies, OutboundProxyError
@@ -65,14 +65,15 @@ def main() -> None:
     """Read the settings, then serve or check."""
     options = parser().parse_args()
     read = _read_env_file(options.env_file)
-    if options.command == "keys":
-        sys.exit(key_commands.run(options, _settings(DatabaseSettings)))
+    if options.command is not None:
+        sys.exit(_commanded(options))
     settings = _settings(Settings)
     log_to_stderr(settings.log_level, settings.log_format)
     for sentence in [*read, *misspelt(os.environ), *doubts(settings), *_unreadable_exceptions()]:
         log.warning("%s", sentence)
+    first = _loaded(settings)
     try:
-        first, makes_traces = load(settings), wants_traces(os.environ)
+        makes_traces = wants_traces(os.environ)
     except ConfigError as exc:
         _refuse(exc.reasons)
     _check_the_way_out(first, settings)
@@ -103,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = flags.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     key_commands.add_parser(commands)
+    usage_commands.add_parser(commands)
     return flags
 
 
@@ -118,6 +120,23 @@ def _traces() -> "Traces":
         return Traces()
     except ValueError as exc:
         _refuse([f"OTEL_*: {exc}"])
+
+
+def _commanded(options: argparse.Namespace) -> int:
+    """Do what a command says; returns the exit code."""
+    if options.command == "keys":
+        return key_commands.run(options, _settings(DatabaseSettings))
+    if not options.reconcile:
+        return usage_commands.run(options, _settings(DatabaseSettings))
+    settings = _settings(Settings)
+    return usage_commands.reconcile(options, settings, _loaded(settings))
+
+
+def _loaded(settings: Settings) -> Config:
+    try:
+        return load(settings)
+    except ConfigError as exc:
+        _refuse(exc.reasons)
 
 
 def _serve(settings: Settings, first: Config, traces: "Traces | None") -> None:

@@ -59,7 +59,8 @@ def write(connection: Connection, rows: Sequence[Row]) -> None:
         elif column.name not in ("id", "ended"):
             changed[column.name] = func.coalesce(insert.excluded[column.name], column)
     statement = insert.on_conflict_do_update(index_elements=["id"], set_=changed)
-    connection.execute(statement, [msgspec.structs.asdict(row) for row in rows])
+    if rows:
+        connection.execute(statement, [msgspec.structs.asdict(row) for row in rows])
 
 
 def expire(connection: Connection, days: int) -> int:
