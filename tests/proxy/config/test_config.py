@@ -18,6 +18,7 @@ from proxy.app import create_app
 from proxy.config.file import ConfigError
 from proxy.config.load import load
 from proxy.config.settings import Settings
+from proxy.summary import summary
 from tests.proxy.conftest import AS_JSON, KEY, chat, settings_for
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.process import Proxy
@@ -561,6 +562,27 @@ def test_each_endpoint_may_have_a_secret_of_its_own(
     first, second = (job["input"] for job in runpod.jobs)
     assert first["openai_input"]["model"] == "small"
     assert opened_input(second, OWN_SECRET)["openai_input"]["model"] == "org/Large-7B"
+
+
+def test_it_is_said_at_start_what_is_sealed_and_what_a_fallback_would_see(
+    written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECOND_SECRET", OWN_SECRET)
+    text = """
+    endpoints = { sealed = { seal_secret_env = "SECOND_SECRET" }, open = {} }
+    [models]
+    lone = { endpoint = "sealed" }
+    kept = { endpoint = "sealed", fallback = "lone" }
+    leaves = { endpoint = "sealed", fallback = "plain" }
+    departs = { endpoint = "sealed", fallback = { url = "http://h/v1", model = "m" } }
+    plain = { endpoint = "open", fallback = "lone" }
+    """
+    settings = settings_for("http://unused", config=written(text))
+    lines = summary(load(settings), settings)
+    assert [line.partition(",")[0] for line in lines if "jobs are sealed" in line] == [
+        "queue endpoint sealed"
+    ]
+    assert "not sealed where the fallback answers: leaves, departs" in lines
 
 
 @pytest.mark.parametrize("place", ["endpoints.a", "keys.k", "models.m.fallback"])
