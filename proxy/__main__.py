@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def _findings(first: Config, settings: Settings) -> list[check.Finding]:
-    return await check.check(first, settings) + await check_storage.check(settings)
+    return await check.check(first, settings) + await check_storage.check(settings, first)
 
 
 def _traces() -> "Traces":

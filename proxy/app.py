@@ -131,12 +131,14 @@ def _database(settings: Settings, config: Config) -> "Database | None":
     return Database(url)
 
 
-def _key_store(database: "Database | None") -> KeyStore | None:
+def _key_store(database: "Database | None", config: Config) -> KeyStore | None:
     if database is None:
         return None
     from proxy.access.stored_keys import StoredKeys
 
-    return StoredKeys(database)
+    keys = StoredKeys(database, doubt=lambda key: key.uncounted(config))
+    keys.begin()
+    return keys
 
 
 def _sessions(database: "Database | None") -> Sessions:
@@ -210,7 +212,7 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
                 shield=Shield(is_up=settings.wake_shield),
                 sharing=sharing,
                 stored_responses=_stored_responses(shared_state),
-                keys=Keys(settings, first.keys, _key_store(database)),
+                keys=Keys(settings, first.keys, _key_store(database, first)),
                 sessions=_sessions(database),
                 limiter=limiter,
                 ledger=ledger,

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from proxy.access.key_terms import RIGHTS, KeyTerms
 from proxy.access.keys import KeyLimits, KeyMistake, StoredKey
+from proxy.config.file import ConfigError
+from proxy.config.load import load
 from proxy.config.mistakes import reason
-from proxy.config.settings import DATABASE_FILE, DatabaseSettings
+from proxy.config.settings import DATABASE_FILE, DatabaseSettings, Settings
 
 if TYPE_CHECKING:  # SQLAlchemy, which only a command that runs needs
     from sqlalchemy import Connection
@@ -77,9 +79,24 @@ def run(options: argparse.Namespace, settings: DatabaseSettings) -> int:
     finally:
         database.close_here()
     print(done)  # noqa: T201
+    if doubt := _doubt(options):
+        print(doubt, file=sys.stderr)  # noqa: T201
     if options.action in ("create", "rotate"):
         print("Keep it now: it is not shown again.", file=sys.stderr)  # noqa: T201
     return 0
+
+
+def _doubt(options: argparse.Namespace) -> str:
+    """What is to be known of a budget in dollars: it takes prices, which proxies have."""
+    if options.action not in ("create", "change"):
+        return ""
+    key = _terms(options).applied(StoredKey(options.name, created=0))
+    if key.limits.daily_budget is None and key.limits.monthly_budget is None:
+        return ""
+    try:
+        return key.uncounted(load(Settings()))
+    except (ValidationError, ConfigError):  # a proxy's settings need not be here
+        return "Dollars are counted where the proxy knows an endpoint's price_per_second."
 
 
 def _work(options: argparse.Namespace) -> Callable[["Connection"], str]:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from pydantic import SecretStr
 
 from proxy.config.settings import Settings
-from proxy.config.tables import KeyConfig, digest
+from proxy.config.tables import Config, KeyConfig, digest
 from proxy.errors import InvalidAPIKey
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,16 @@ class StoredKey:
             return "revoked"
         is_expired = self.expires is not None and self.expires <= time.time()
         return "expired" if is_expired else "active"
+
+    def uncounted(self, config: Config) -> str:
+        """What its budget in dollars leaves out, in words; empty if that is nothing."""
+        has_budget = self.limits.daily_budget or self.limits.monthly_budget
+        if not has_budget or self.state != "active" or not (names := config.unpriced(self.models)):
+            return ""
+        return (
+            f"the budget in dollars of the key {self.name} counts nothing of the endpoint "
+            f"{', '.join(names)}: price_per_second is missing"
+        )
 
     @property
     def is_admins(self) -> bool:

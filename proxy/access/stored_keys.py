@@ -49,15 +49,29 @@ class StoredKeys:
     When the database does not answer, no key of it is taken: it may have been revoked.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        doubt: Callable[[StoredKey], str] = lambda key: "",
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._doubt = doubt
+        """What the log is told of a key, once; nothing if it is empty."""
+        self._told: set[str] = set()
         self._keys: dict[bytes, StoredKey] = {}
         self._revision: int | None = None
         self._as_of = float("-inf")
         """When what we know was asked for."""
         self._asking: asyncio.Task[None] | None = None
         self._is_away = False
+
+    def begin(self) -> None:
+        """Read them before the first request comes."""
+        self._asking = asyncio.create_task(self._ask())
+        self._asking.add_done_callback(self._asked)
 
     async def find(self, digest: bytes) -> Key | None:
         """The key with this SHA-256; None if there is none.
@@ -131,8 +145,7 @@ class StoredKeys:
     async def _refresh(self) -> None:
         now = self._clock()
         if now - self._as_of > REFRESH_SECONDS and self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
-            self._asking.add_done_callback(self._asked)
+            self.begin()
         if now - self._as_of > MAX_AGE_SECONDS and self._asking is not None:
             await is_done_within(self._asking, PATIENCE_SECONDS)
             if now - self._as_of > MAX_AGE_SECONDS:  # nothing newer has come
@@ -147,6 +160,7 @@ class StoredKeys:
             revision = await self._database.run(_revision)
             if revision != self._revision:
                 self._revision, self._keys = await self._database.run(_all)
+                self._tell_doubts()
         except DatabaseAway as exc:
             if not self._is_away:
                 log.error("keys of the database are refused, as it is away: %s", exc)
@@ -156,6 +170,12 @@ class StoredKeys:
             log.info("the database of keys is back")
         self._is_away = False
         self._as_of = as_of
+
+    def _tell_doubts(self) -> None:
+        said = {self._doubt(key) for key in self._keys.values()} - self._told - {""}
+        for sentence in sorted(said):
+            log.warning("%s", sentence)
+        self._told |= said
 
     def _asked(self, asking: asyncio.Task[None]) -> None:
         self._asking = None

@@ -81,13 +81,11 @@ def _check_prices(config: Config) -> None:
             )
     for name, key in config.keys.items():
         budgets = [field for field in ("daily_budget", "monthly_budget") if getattr(key, field)]
-        for model in config.models if key.models is None else key.models:
-            endpoint_name = config.models[model].endpoint
-            if budgets and not config.endpoints[endpoint_name].price_per_second:
-                raise Misplaced(
-                    f"the endpoint '{endpoint_name}' needs a price_per_second for that",
-                    *("keys", name, budgets[0]),
-                )
+        if budgets and (unpriced := config.unpriced(key.models)):
+            raise Misplaced(
+                f"the endpoint '{unpriced[0]}' needs a price_per_second for that",
+                *("keys", name, budgets[0]),
+            )
 
 
 def _check_environment(config: Config, settings: Settings) -> None:

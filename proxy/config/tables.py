@@ -306,6 +306,14 @@ class Config(Table):
         fallbacks = (model.fallback for model in self.models.values())
         return found | {f.url for f in fallbacks if isinstance(f, FallbackURL)}
 
+    def unpriced(self, models: Iterable[str] | None) -> list[str]:
+        """The endpoints of these models, or of all, of whose cost nothing is known."""
+        named = self.models if models is None else [m for m in models if m in self.models]
+        endpoints = {self.models[model].endpoint for model in named}
+        if self.open_endpoint is not None:
+            endpoints.add(self.open_endpoint)
+        return [n for n, e in self.endpoints.items() if n in endpoints and not e.price_per_second]
+
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         names: set[str] = set()

@@ -9,6 +9,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -100,17 +101,22 @@ class Database:
         return self._engine
 
 
-def reach(url: str) -> str | None:
-    """Why this database cannot be used, if it cannot; no table is made, as by the first use."""
+def reach(url: str, work: Callable[[Connection], T]) -> tuple[str, T | None]:
+    """Why this database cannot be used, if it cannot; else what `work` finds in it.
+
+    No table is made, as by the first use, and there is none to be read before that.
+    """
     engine = _engine(with_driver(url))
     try:
-        with engine.begin() as connection:
+        with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
+            with suppress(SQLAlchemyError):  # no tables yet, or those of an older version
+                return "", work(connection)
     except (SQLAlchemyError, OSError) as exc:
-        return _reason(exc)
+        return _reason(exc), None
     finally:
         engine.dispose()
-    return None
+    return "", None
 
 
 def with_driver(url: str) -> URL:

@@ -18,10 +18,12 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
+from proxy import check_storage
 from proxy.access import stored_keys
 from proxy.access.keys import KeyLimits, KeyMistake, StoredKey
 from proxy.access.stored_keys import MAX_AGE_SECONDS, REFRESH_SECONDS, StoredKeys
 from proxy.app import create_app
+from proxy.config.load import load
 from proxy.config.settings import DATABASE_FILE
 from proxy.config.tables import digest
 from proxy.errors import InvalidAPIKey, KeysUnavailable
@@ -102,6 +104,30 @@ def test_a_key_that_a_command_made_is_taken_and_refused_when_it_is_revoked(
             assert listed(client, second).status_code == 200
             assert listed(client, "sk-other").status_code == 401
             assert client.get(MODELS).status_code == 401
+
+
+@pytest.mark.slow
+def test_a_budget_in_dollars_without_a_price_is_told_by_the_command_a_check_and_at_the_start(
+    command: Command, start: Start, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "price" not in command("create", "bob", "--daily-gpu-seconds", "5").stderr
+    made = command("create", "alice", "--daily-budget", "5")
+    assert "where the proxy knows an endpoint's price_per_second" in made.stderr
+    said = "the budget in dollars of the key alice counts nothing of the endpoint ep"
+    config = load(settings_for("http://unused"))
+    settings = settings_for("http://unused", state_dir=folder)
+    (finding,) = asyncio.run(check_storage.check(settings, config))
+    assert not finding.is_good
+    assert said in finding.text
+    priced = load(settings_for("http://unused", price_per_second=1))
+    (finding,) = asyncio.run(check_storage.check(settings, priced))
+    assert finding.is_good
+    with start():
+        wait_until(lambda: said in caplog.text)
+    caplog.clear()
+    with start(price_per_second=1) as client:
+        assert listed(client, made.stdout.strip()).status_code == 200
+    assert said not in caplog.text
 
 
 @pytest.mark.slow
