@@ -169,7 +169,7 @@ def test_every_variable_of_the_proxy_is_a_setting(usual: str, everything: str) -
         assert set(environment_of(text)) <= set(environment_names())
     values = (CHART / "values.yaml").read_text()
     named = set(re.findall(r"\b(?:PROXY|RUNPOD)_[A-Z_]+\b", values))
-    assert named <= {*environment_names(), "PROXY_METRICS_KEY"}
+    assert named <= set(environment_names())
 
 
 def test_settings_reach_the_proxy_as_they_are_written(everything: str) -> None:

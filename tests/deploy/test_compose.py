@@ -67,7 +67,9 @@ def test_the_proxy_starts_with_what_it_is_given(
     settings = Settings()
     assert settings.runpod_endpoint_base_url == "http://emulator:8400/v2"
     assert settings.models == ("tiny-chat",)
-    assert len(settings.api_keys) == 2
+    assert settings.metrics_key is not None
+    given = services["prometheus"]["environment"]["METRICS_KEY"]
+    assert settings.metrics_key.get_secret_value() == given
 
 
 def test_data_stores_are_reached_by_the_proxy_alone(programs: Path, services: Services) -> None:
