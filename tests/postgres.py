@@ -29,7 +29,7 @@ class PostgreSQL:
 
     def __init__(self, folder: Path, program: Path, user: Sequence[str]) -> None:
         self._data = folder / "data"
-        self._program = program
+        self.program = program
         self._user = user
         self._log = folder / "log"
         self._port = free_port()
@@ -39,7 +39,7 @@ class PostgreSQL:
     def create(self) -> None:
         """Make its folder."""
         command = [
-            *(*self._user, str(self._program.with_name("initdb")), "--no-sync"),
+            *(*self._user, str(self.program.with_name("initdb")), "--no-sync"),
             *("--auth", "trust", "--username", "tests", "--encoding", "UTF8", str(self._data)),
         ]
         subprocess.run(command, check=True, capture_output=True, cwd="/")
@@ -52,7 +52,7 @@ class PostgreSQL:
             "fsync": "off",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        command = [*self._user, str(self._program), "-D", str(self._data), "-p", str(self._port)]
+        command = [*self._user, str(self.program), "-D", str(self._data), "-p", str(self._port)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *options], stdout=log, stderr=log, start_new_session=True, cwd="/"
