@@ -367,6 +367,8 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
             if isinstance(exc, openai.APIConnectionError):
                 report.wrong.append(f"{seed}: the connection broke: {exc!r}")
         report.ends[end] += 1
+        if end.endswith("internal_error"):
+            report.wrong.append(f"{seed}: a fault of the proxy's own, which its log tells")
         if START_FAILED in end:  # as Retry-After asks, or all requests would be spent on it
             await asyncio.sleep(dice.uniform(1, 3))
         if not text.startswith("".join(got)) or (end == "whole" and "".join(got) != text):

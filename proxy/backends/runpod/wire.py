@@ -149,9 +149,11 @@ class FrameReader:
 
     def complete(self, aggregate: Any) -> bytes:
         """Fill the holes from the aggregate, the list of all frames."""
-        known = self.passed + len(self._held)
+        run, known = self._run, self.passed + len(self._held)
         rest = self.feed(aggregate) if isinstance(aggregate, list) else b""
-        self.lost = self.passed - known if self.ended else max(1, self.passed - known)
+        if self._run != run:  # what was held was of a run that is not the answer
+            known = 0
+        self.lost = max(0 if self.ended else 1, self.passed - known)
         if not self.ended:
             raise WorkerFailed("A part of the worker's answer was lost and could not be recovered.")
         return rest

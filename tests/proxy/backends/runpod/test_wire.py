@@ -67,6 +67,7 @@ def test_lost_frames_are_filled_in_from_the_aggregate(
     assert before + after == "".join(events).encode()
     assert reader.ended
     assert reader.head is not None
+    assert reader.lost == len(frames) - len(kept)
 
 
 @given(events=EVENTS, lost=st.integers(0, 12))
@@ -94,6 +95,23 @@ def test_a_second_run_starts_over_while_nothing_was_passed_on() -> None:
     assert reader.feed(first[1:]) == b""
     assert reader.feed(second) == b"data: 3\n\n"
     assert reader.ended
+
+
+def test_what_is_lost_of_a_second_run_has_nothing_to_do_with_what_was_held_of_the_first() -> None:
+    reader = FrameReader()
+    first = [frame | {"run": "a"} for frame in frames_of(["data: 1\n\n"] * 9)]
+    second = [frame | {"run": "b"} for frame in frames_of(["data: 3\n\n"])]
+    assert reader.feed(first[1:]) == b""
+    assert reader.complete(second) == b"data: 3\n\n"
+    assert reader.lost == len(second)
+
+
+def test_frames_behind_the_end_are_none() -> None:
+    reader = FrameReader()
+    frames = frames_of(["data: 1\n\n"])
+    assert reader.feed([frames[-1] | {"seq": seq} for seq in range(7, 20)]) == b""
+    assert reader.complete(frames) == b"data: 1\n\n"
+    assert reader.lost == 0
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
