@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,15 @@ import httpx
 import pytest
 
 from proxy.access.keys import StoredKey
-from proxy.app import create_app
 from proxy.http.administration import COOKIE
 from tests.proxy.access.test_keys import ADMIN_KEY
 from tests.proxy.access.test_stored_keys import make
-from tests.proxy.conftest import KEY, settings_for
+from tests.proxy.conftest import KEY
+from tests.proxy.http.test_admin_session import OWN, SESSION, running
 from tests.proxy.http.test_requests import error_of
-from tests.servers import serve
 from tests.waiting import wait_until
 
 KEYS = "/admin/keys"
-SESSION = "/admin/session"
-OWN = {"sec-fetch-site": "same-origin"}
 
 
 @pytest.fixture
@@ -36,14 +32,6 @@ def admin(scripted_runpod: tuple[Any, str], folder: Path) -> Iterator[httpx.Clie
     """A client that has an admin's key, of the environment."""
     with running(scripted_runpod[1], folder, admin_keys=ADMIN_KEY) as client:
         client.headers["authorization"] = f"Bearer {ADMIN_KEY}"
-        yield client
-
-
-@contextmanager
-def running(runpod_url: str, folder: Path, **changes: Any) -> Iterator[httpx.Client]:
-    """A client without a key of a proxy with that state folder."""
-    settings = settings_for(runpod_url, state_dir=folder, **changes)
-    with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 

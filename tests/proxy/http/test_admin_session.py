@@ -1,6 +1,8 @@
 """An admin's session in a browser: begun with a key, ended with it, and attacked."""
 
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from http.cookies import Morsel, SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from proxy.access.keys import StoredKey
 from proxy.access.sessions import MAX_FAILURES
 from proxy.app import create_app
 from proxy.http.administration import COOKIE
+from tests.postgres import postgresql
 from tests.proxy.access.test_keys import ADMIN_KEY
 from tests.proxy.access.test_stored_keys import done, make, url_in
 from tests.proxy.conftest import KEY, settings_for
@@ -33,8 +36,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def browser(scripted_runpod: tuple[Any, str], folder: Path) -> Iterator[httpx.Client]:
     """A client that keeps cookies and has no key, of a proxy that has an admin's."""
-    settings = settings_for(scripted_runpod[1], state_dir=folder, admin_keys=ADMIN_KEY)
-    with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with running(scripted_runpod[1], folder, admin_keys=ADMIN_KEY) as client:
         yield client
 
 
@@ -143,9 +145,8 @@ def test_a_page_that_may_call_with_a_key_may_not_use_a_session(
     scripted_runpod: tuple[Any, str], folder: Path
 ) -> None:
     opened = {"cors_origins": "*", "admin_keys": ADMIN_KEY}
-    settings = settings_for(scripted_runpod[1], state_dir=folder, **opened)
     page = {"origin": "https://chat.example", "sec-fetch-site": "cross-site"}
-    with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with running(scripted_runpod[1], folder, **opened) as client:
         log_in(client, ADMIN_KEY)
         refused = client.get(SESSION, headers=page)
         assert refused.status_code == 403
@@ -205,10 +206,44 @@ def test_where_everybody_may_call_an_admin_still_needs_a_key(
     scripted_runpod: tuple[Any, str], folder: Path
 ) -> None:
     opened = {"api_keys": "", "allow_anonymous": True, "admin_keys": ADMIN_KEY}
-    settings = settings_for(scripted_runpod[1], state_dir=folder, **opened)
-    with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with running(scripted_runpod[1], folder, **opened) as client:
         assert client.get("/v1/models").status_code == 200
         assert client.get(SESSION).status_code == 401
         assert log_in(client, ADMIN_KEY).status_code == 201
         assert client.get(SESSION).status_code == 200
     assert list(folder.glob("*.sqlite3")) == []
+
+
+@pytest.mark.slow
+def test_with_the_database_away_an_admin_logs_in_at_one_copy_and_changes_nothing(
+    scripted_runpod: tuple[Any, str], tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(postgresql())
+        shared = {"database_url": server.new_database(), "admin_keys": ADMIN_KEY}
+        one, other = (
+            stack.enter_context(running(scripted_runpod[1], tmp_path / name, **shared))
+            for name in ("one", "other")
+        )
+        other.cookies = httpx.Cookies({COOKIE: cookie_of(log_in(one, ADMIN_KEY)).value})
+        assert other.get(SESSION).status_code == 200
+        server.stop(signal.SIGKILL)
+        try:
+            away = other.get(SESSION)
+            assert (away.status_code, error_of(away)["code"]) == (503, "keys_unavailable")
+            assert log_in(one, ADMIN_KEY).status_code == 201
+            assert one.get(SESSION).status_code == 200
+            made = one.post("/admin/keys", json={"name": "alice"}, headers=OWN)
+            assert (made.status_code, error_of(made)["code"]) == (503, "keys_unavailable")
+        finally:
+            server.start()
+        wait_until(lambda: other.get(SESSION).status_code == 200)
+        assert one.post("/admin/keys", json={"name": "alice"}, headers=OWN).status_code == 201
+
+
+@contextmanager
+def running(runpod_url: str, folder: Path, **changes: Any) -> Iterator[httpx.Client]:
+    """A client without a key of a proxy with this state folder."""
+    settings = settings_for(runpod_url, state_dir=folder, **changes)
+    with serve(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
