@@ -30,6 +30,7 @@ from tests.end_to_end.conftest import endpoint_settings
 from tests.proxy.conftest import KEY
 from tests.proxy.process import Proxy
 from tests.waiting import wait_until
+from tests.wire.sealing import SECRET
 
 WORDS = ["Grüße", "你好", "🌍🙂", "привет", "ẞ\u2028x", "naïve", "data: [DONE]", '{"id": "x"}', "a"]
 FAULTS: list[dict[str, Any]] = [
@@ -66,6 +67,7 @@ CAUSES = [
 """What vLLM says when it cannot start: nothing, as it starts; a host's fault, for which the worker
 ends; the configuration's, for which it stays up and ends each job."""
 START_FAILED = "model_start_failed"
+DIRECT = {"direct": True, "direct_private_addresses": True, "seal_secret": SECRET}
 PATIENCE_SECONDS = 90.0
 
 
@@ -217,7 +219,7 @@ class Stack:
 def stormy_stack(*, direct: bool = False) -> Iterator[Stack]:
     """A stack with quick leases, so that what gets lost is found again soon.
 
-    With `direct` answers may come past the queue.
+    With `direct` answers may come past the queue, and jobs are sealed.
     """
     settings = endpoint_settings() | {
         "ports": ["8899/tcp"] if direct else [],
@@ -229,6 +231,7 @@ def stormy_stack(*, direct: bool = False) -> Iterator[Stack]:
     with tempfile.TemporaryDirectory() as state_dir, ExitStack() as running:
         cause = Path(state_dir, "cause")
         settings["env"] |= {"VLLM_EXTRA_ARGS": f"--die-saying {cause}"}
+        settings["env"] |= {"WORKER_SEAL_SECRET": SECRET} if direct else {}
         clients = running.enter_context(emulator(ep=settings))
         runpod = clients("ep")
         proxy = Proxy(
@@ -239,7 +242,7 @@ def stormy_stack(*, direct: bool = False) -> Iterator[Stack]:
             state_dir=state_dir,
             total_timeout_seconds=PATIENCE_SECONDS,
             failed_start_pause_seconds=2,
-            **({"direct": True, "direct_private_addresses": True} if direct else {}),
+            **(DIRECT if direct else {}),
         )
         try:
             wait_until(lambda: runpod.workers("idle") == 1, seconds=60)

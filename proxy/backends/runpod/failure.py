@@ -43,6 +43,10 @@ NOT_SEALED = (
     "The endpoint's jobs are sealed, and the answer is not. Its worker is another one than this "
     "project's, or one of an older release."
 )
+NEVER_OPENED = (
+    "The job failed before anything was answered. It is sealed: a worker that is not this "
+    "project's, or is of an older release, could not open it."
+)
 _SEAL_REFUSALS = {
     "no_secret": "The worker has no secret to open sealed jobs with: set WORKER_SEAL_SECRET.",
     "wrong_secret": (
@@ -128,11 +132,12 @@ def seal_refused(reason: Any) -> SealingFailed:
 def failure_of_sealed(details: Any) -> ProxyError:
     """The error for a sealed job that failed with nothing put out.
 
-    Other workers do not know what to do with one, and each says so in its way.
+    Other workers do not know what to do with one, and each says so in its way. It may have failed
+    for any other reason as well.
     """
     failure = error_from(details)
     if type(failure) in (WorkerFailed, VLLMError):
-        return SealingFailed(f"The job failed before anything was answered. {NOT_SEALED}")
+        return WorkerFailed(NEVER_OPENED)
     return failure
 
 

@@ -192,20 +192,26 @@ def test_a_worker_that_does_not_seal_is_told_with_a_status(
 
 @sealing
 @pytest.mark.parametrize(
-    ("error", "status", "code"),
+    ("error", "status", "code", "message"),
     [
-        ("KeyError: 'messages'", 502, "sealing_failed"),
-        ('{"error": {"message": "no prompt", "code": 400}}', 502, "sealing_failed"),
-        (str({"message": "m", "type": "startup_error"}), 503, "model_start_failed"),
+        ("KeyError: 'messages'", 502, "worker_failed", "It is sealed"),
+        ('{"error": {"message": "no", "code": 400}}', 502, "worker_failed", "It is sealed"),
+        (str({"message": "m", "type": "startup_error"}), 503, "model_start_failed", ""),
     ],
 )
 def test_a_sealed_job_that_another_worker_fails_is_told(
-    runpod: ScriptedRunPod, client: httpx.Client, error: str, status: int, code: str
+    runpod: ScriptedRunPod,
+    client: httpx.Client,
+    error: str,
+    status: int,
+    code: str,
+    message: str,
 ) -> None:
     runpod.script = [Page("FAILED")]
     runpod.final = {"status": "FAILED", "error": error}
     failed = client.post(CHAT, json=chat())
     assert (failed.status_code, error_of(failed)["code"]) == (status, code)
+    assert message in error_of(failed)["message"]
 
 
 @sealing
