@@ -116,6 +116,18 @@ def test_prometheus_takes_the_rules_and_all_that_is_drawn(tmp_path: Path) -> Non
     promtool("check", "rules", drawn)
 
 
+def test_prometheus_takes_what_compose_gives_it(tmp_path: Path) -> None:
+    text = (ROOT / "deploy/compose/prometheus.yml").read_text()
+    here = {"/etc/prometheus/rules/": f"{ALERTS.parent}/", "/tmp/metrics_key": str(ALERTS)}
+    for inside, outside in here.items():
+        assert inside in text
+        assert inside in (ROOT / "compose.yaml").read_text().replace("rules:ro", "rules/")
+        text = text.replace(inside, outside)
+    config = tmp_path / "prometheus.yml"
+    config.write_text(text)
+    promtool("check", "config", config)
+
+
 def test_each_alert_is_given_where_it_should_be_and_nowhere_else() -> None:
     cases = ROOT / "tests/deploy/alerts_test.yml"
     promtool("test", "rules", cases)
