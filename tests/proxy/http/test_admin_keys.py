@@ -8,11 +8,14 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import delete
 
 from proxy.access.keys import StoredKey
 from proxy.http.administration import COOKIE
+from proxy.storage.database import Database
+from proxy.storage.schema import KEYS as KEYS_TABLE
 from tests.proxy.access.test_keys import ADMIN_KEY
-from tests.proxy.access.test_stored_keys import make
+from tests.proxy.access.test_stored_keys import make, url_in
 from tests.proxy.conftest import KEY
 from tests.proxy.http.test_admin_session import OWN, SESSION, running
 from tests.proxy.http.test_requests import error_of
@@ -27,11 +30,25 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-@pytest.fixture
-def admin(scripted_runpod: tuple[Any, str], folder: Path) -> Iterator[httpx.Client]:
-    """A client that has an admin's key, of the environment."""
+@pytest.fixture(scope="module")
+def proxy(
+    scripted_runpod: tuple[Any, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[httpx.URL, Database]]:
+    """A proxy with an admin's key in its environment, and its database."""
+    folder = tmp_path_factory.mktemp("state")
     with running(scripted_runpod[1], folder, admin_keys=ADMIN_KEY) as client:
-        client.headers["authorization"] = f"Bearer {ADMIN_KEY}"
+        database = Database(url_in(folder))
+        yield client.base_url, database
+        database.close_here()
+
+
+@pytest.fixture
+def admin(proxy: tuple[httpx.URL, Database]) -> Iterator[httpx.Client]:
+    """A client that has the admin's key, while no others are kept."""
+    url, database = proxy
+    database.run_here(lambda connection: connection.execute(delete(KEYS_TABLE)))
+    headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+    with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
         yield client
 
 
