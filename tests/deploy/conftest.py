@@ -1,7 +1,9 @@
 """The tools that check what is deployed."""
 
 import os
+import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ BARE = {name: os.environ[name] for name in ("HOME", "PATH")}
 @pytest.fixture(scope="session")
 def programs() -> Path:
     """The folder that has `helm`, `docker-compose` and `kubernetes-validate`."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("Helm's program is for Linux on x86_64")
     set_up_deploy_tools()
     return deploy_environment().folder / "bin"
 
