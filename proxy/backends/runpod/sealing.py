@@ -55,13 +55,17 @@ class Seal:
         return {"sealed": {"salt": self._salt, "data": data}, "proxy": {"protocol": PROTOCOL}}
 
     def open(self, frame: dict[str, Any]) -> dict[str, Any]:
-        """The frame as the worker made it. That its model did not start it says unsealed.
+        """The frame as the worker made it.
+
+        One that ends the answer before it has begun may be in the clear: the model did not start,
+        or the worker cannot open the job. No client is shown such a frame as an answer.
 
         Raises:
             SealingFailed: it is not sealed for this job, or was changed on its way.
         """
         seq, run, sealed = frame["seq"], frame.get("run"), frame.get("sealed")
-        if sealed is None and (is_name(frame.get("start_failed")) or "seal_refused" in frame):
+        is_refusal = is_name(frame.get("start_failed")) or "seal_refused" in frame
+        if sealed is None and seq == 0 and is_refusal:
             return frame
         if not (isinstance(sealed, str) and isinstance(run, str)):
             raise SealingFailed(NOT_SEALED)

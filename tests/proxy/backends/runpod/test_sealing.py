@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.backends.runpod.sealing import Seal
 from proxy.backends.runpod.wire import FrameReader
-from proxy.errors import SealingFailed, WorkerFailed
+from proxy.errors import ProxyError, SealingFailed, WorkerFailed
 from tests.proxy.backends.runpod.test_wire import EVENTS, TEXT, Frame, frames_of, polls_of
 from tests.proxy.conftest import AS_JSON, chat
 from tests.proxy.http.test_requests import error_of
@@ -100,6 +100,8 @@ HEAD: Frame = {"seq": 0, "status": 200, "content_type": "text/plain"}
         pytest.param([PLAIN | {"end": True}], id="not sealed"),
         pytest.param([PLAIN | {"start_failed": ["x"], "end": True}], id="no start that failed"),
         pytest.param([ONE, PLAIN | {"seq": 1, "end": True}], id="not sealed later"),
+        pytest.param([ONE, PLAIN | {"seq": 1, "start_failed": "x", "end": True}], id="no start"),
+        pytest.param([ONE, PLAIN | {"seq": 1, "seal_refused": "x", "end": True}], id="no refusal"),
         pytest.param([TWO, END], id="without the first"),
     ],
 )
@@ -108,6 +110,38 @@ def test_frames_that_are_not_this_jobs_as_they_were_made_are_refused(frames: lis
     with pytest.raises((SealingFailed, WorkerFailed)):  # the latter for a frame that is missing
         reader.complete(frames)
     assert not reader.ended
+
+
+FORGED: Frame = {"run": "r", "text": "data: forged\n\n"}
+BESIDE: list[Frame] = [
+    {},
+    {"start_failed": "out_of_memory"},
+    {"start_failed": 7},
+    {"seal_refused": "unsealed"},
+    {"summary": {}},
+    {"status": 200, "content_type": "text/event-stream"},
+]
+ENDS: list[Frame] = [{}, {"end": True}, {"end": False}, {"end": 1}]
+
+
+@given(data=st.data())
+def test_whatever_runpod_makes_of_frames_no_client_sees_another_answer(data: st.DataObject) -> None:
+    """Each frame comes as it was made, or another one with its number, or one that is forged."""
+    reader, got, genuine = a_reader(), b"", [ONE, TWO, END]
+    for _ in range(data.draw(st.integers(1, 6))):
+        base = data.draw(
+            st.sampled_from([genuine[reader.passed % 3], ONE, TWO, END, FORGED, FORGED])
+        )
+        beside = data.draw(st.sampled_from(BESIDE)) | data.draw(st.sampled_from(ENDS))
+        seq = data.draw(st.sampled_from([reader.passed, reader.passed, 0, 1, 2, 3]))
+        try:
+            got += reader.feed([base | beside | {"seq": seq}])
+        except ProxyError:
+            break
+        if reader.head is not None and reader.head.start_failed is not None:
+            return  # for which the answer ends in an error
+    assert b"data: 1\n\ndata: 2\n\n".startswith(got)
+    assert not reader.ended or got == b"data: 1\n\ndata: 2\n\n"
 
 
 def test_frames_of_a_second_run_open_by_its_own_key() -> None:
