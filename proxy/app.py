@@ -37,6 +37,7 @@ from proxy.http.routes import (
     inference,
     metrics,
     models,
+    status,
     usage,
     welcome,
 )
@@ -81,11 +82,13 @@ def create_app(
         # FastAPI's own would wrap each piece of a stream, and tell of errors with their texts.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
+    app.state.live = {}
     own = [
         *models.routers,
         usage.router,
         *admin_session.routers,
         admin_keys.router,
+        status.router,
         metrics.router,
         health.router,
         welcome.router,

@@ -218,6 +218,11 @@ class Keys:
         return len(self._keys) > 1 or self.store is not None
 
     @property
+    def may_have_admin(self) -> bool:
+        """Whether any key may administer, or one of the store might."""
+        return self.store is not None or any(key.may_administer for _, key in self._keys)
+
+    @property
     def configured(self) -> list[Key]:
         """Those of the environment and of the file."""
         return [key for _, key in self._keys]

@@ -96,7 +96,7 @@ ROUTES = tuple(map(str, TABLE))
 
 OWN_PATHS = (
     *("/health", "/ready", "/metrics", "/openapi.json", "/channel", "/v1/models", "/v1/usage"),
-    "/admin",
+    *("/admin", "/page"),
 )
 """What the proxy answers itself."""
 _PATTERN = re.compile(

@@ -41,9 +41,12 @@ class AccessLog:
                 message["headers"] = [*headers, *id_headers]
             await send(message)
 
+        live: dict[int, RequestContext] = scope["app"].state.live
+        live[id(context)] = context
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            del live[id(context)]
             context.finish(scope["app"].state.services)
 
 

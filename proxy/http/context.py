@@ -128,6 +128,12 @@ def context_of(connection: HTTPConnection) -> RequestContext:
     return found
 
 
+def live_requests(connection: HTTPConnection) -> list[RequestContext]:
+    """The records of all requests that are under way."""
+    live: dict[int, RequestContext] = connection.app.state.live
+    return list(live.values())
+
+
 def services_of(connection: HTTPConnection) -> Services:
     """The services of the application that serves this request."""
     found = connection.app.state.services

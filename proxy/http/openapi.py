@@ -80,6 +80,9 @@ def page(title: str, version: str, patterns: Iterable[str]) -> dict[str, Any]:
         "get": _admins("Who is logged in"),
         "delete": _admins("Log it out"),
     }
+    paths["/admin/status"] = {"get": _admins("What the status page shows")}
+    chat = _relayed(find_route("POST /v1/chat/completions"))
+    paths["/admin/chat"] = {"post": chat | _admins("A chat as the admin who asks")}
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},

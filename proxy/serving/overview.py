@@ -43,7 +43,7 @@ def under_way(endpoints: list[dict[str, Any]]) -> dict[str, Any]:
         requests.update(endpoint["requests"])
         workers.update(endpoint["workers"] or {})
     is_known = any(endpoint["workers"] is not None for endpoint in endpoints)
-    return {"requests": requests, "workers": workers if is_known else None}
+    return {"requests": dict(requests), "workers": dict(workers) if is_known else None}
 
 
 def _state(monitor: HealthMonitor | None) -> dict[str, Any]:

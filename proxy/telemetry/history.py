@@ -20,7 +20,7 @@ MAX_NAMES: Final = 30
 """So many keys, and models, are told apart in one sample."""
 OTHERS: Final = "(others)"
 MAX_TIMES: Final = 500
-"""So many times to a first byte make a sample's percentiles."""
+"""So many times to a first token make a sample's percentiles."""
 MAX_ERRORS: Final = 50
 
 
@@ -53,8 +53,8 @@ class Sample:
     cold: int = 0
     """Requests that waited for a worker to be started."""
     cold_seconds: float | None = None
-    """How long the longest of them waited for its first byte."""
-    first_byte: tuple[float, float] | None = None
+    """How long the longest of them waited for its first token."""
+    first_token: tuple[float, float] | None = None
     """The median and the 95th percentile, of streams that a worker was up for."""
     keys: dict[str, Share] = field(default_factory=dict)
     models: dict[str, Share] = field(default_factory=dict)
@@ -72,9 +72,14 @@ class History:
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
         self._errors: deque[dict[str, Any]] = deque(maxlen=MAX_ERRORS)
         self._times: list[float] = []
-        """To the first byte, of the sample that is being made."""
+        """To the first token, of the sample that is being made."""
         self._keeping: asyncio.Task[None] | None = None
         self._sample = self._begun(1)
+
+    @property
+    def step_seconds(self) -> int:
+        """How long a sample takes."""
+        return STEP_SECONDS
 
     def note(self, ended: EndedRequest) -> None:
         """A request has ended; only those count that a worker might have answered."""
@@ -88,7 +93,7 @@ class History:
             sample.completed += 1
         else:
             sample.left += 1
-        self._note_first_byte(ended)
+        self._note_first_token(ended)
         for share in self._shares(ended.key, ended.model):
             share.requests += 1
             share.errors += is_failure
@@ -127,7 +132,7 @@ class History:
             return
         if self._times:
             times = sorted(self._times)
-            self._sample.first_byte = (times[len(times) // 2], times[len(times) * 95 // 100])
+            self._sample.first_token = (times[len(times) // 2], times[len(times) * 95 // 100])
         self._sample.now = now()
         self._samples.append(self._sample)
         self._sample, self._times = following, []
@@ -140,8 +145,8 @@ class History:
     def _begun(self, number: int) -> Sample:
         return Sample(number, int(self._clock()) // STEP_SECONDS * STEP_SECONDS)
 
-    def _note_first_byte(self, ended: EndedRequest) -> None:
-        if (seconds := ended.first_byte_seconds) is None or not ended.is_stream:
+    def _note_first_token(self, ended: EndedRequest) -> None:
+        if (seconds := ended.first_token_seconds) is None:
             return
         if ended.course.was_cold:
             self._sample.cold += 1

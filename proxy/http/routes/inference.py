@@ -41,11 +41,12 @@ def create_router(patterns: Iterable[str]) -> KeyedRouter:
     """The routes of an allow-list of `METHOD /path` patterns, all served alike."""
     router = KeyedRouter(starts_jobs=True)
     for route in map(find_route, patterns):
-        router.add(route.path, partial(_serve, route), [route.method])
+        router.add(route.path, partial(serve, route), [route.method])
     return router
 
 
-async def _serve(route: Route, request: Request) -> Response:
+async def serve(route: Route, request: Request) -> Response:
+    """Answer one request of this route, by the rights of the key that is noted in its record."""
     if request.method != route.method:  # HEAD, which Starlette adds to GET
         raise HTTPException(405, headers={"Allow": route.method})
     services, context, key = services_of(request), context_of(request), key_of(request)

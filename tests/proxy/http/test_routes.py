@@ -318,7 +318,7 @@ def test_no_path_can_write_a_line_of_its_own_into_the_log(
     assert said.isprintable()
 
 
-PUBLIC = {"/health", "/ready", "/openapi.json", "/", "/v1"}
+PUBLIC = {"/health", "/ready", "/openapi.json", "/", "/v1", "/page/x"}
 
 
 def all_routes(routes: Iterable[BaseRoute]) -> Iterator[Route]:

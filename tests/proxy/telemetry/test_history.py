@@ -69,19 +69,19 @@ def test_requests_are_counted_by_how_they_ended_and_whose_they_were(
     assert sample(history, clock)["keys"] == {}
 
 
-def test_times_to_the_first_byte_are_of_streams_and_cold_starts_stand_apart(
+def test_times_to_the_first_token_are_of_streams_and_cold_starts_stand_apart(
     history: History, clock: Clock
 ) -> None:
     for hundredths in range(1, 101):
-        history.note(ended(is_stream=True, first_byte_seconds=hundredths / 100))
-    history.note(ended(first_byte_seconds=900.0))  # all of its answer
+        history.note(ended(first_token_seconds=hundredths / 100))
+    history.note(ended(first_byte_seconds=900.0))  # of no stream
     for seconds in (40.0, 30.0):
         course = Course(was_cold=True)
-        history.note(ended(is_stream=True, first_byte_seconds=seconds, course=course))
+        history.note(ended(first_token_seconds=seconds, course=course))
     made = sample(history, clock)
-    assert made["first_byte"] == (0.51, 0.96)
+    assert made["first_token"] == (0.51, 0.96)
     assert (made["cold"], made["cold_seconds"]) == (2, 40.0)
-    assert sample(history, clock)["first_byte"] is None
+    assert sample(history, clock)["first_token"] is None
 
 
 def test_only_what_came_after_is_told(history: History, clock: Clock) -> None:
@@ -103,7 +103,7 @@ def test_a_sample_is_closed_once_however_often_its_end_is_seen(
 
 def test_nothing_grows_without_bound(history: History, clock: Clock) -> None:
     for number in range(bounds.MAX_NAMES + 20):
-        failed = ended("failed", key=f"k{number}", first_byte_seconds=1.0, is_stream=True)
+        failed = ended("failed", key=f"k{number}", first_token_seconds=1.0)
         for _ in range(20):
             history.note(failed)
     made = sample(history, clock)
