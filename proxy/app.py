@@ -45,7 +45,7 @@ from proxy.http.websockets import WithoutWebSockets
 from proxy.memory import Memory
 from proxy.services import Services
 from proxy.serving.build import build_models
-from proxy.serving.sharing import Sharing
+from proxy.serving.sharing import Claims, Sharing
 from proxy.serving.shield import Shield
 from proxy.serving.stored_responses import StoredResponses
 from proxy.serving.warmup import Warmer
@@ -196,7 +196,7 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
             if (ledger := _ledger(settings, first)) is not None:
                 ledger.begin()
                 stack.push_async_callback(ledger.close)
-            numbers, warmer, sharing = Metrics(), Warmer(), Sharing(memory)
+            numbers, warmer, sharing = Metrics(), Warmer(), Sharing(memory, _claims(shared_state))
             start_times = StartTimes(settings.state_dir.expanduser())
             backends = BackendRegistry(
                 settings, client, canceller, journal, numbers, memory, start_times, costs, shares
@@ -270,3 +270,11 @@ def _stored_responses(state: "SharedState | None") -> StoredResponses:
     from proxy.serving.shared_responses import SharedStoredResponses
 
     return SharedStoredResponses(state)
+
+
+def _claims(state: "SharedState | None") -> Claims | None:
+    if state is None:
+        return None
+    from proxy.serving.shared_answers import SharedClaims
+
+    return SharedClaims(state)

@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
 
 from proxy.access.keys import Key
 from proxy.api.answer import Answer, WrappedAnswer
@@ -32,21 +33,42 @@ MAX_KEPT_BYTES = 16 * 2**20
 """What is kept of one answer. One that is larger can be joined no more."""
 MAX_TOTAL_BYTES = 256 * 2**20
 
-_Place = tuple[str, str | bytes]
+Place = tuple[str, str | bytes]
 """The API key's name, and an Idempotency-Key, or the fingerprint of a request without one."""
+
+
+class Claim(Answer, Protocol):
+    """An answer that is this copy's own, or another's that has one to the same request."""
+
+    shared: "SharedAnswer | None"
+
+    def release(self) -> None:
+        """No request can join it any more."""
+
+
+class Claims(Protocol):
+    """Which answers copies of the proxy have, by their `Idempotency-Key`."""
+
+    def claim(self, place: Place, fingerprint: bytes, answer: Answer) -> Claim:
+        """This answer, unless another copy has one when it is opened."""
+
+    async def close(self) -> None:
+        """Let all of them go."""
 
 
 class Sharing:
     """The answers that may be joined.
 
-    What is kept of them counts in `memory`, and gives way where others need the room.
+    What is kept of them counts in `memory`, and gives way where others need the room. With `claims`
+    requests with an `Idempotency-Key` join those of other copies as well.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, claims: Claims | None = None) -> None:
+        self._claims = claims
         self.memory = memory
         memory.on_shortage = self._give_way
         self.kept_bytes = 0
-        self._answers: dict[_Place, list[SharedAnswer]] = {}
+        self._answers: dict[Place, list[SharedAnswer]] = {}
         self._count = 0
 
     def share(
@@ -77,7 +99,12 @@ class Sharing:
             answer.close()
             log.info("%s joins job %s", call.request_id, found.answer.job_id or "-")
         elif self._make_room():
+            claim = None
+            if name is not None and self._claims is not None:
+                answer = claim = self._claims.claim(place, fingerprint, answer)
             found = SharedAnswer(self, place, answer, fingerprint, is_kept=name is not None)
+            if claim is not None:
+                claim.shared, found.claim = found, claim
             self._answers.setdefault(place, []).append(found)
             self._count += 1
         else:
@@ -86,6 +113,8 @@ class Sharing:
 
     def forget(self, shared: "SharedAnswer") -> None:
         """It can be joined no more."""
+        if shared.claim is not None:
+            shared.claim.release()
         answers = self._answers[shared.place]
         answers.remove(shared)
         self._count -= 1
@@ -98,17 +127,17 @@ class Sharing:
         for shared in answers:
             shared.close()
         await asyncio.gather(*(shared.settled() for shared in answers))
+        if self._claims is not None:
+            await self._claims.close()
 
-    def _under_key(self, place: _Place, fingerprint: bytes) -> "SharedAnswer | None":
+    def _under_key(self, place: Place, fingerprint: bytes) -> "SharedAnswer | None":
         for shared in self._answers.get(place, ()):
             if shared.fingerprint != fingerprint:
-                raise IdempotencyKeyReused(
-                    "This Idempotency-Key came with another request. Use a new key for each."
-                )
+                raise reused()
             return shared
         return None
 
-    def _left(self, place: _Place, sender: Sender) -> "SharedAnswer | None":
+    def _left(self, place: Place, sender: Sender) -> "SharedAnswer | None":
         """One whose clients have timed out, known to be gone or not yet.
 
         Others with the same body belong to clients that each want an answer of their own. What may
@@ -150,7 +179,7 @@ class SharedAnswer:
     """
 
     def __init__(
-        self, sharing: Sharing, place: _Place, answer: Answer, fingerprint: bytes, *, is_kept: bool
+        self, sharing: Sharing, place: Place, answer: Answer, fingerprint: bytes, *, is_kept: bool
     ) -> None:
         self.place = place
         self.fingerprint = fingerprint
@@ -158,6 +187,8 @@ class SharedAnswer:
         self.first: bytes | None = None
         """What `open` gave; None before."""
         self.has_ended = False
+        self.claim: Claim | None = None
+        """How other copies may get it."""
         self.error: Exception | None = None
         self._sharing = sharing
         self.answer = answer
@@ -361,6 +392,13 @@ class SharedReader(WrappedAnswer):
         if not self._is_closed:
             self._is_closed = True
             self._shared.leave(self)
+
+
+def reused() -> IdempotencyKeyReused:
+    """The error for a key that came with another request."""
+    return IdempotencyKeyReused(
+        "This Idempotency-Key came with another request. Use a new key for each."
+    )
 
 
 def _fingerprint(call: Call) -> bytes:
