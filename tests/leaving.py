@@ -2,8 +2,9 @@
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -12,7 +13,9 @@ PATIENCE_SECONDS = 60
 
 
 @contextmanager
-def call_to_leave(url: str, *, key: str, body: Any = None) -> Iterator[None]:
+def call_to_leave(
+    url: str, *, key: str, body: Any = None, headers: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[None]:
     """A GET, or a POST with a JSON body, that is left at the end of the `with`.
 
     After it the server has noticed, since it has closed the connection.
@@ -25,6 +28,7 @@ def call_to_leave(url: str, *, key: str, body: Any = None) -> Iterator[None]:
         f"Authorization: Bearer {key}",
         *([] if body is None else [f"Content-Length: {len(content)}"]),
         "Content-Type: application/json",
+        *(f"{name}: {value}" for name, value in headers.items()),
     ]
     address = (there.host, there.port or 80)
     with socket.create_connection(address, timeout=PATIENCE_SECONDS) as connection:

@@ -98,7 +98,9 @@ class HealthMonitor:
         """A worker has, since one was seen to be up."""
         self._waiting = 0
         self._waiting_since: float | None = None
-        self._noted = self._told = self._looked = self._counted = -math.inf
+        self._noted = self._told = self._looked = -math.inf
+        self._unseen_since = math.inf
+        """When the first look was begun that failed, of those since the last that did not."""
         self._has_looked = asyncio.Event()
         self._is_urgent = asyncio.Event()
 
@@ -207,7 +209,7 @@ class HealthMonitor:
     def observe(self, health: Health, now: float) -> None:
         """Take one look's counters, seen at `now` (seconds, monotonic)."""
         before = self._state
-        self._counted = now
+        self._unseen_since = math.inf
         self._turns.note_workers(health.up + health.initializing)
         if now - self._noted > OLD_SECONDS or not health.up:
             self._has_answered = False
@@ -270,7 +272,7 @@ class HealthMonitor:
 
     async def _look(self) -> None:
         while self._waiting or time.monotonic() < self._wanted_until:
-            workers = None
+            workers, began = None, time.monotonic()
             try:
                 health = Health.of(await self._ask())
                 workers = health.up + health.initializing
@@ -278,7 +280,8 @@ class HealthMonitor:
             except (ProxyError, JobNotFound):
                 self._health = None
                 self._set(State.UNKNOWN, UNREACHABLE)
-                if time.monotonic() - self._counted > UNSEEN_SECONDS:
+                self._unseen_since = min(self._unseen_since, began)
+                if time.monotonic() - self._unseen_since > UNSEEN_SECONDS:
                     self._turns.note_workers(None)
             self._looked = time.monotonic()
             self._has_looked.set()

@@ -108,6 +108,8 @@ class ScriptedRunPod:
         """Scripts of single endpoints, in place of `script`; each page is given once."""
         self.workers: dict[str, int] = {}
         self.in_queue = 0
+        self.health_refusal: Response | None = None
+        """What /health is answered with, while it is set."""
         self.looks: Counter[str] = Counter()
         """How often /health was asked, by endpoint: proxies of other tests look as well."""
         self.refusal: Response | None = None
@@ -219,6 +221,8 @@ class ScriptedRunPod:
 
     async def _health(self, request: Request) -> Response:
         self.looks[request.path_params["endpoint"]] += 1
+        if self.health_refusal is not None:
+            return self.health_refusal
         return _json({"jobs": {"inQueue": self.in_queue}, "workers": self.workers})
 
     async def _cancel(self, request: Request) -> Response:

@@ -1,7 +1,8 @@
 """The state of an endpoint, from what RunPod's /health says once or again and again."""
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,21 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.backends.fair_turns import AHEAD, FairTurns, Flow, Place
 from proxy.backends.health import OLD_SECONDS, Health
 from proxy.backends.health_monitor import (
     LOOK_SECONDS,
     NO_WORKERS,
     REASONS,
     STARTLESS_SECONDS,
+    UNSEEN_SECONDS,
     HealthMonitor,
     State,
 )
 from proxy.backends.starts import UNKNOWN_CAUSE, Starts
+from proxy.errors import UpstreamUnavailable
 from tests.proxy.conftest import chat
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.http.test_streaming import FRAMES
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_metrics import value
+from tests.virtual_time import run_virtually
 from tests.waiting import wait_until
 
 
@@ -197,3 +202,63 @@ def test_a_cold_start_that_takes_too_long_says_why(
     wait_until(lambda: state_of(fresh_client) in ("throttled", "unhealthy"))
     refused = fresh_client.post("/v1/chat/completions", json=chat())
     assert said in error_of(refused)["message"]
+
+
+def monitored(
+    ask: Callable[[], Awaitable[Mapping[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[HealthMonitor, Place]:
+    """A monitor on the loop's own clock, and a place that waits for its turn at one worker."""
+    clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
+    monkeypatch.setattr("proxy.backends.health_monitor.time", clock)
+    turns = FairTurns(1)
+    *_, place = [turns.place(Flow("k")) for _ in range(1 + AHEAD + 1)]
+    return HealthMonitor("ep", ask, Starts("ep", pause_seconds=300), turns=turns), place
+
+
+def test_looks_that_fail_let_nobody_pass_before_they_have_failed_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_away = False
+
+    async def ask() -> Mapping[str, Any]:
+        if is_away:
+            raise UpstreamUnavailable("RunPod is away.")
+        return {"workers": {"running": 1}}
+
+    async def run() -> None:
+        nonlocal is_away
+        monitor, place = monitored(ask, monkeypatch)
+        with monitor.waiting():
+            await asyncio.sleep(1)
+        await asyncio.sleep(3600)  # nobody asks, and nobody looks
+        is_away = True
+        with monitor.waiting():
+            await asyncio.sleep(UNSEEN_SECONDS - 1)
+            assert place.is_waiting
+            is_away = False
+            await asyncio.sleep(2)
+            is_away = True
+            await asyncio.sleep(UNSEEN_SECONDS - 1)
+            assert place.is_waiting
+            await asyncio.sleep(3)
+            assert not place.is_waiting
+        await monitor.close()
+
+    run_virtually(run())
+
+
+def test_a_look_that_hangs_counts_from_when_it_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> Mapping[str, Any]:
+        await asyncio.sleep(UNSEEN_SECONDS + 1)
+        raise UpstreamUnavailable("RunPod is away.")
+
+    async def run() -> None:
+        monitor, place = monitored(ask, monkeypatch)
+        with monitor.waiting():
+            await asyncio.sleep(UNSEEN_SECONDS)
+            assert place.is_waiting
+            await asyncio.sleep(2)
+            assert not place.is_waiting
+        await monitor.close()
+
+    run_virtually(run())
