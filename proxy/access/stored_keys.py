@@ -157,9 +157,9 @@ class StoredKeys:
     async def _ask(self) -> None:
         as_of = self._clock()
         try:
-            revision = await self._database.run(_revision)
+            revision = await self._database.read(_revision)
             if revision != self._revision:
-                self._revision, self._keys = await self._database.run(_all)
+                self._revision, self._keys = await self._database.read(_all)
                 self._tell_doubts()
         except DatabaseAway as exc:
             if not self._is_away:

@@ -64,10 +64,19 @@ class Ledger:
         self._is_away = False
 
     @property
+    def waiting(self) -> int:
+        """How many rows wait for a database that is away."""
+        return self._spool.waiting if self._is_away else 0
+
+    @property
+    def lost(self) -> int:
+        """How many rows found no room in the database, in the state folder and in memory."""
+        return self._spool.lost
+
+    @property
     def troubles(self) -> dict[str, int]:
-        """How many rows wait for a database that is away, and how many found no room anywhere."""
-        waiting = self._spool.waiting if self._is_away else 0
-        found = {"ledger_rows_waiting": waiting, "ledger_rows_lost": self._spool.lost}
+        """What is to be told of it by the way, if anything is."""
+        found = {"ledger_rows_waiting": self.waiting, "ledger_rows_lost": self.lost}
         return {name: number for name, number in found.items() if number}
 
     def begin(self) -> None:

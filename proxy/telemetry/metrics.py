@@ -81,6 +81,12 @@ class Metrics:
             ("endpoint",),
             registry=self.registry,
         )
+        self._ledger = Gauge(
+            "proxy_ledger_rows",
+            "Rows of the ledger that wait for its database, and those that are lost",
+            ("state",),
+            registry=self.registry,
+        )
 
         self._budget = Gauge(
             "proxy_endpoint_budget_dollars",
@@ -163,6 +169,11 @@ class Metrics:
         """An endpoint may cost so much a day, and has cost so much today."""
         self._budget.labels(endpoint).set(dollars)
         self._spent_today.labels(endpoint).set(spent)
+
+    def note_ledger(self, *, waiting: int, lost: int) -> None:
+        """How many rows of the ledger wait for its database, and how many are lost."""
+        self._ledger.labels("waiting").set(waiting)
+        self._ledger.labels("lost").set(lost)
 
     def page(self) -> bytes:
         """All of them, in Prometheus' text format."""

@@ -20,6 +20,8 @@ async def metrics(request: Request) -> Response:
     await _check(request)
     services = services_of(request)
     services.backends.note_in_flight()
+    if services.ledger is not None:
+        services.metrics.note_ledger(waiting=services.ledger.waiting, lost=services.ledger.lost)
     services.metrics.live.tell(model.base_label for model in services.models)
     # With many keys and models it takes a tenth of a second; no stream should stand still so long.
     page = await asyncio.to_thread(services.metrics.page)

@@ -1,5 +1,6 @@
 """What a request has used is in the ledger: once, in full, without a word of it, and not lost."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,13 +12,17 @@ import pytest
 from starlette.responses import Response
 
 from proxy.config.settings import DATABASE_FILE
+from proxy.ledger.ledger import Ledger
 from proxy.ledger.rows import GIVEN_UP
+from proxy.storage.database import Database
 from tests.postgres import PostgreSQL, postgresql
 from tests.proxy.conftest import KEY, asked, chat
 from tests.proxy.http.test_streaming import stream
 from tests.proxy.ledger.conftest import CONFIG, ENDED, PLAIN, PRICE, Start, rows, the_row
+from tests.proxy.ledger.test_usage import row
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
+from tests.proxy.test_metrics import value
 from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
@@ -229,11 +234,26 @@ def test_rows_wait_for_a_database_that_is_away_and_are_written_once(
                 assert ask(client).status_code == 200
             wait_until(lambda: client.get("/ready").json().get("ledger_rows_waiting") == 3)
             assert client.get("/ready").status_code == 200
+            assert value(client, "proxy_ledger_rows", state="waiting") == 3
         finally:
             server.start()
         wait_until(lambda: client.get("/ready").json() == {"status": "ready"})
         assert [row["tokens_out"] for row in rows(url)] == [5] * 4
         assert len({row["job_id"] for row in rows(url)}) == 4
+
+
+@pytest.mark.slow
+async def test_a_row_that_the_database_refuses_is_in_no_others_way(
+    server: PostgreSQL, tmp_path: Path
+) -> None:
+    url = server.new_database()
+    ledger = Ledger(Database(url), tmp_path, days=1, status_calls_per_second=1)
+    for number, model in enumerate(("m", "no\0text", "n")):
+        ledger.add(row(number, model=model))
+    ledger.begin()
+    await ledger.close()
+    assert [found["model"] for found in rows(url)] == ["m", "n"]
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.slow

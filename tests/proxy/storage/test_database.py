@@ -91,6 +91,24 @@ async def test_the_event_loop_goes_on_meanwhile(url: str) -> None:
     await database.close()
 
 
+async def test_what_only_reads_does_not_wait_for_a_writer(url: str) -> None:
+    writer, reader, gate = Database(url), Database(url), threading.Event()
+    await writer.run(add)
+
+    def slowly(connection: Connection) -> None:
+        add(connection, "two")
+        gate.wait(60)
+
+    writing = asyncio.create_task(writer.run(slowly))
+    await asyncio.sleep(0)
+    assert await reader.read(subjects) == ["one"]
+    gate.set()
+    await writing
+    assert await reader.read(subjects) == ["one", "two"]
+    await writer.close()
+    await reader.close()
+
+
 async def test_what_was_begun_is_done_when_its_caller_is_gone(url: str) -> None:
     database, gate = Database(url), threading.Event()
 
