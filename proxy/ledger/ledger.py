@@ -192,8 +192,9 @@ class Entry:
         for work in self._works:
             self._write(work, ended)
         is_told = any(work.job_id == ended.job_id for work in self._works)
-        if ended.job_id and not is_told:  # it goes on for others, or is another request's
-            self._ledger.add(self._row(Work(ended.course.endpoint, job_id=ended.job_id), ended))
+        endpoint = ended.course.endpoint
+        if ended.job_id and endpoint and not is_told:  # it goes on, or is another request's
+            self._ledger.add(self._row(Work(endpoint, job_id=ended.job_id), ended))
 
     def _write(self, work: Work, ended: EndedRequest) -> None:
         """The row of a piece of work, and what RunPod tells of it later."""

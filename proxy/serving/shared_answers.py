@@ -106,6 +106,8 @@ class _Opened(msgspec.Struct):
     head: Head
     first: bytes
     job_id: str | None
+    endpoint: str = ""
+    """The name of the endpoint that has the job: the ledger knows it by both."""
 
 
 class SharedClaims:
@@ -231,8 +233,8 @@ class ClaimedAnswer(WrappedAnswer):
         try:
             first = await reader.open()
             assert reader.head is not None
-            opened = msgspec.json.encode(_Opened(reader.head, first, reader.job_id))
-            await self._put("o" + opened.decode())
+            opened = _Opened(reader.head, first, reader.job_id, reader.course.endpoint)
+            await self._put("o" + msgspec.json.encode(opened).decode())
             size = 0
             async for piece in reader.pieces():
                 if not piece:
@@ -305,6 +307,7 @@ class _RemoteAnswer:
             raise self._error(said)
         opened = msgspec.json.decode(said[1:], type=_Opened)
         self.head, self.job_id, self.is_waiting = opened.head, opened.job_id, False
+        self.course = Course(endpoint=opened.endpoint)
         return opened.first
 
     async def pieces(self) -> AsyncIterator[bytes]:

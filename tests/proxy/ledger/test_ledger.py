@@ -23,6 +23,7 @@ from tests.proxy.ledger.test_usage import row
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
 from tests.proxy.test_metrics import value
+from tests.redis_server import redis_server
 from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
@@ -173,6 +174,26 @@ def test_a_request_that_joins_what_was_left_gives_the_row_its_tokens(
         assert client.post(CHAT, json=chat(), headers=name).status_code == 200
         row = the_row(url, outcome="completed", is_execution_told=True, status=200)
     assert (row["tokens_in"], row["tokens_out"]) == (7, 5)
+    assert len(runpod.jobs) == 1
+
+
+@pytest.mark.slow
+def test_copies_that_share_a_job_share_a_row(
+    runpod: ScriptedRunPod, start: Start, url: str, tmp_path: Path
+) -> None:
+    gate = threading.Event()
+    runpod.script, runpod.final = [Page("COMPLETED", [PLAIN], hold=gate)], ENDED
+    name = {"idempotency-key": "k"}
+    with redis_server() as redis:
+        shared = {"redis_url": redis.url, "copies": 2, "database_url": url}
+        with start(**shared) as one, start(**shared, state_dir=tmp_path / "other") as other:
+            with pytest.raises(httpx.ReadTimeout):
+                one.post(CHAT, json=chat(), headers=name, timeout=httpx.Timeout(30, read=0.5))
+            the_row(url, outcome="client_left", tokens_out=None)
+            gate.set()
+            assert other.post(CHAT, json=chat(), headers=name).status_code == 200
+            row = the_row(url, outcome="completed", is_execution_told=True)
+    assert (row["tokens_in"], row["tokens_out"], row["endpoint"]) == (7, 5, "ep")
     assert len(runpod.jobs) == 1
 
 
