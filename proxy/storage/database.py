@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import alembic.command
 import alembic.config
 import alembic.util
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -163,10 +164,17 @@ def _migrate(engine: Engine) -> None:
             lock = text("SELECT pg_advisory_xact_lock(:number)")
             connection.execute(lock, {"number": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
+        before = _schema_of(connection)
         try:
             alembic.command.upgrade(config, "head")
         except alembic.util.CommandError as exc:
             raise DatabaseAway(f"its schema is not known, as of a newer version: {exc}") from exc
+        if (after := _schema_of(connection)) != before:
+            log.info("the database's schema is now %s, and was %s", after, before or "none")
+
+
+def _schema_of(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def _reason(exc: Exception) -> str:

@@ -28,7 +28,8 @@ def log_to_stderr(level: str, format: Format) -> None:
     logging.basicConfig(level=root_level, handlers=[handler])
     logging.captureWarnings(format == "json")
     logging.getLogger("proxy").setLevel(level.upper())
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("alembic", "httpx"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 class JSONLines(logging.Formatter):

@@ -1,6 +1,7 @@
 """The database: made and brought up to date by itself, away and back, with nothing half done."""
 
 import asyncio
+import logging
 import os
 import signal
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, insert, inspect, select, text
 
-from proxy.storage.database import Database, DatabaseAway
+from proxy.storage.database import MIGRATIONS, Database, DatabaseAway
 from proxy.storage.schema import METADATA, REVISIONS
 from tests.postgres import PostgreSQL, postgresql
 
@@ -57,6 +58,19 @@ async def test_the_tables_are_made_at_the_first_use(url: str) -> None:
     found = await database.run(lambda one: inspect(one).get_table_names())
     assert {*found} - {"alembic_version"} == {*METADATA.tables}
     await database.close()
+
+
+async def test_a_schema_that_is_changed_is_told_once(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "proxy.storage.database")
+    for _ in range(2):
+        database = Database(url)
+        await database.run(subjects)
+        await database.close()
+    [line] = [one.getMessage() for one in caplog.records if one.name == "proxy.storage.database"]
+    newest = max(MIGRATIONS.glob("versions/*.py")).name[:4]
+    assert line.startswith(f"the database's schema is now {newest}")
 
 
 @pytest.mark.slow
