@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from proxy.app import create_app
+from proxy.telemetry.traces import Traces
 from scripts.local_stack import LocalStack, local_stack
 from tests.emulator.running import API_KEY, Client, emulator
 from tests.long_models import long_models
@@ -90,6 +91,7 @@ def road(
     settings: dict[str, Any] | None = None,
     worker_env: dict[str, str] | None = None,
     proxy_port: int = 0,
+    traces: Traces | None = None,
     **endpoint: Any,
 ) -> Iterator[Road]:
     """A stack of its own; `settings` are the proxy's, the others the emulated endpoint's."""
@@ -99,7 +101,8 @@ def road(
     with ExitStack() as stack:
         client = stack.enter_context(emulator(ep=values))("ep")
         changes = {"runpod_api_key": API_KEY, "queue_timeout_seconds": 60} | (settings or {})
-        app = create_app(settings_for(client.url.removesuffix("/v2/ep"), **changes))
+        settings_here = settings_for(client.url.removesuffix("/v2/ep"), **changes)
+        app = create_app(settings_here, traces=traces)
         url = stack.enter_context(serve(app, port=proxy_port))
         yield Road(f"{url}/v1", client, engine_port)
 
