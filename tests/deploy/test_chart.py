@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import proxy
+from proxy.config.load import load
 from proxy.config.settings import Settings, environment_names
 from proxy.http.routes import health
 from tests.deploy.conftest import BARE, ROOT, output_of
@@ -180,6 +181,19 @@ def test_settings_reach_the_proxy_as_they_are_written(everything: str) -> None:
     assert settings["PROXY_CONFIG"] == "/etc/proxy/proxy.toml"
     file = objects(everything)["ConfigMap"]["data"]["proxy.toml"]
     assert file.splitlines()[0] == "[endpoints.chat]"
+
+
+def test_the_proxy_starts_with_what_it_is_given(
+    everything: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in environment_names():
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "proxy.toml"
+    file.write_text(objects(everything)["ConfigMap"]["data"]["proxy.toml"])
+    secret = {"RUNPOD_API_KEY": "rpa_test", "PROXY_API_KEYS": "sk-test"}
+    for name, value in (environment_of(everything) | secret).items():
+        monkeypatch.setenv(name, str(file) if name == "PROXY_CONFIG" else value)
+    assert list(load(Settings()).endpoints) == ["chat"]
 
 
 def test_each_copy_knows_how_many_there_may_be(usual: str, everything: str) -> None:

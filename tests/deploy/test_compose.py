@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+import proxy
 from emulator.settings import EmulatorSettings, read_toml
 from proxy.config.load import load
 from proxy.config.settings import Settings, environment_names
@@ -47,6 +48,8 @@ def test_nothing_runs_as_root_or_writes_to_its_own_files(services: Services) -> 
 def test_every_service_is_pinned_and_has_a_health_check(services: Services) -> None:
     for name, service in services.items():
         assert re.search(r":v?\d+\.\d+\.?\d*$", service["image"]), name
+        if "build" in service:
+            assert service["image"].endswith(f":{proxy.__version__}")
         if name == "proxy":
             assert "HEALTHCHECK" in (ROOT / "Dockerfile.proxy").read_text()
         else:
