@@ -121,18 +121,20 @@ def serve(settings: WorkerSettings, launch: Launch) -> None:
     """
     started = time.monotonic()
     road = direct_road(settings)
+    seals = Seals(settings.seal_secrets, allow_unsealed=settings.allow_unsealed)
     with running_vllm(settings, launch) as server:
         check_model(launch.environment)  # vLLM's own imports take longer than the hub
         # The SDK takes seconds to import; vLLM is loading its model meanwhile.
         import runpod  # noqa: F401
 
         road.prepare()
+        seals.prepare()
         try:
             server.wait_until_healthy(settings.start_timeout_seconds)
         except VLLMExited as exited:
             raise diagnose(exited.lines, launch.chosen) or exited from None
         log.info("vLLM was ready after %.1f seconds", time.monotonic() - started)
-        take_jobs(settings, server, road)
+        take_jobs(settings, server, road, seals)
 
 
 @contextmanager
@@ -156,7 +158,7 @@ def direct_road(settings: WorkerSettings) -> DirectRoad:
     )
 
 
-def take_jobs(settings: WorkerSettings, server: VLLMServer, road: DirectRoad) -> None:
+def take_jobs(settings: WorkerSettings, server: VLLMServer, road: DirectRoad, seals: Seals) -> None:
     """Run the SDK's loop until it ends.
 
     Raises:
@@ -171,7 +173,6 @@ def take_jobs(settings: WorkerSettings, server: VLLMServer, road: DirectRoad) ->
         concurrency=settings.concurrency,
         grace_seconds=settings.grace_seconds,
     )
-    seals = Seals(settings.seal_secrets, allow_unsealed=settings.allow_unsealed)
     run_sdk(create_handler(client, server.models(), road, seals), shutdown)
     if shutdown.failure is not None:
         raise shutdown.failure

@@ -1,6 +1,8 @@
 """The worker's side of sealed jobs: it opens what it has a secret for, and seals all it says."""
 
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -191,6 +193,22 @@ async def test_a_sealed_job_is_told_in_the_clear_why_the_model_did_not_start() -
     handler = create_refusing_handler(ModelStartFailed("bad_flag", "WORKER_SEAL_SECRET: ..."))
     [frame] = await outputs_of(handler, sealed_chat())
     assert (frame["status"], frame["start_failed"]) == (503, "bad_flag")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("secrets", "loaded"), [([], False), ([SECRET], True)])
+def test_what_sealing_takes_is_loaded_before_jobs_come_and_without_a_secret_never(
+    secrets: list[str], loaded: bool
+) -> None:
+    code = (
+        "import sys, worker.__main__ as main\n"
+        f"main.Seals({secrets}).prepare()\n"
+        "before = 'cryptography.hazmat.primitives.ciphers.aead' in sys.modules\n"
+        f"main.Seals({secrets}).open({{'input': {sealed_chat()['input'] if loaded else {}}}})\n"
+        "print(before, 'cryptography' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(loaded)] * 2
 
 
 def test_secrets_are_read_without_the_blanks_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
