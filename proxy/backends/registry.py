@@ -96,6 +96,13 @@ class BackendRegistry:
             if name not in besides:
                 ceiling.lift()
 
+    def spent_today(self, name: str) -> tuple[float, float] | None:
+        """What an endpoint has spent of its daily budget, and that; None where it has none."""
+        ceiling = self._ceilings.get(name)
+        if ceiling is None or ceiling.budget is None:
+            return None
+        return ceiling.dollars_today, ceiling.budget
+
     def paused(self) -> int:
         """How many endpoints have spent their daily budgets."""
         return sum(ceiling.is_reached for ceiling in self._ceilings.values())

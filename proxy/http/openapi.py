@@ -83,6 +83,7 @@ def page(title: str, version: str, patterns: Iterable[str]) -> dict[str, Any]:
     paths["/admin/status"] = {"get": _admins("What the status page shows")}
     chat = _relayed(find_route("POST /v1/chat/completions"))
     paths["/admin/chat"] = {"post": chat | _admins("A chat as the admin who asks")}
+    paths["/admin/usage"] = {"get": _admins("The same as /v1/usage")}
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},

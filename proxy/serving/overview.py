@@ -22,6 +22,8 @@ def endpoints_now(backends: BackendRegistry, models: Models) -> list[dict[str, A
         if id(backend) not in asked and not in_flight.waiting + in_flight.running:
             continue  # of a former configuration
         entry = told.setdefault(name, {"name": name, "models": [], "requests": Counter()})
+        if (spent := backends.spent_today(name)) is not None:
+            entry["daily_budget"] = {"dollars": spent[1], "spent": round(spent[0], 6)}
         entry["models"] += asked.get(id(backend), [])
         entry["requests"].update(
             waiting=in_flight.waiting, running=in_flight.running, in_line=in_flight.in_line

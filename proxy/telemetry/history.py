@@ -29,7 +29,8 @@ class Share:
     """What came of one key's requests, or of those to one model."""
 
     requests: int = 0
-    errors: int = 0
+    not_completed: int = 0
+    """Those of them that failed, or whose client left."""
     tokens_in: int = 0
     tokens_out: int = 0
     seconds: float = 0.0
@@ -96,7 +97,7 @@ class History:
         self._note_first_token(ended)
         for share in self._shares(ended.key, ended.model):
             share.requests += 1
-            share.errors += is_failure
+            share.not_completed += ended.outcome != "completed"
             share.tokens_in += ended.tokens[0]
             share.tokens_out += ended.tokens[1]
 

@@ -282,6 +282,27 @@ def test_nothing_that_others_have_named_or_said_becomes_markup(site: Site, statu
     assert status.evaluate("window.hacked") is None
 
 
+def test_what_was_spent_is_shown_by_day_as_the_ledger_has_it(site: Site, page: Page) -> None:
+    headers = {"authorization": "Bearer sk-of-a-hostile-name"}
+    site.runpod.script = answered("Yes.")
+    body = {"model": "small", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    url = f"{site.url}/v1/chat/completions"
+    assert httpx.post(url, headers=headers, json=body, timeout=30).is_success
+
+    def ledger() -> Any:
+        by_admin = {"authorization": f"Bearer {KEY}"}
+        usage = f"{site.url}/admin/usage?keys=all"
+        return httpx.get(usage, headers=by_admin, timeout=30).raise_for_status().json()["data"]
+
+    wait_until(lambda: ledger() != [])
+    log_in(page, site.url)
+    expect(page.locator("#tiles")).to_contain_text("Spent today")
+    page.get_by_label("in", exact=True).select_option("days")
+    expect(page.get_by_role("img", name="Dollars a day")).to_be_visible()
+    expect(rows(page, "spending-table")).to_have_count(1)
+    expect(rows(page, "spending-table").first).to_contain_text(HOSTILE)
+
+
 def test_the_policy_of_the_page_stops_markup_even_if_a_script_of_ours_made_it(
     site: Site, page: Page
 ) -> None:

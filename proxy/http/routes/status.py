@@ -17,7 +17,7 @@ from proxy.errors import UnknownRoute
 from proxy.http.administration import AdminRouter
 from proxy.http.authentication import key_of
 from proxy.http.context import RequestContext, live_requests, services_of
-from proxy.http.routes import inference
+from proxy.http.routes import inference, usage
 from proxy.serving.overview import endpoints_now, models_now
 
 CHAT: Final = find_route("POST /v1/chat/completions")
@@ -78,3 +78,4 @@ def _told(context: RequestContext) -> dict[str, Any]:
 router = AdminRouter()
 router.add("/status", status, ["GET"])
 router.add("/chat", chat, ["POST"])
+router.add("/usage", usage.usage, ["GET"])

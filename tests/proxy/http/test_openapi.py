@@ -35,7 +35,7 @@ OWN = [
     *("GET /admin/keys", "POST /admin/keys", "GET /admin/keys/{name}", "PATCH /admin/keys/{name}"),
     *("DELETE /admin/keys/{name}", "POST /admin/keys/{name}/rotate"),
     *("POST /admin/session", "GET /admin/session", "DELETE /admin/session"),
-    *("GET /admin/status", "POST /admin/chat"),
+    *("GET /admin/status", "POST /admin/chat", "GET /admin/usage"),
 ]
 
 

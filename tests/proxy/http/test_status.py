@@ -187,7 +187,13 @@ def test_there_is_no_chat_where_clients_have_none(
     assert runpod.jobs == []
 
 
-@pytest.mark.slow
+def test_a_session_reads_the_ledger_here_and_not_at_the_clients_route(
+    session: httpx.Client,
+) -> None:
+    assert session.get("/admin/usage", params={"keys": "all"}).json()["object"] == "usage"
+    assert session.get("/v1/usage", params={"keys": "all"}).status_code == 401
+
+
 def test_a_session_that_ends_sees_nothing_more(session: httpx.Client) -> None:
     assert session.get("/admin/status").is_success
     assert session.delete("/admin/session").is_success

@@ -56,10 +56,10 @@ def test_requests_are_counted_by_how_they_ended_and_whose_they_were(
     made = sample(history, clock)
     assert (made["completed"], made["left"], made["failed"]) == (1, 1, 1)
     assert {name: share["requests"] for name, share in made["keys"].items()} == {"k": 2, "other": 1}
-    assert made["models"]["n"]["errors"] == 1
+    assert made["models"]["n"]["not_completed"] == 1
     assert made["models"]["m"] == {
         "requests": 2,
-        "errors": 0,
+        "not_completed": 1,
         "tokens_in": 3,
         "tokens_out": 5,
         "seconds": 2.0,

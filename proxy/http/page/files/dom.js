@@ -65,4 +65,7 @@ export const dollars = (value) => {
 export const clock = (unix) =>
   new Date(unix * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
+export const dayOfUTC = (unix) =>
+  new Date(unix * 1000).toLocaleDateString([], { timeZone: "UTC", month: "short", day: "numeric" });
+
 export const day = (unix) => new Date(unix * 1000).toLocaleDateString();

@@ -42,19 +42,26 @@ export class Plot {
   constructor(parent, title, format) {
     this.title = title;
     this.format = format;
+    this.when = clock;
     this.times = [];
     this.lines = [];
     this.cursor = null;
     this.svg = draw("svg", { role: "img", tabindex: "0" });
     this.legend = make("div", { class: "legend" });
     this.told = make("output", { class: "quiet", "aria-live": "polite" });
-    const caption = make("figcaption", {}, title);
-    parent.append(make("figure", {}, caption, this.svg, this.legend, this.told));
+    this.caption = make("figcaption", {}, title);
+    parent.append(make("figure", {}, this.caption, this.svg, this.legend, this.told));
     this.svg.addEventListener("pointermove", (event) => this.point(event));
     this.svg.addEventListener("pointerleave", () => this.move(null));
     this.svg.addEventListener("blur", () => this.move(null));
     this.svg.addEventListener("keydown", (event) => this.step(event));
     new ResizeObserver(() => this.show()).observe(this.svg);
+  }
+
+  // Another title, and what turns a time into words.
+  name(title, when) {
+    this.title = this.caption.textContent = title;
+    this.when = when;
   }
 
   // `lines`: [{ name, values }], each value a number, or null where it is not known.
@@ -118,7 +125,7 @@ export class Plot {
     ]);
     if (this.times.length < 2) return rows;
     const label = (index, anchor) =>
-      draw("text", { x: x(index), y: HEIGHT - 4, "text-anchor": anchor }, clock(this.times[index]));
+      draw("text", { x: x(index), y: HEIGHT - 4, "text-anchor": anchor }, this.when(this.times[index]));
     const middle = Math.floor(this.times.length / 2);
     return [
       ...rows,
@@ -141,7 +148,7 @@ export class Plot {
     this.legend.replaceChildren(...names);
     const isMarked = this.cursor !== null;
     this.told.textContent = isMarked
-      ? `${clock(this.times[this.cursor])}: ${this.valuesAt(this.cursor)}`
+      ? `${this.when(this.times[this.cursor])}: ${this.valuesAt(this.cursor)}`
       : "";
     const now = this.times.length ? this.valuesAt(this.times.length - 1) : "nothing yet";
     this.svg.setAttribute("aria-label", `${this.title}. Last: ${now}. Arrow keys show others.`);

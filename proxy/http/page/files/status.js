@@ -1,9 +1,10 @@
 // The status page: asks the proxy every few seconds how things are, and shows it.
 
 import * as chat from "./chat.js";
-import { byId, clock, count, dollars, fillTable, make, seconds } from "./dom.js";
+import { byId, clock, count, dayOfUTC, dollars, fillTable, make, seconds } from "./dom.js";
 import { showKeys } from "./keys.js";
 import { Plot } from "./plots.js";
+import { daily, dailyTotals, spentToday } from "./ledger.js";
 import { Samples, largest, level, rate, totals } from "./samples.js";
 
 const PAUSE = 5000;
@@ -40,6 +41,7 @@ const showTiles = (answers) => {
     tile("Cold starts, last hour", count(add(hour.map((one) => one.cold)))),
     tile("Errors, last hour", count(add(hour.map((one) => one.failed)))),
     tile("Spent, last hour", dollars(add(spent))),
+    ...(spentToday() === null ? [] : [tile("Spent today (UTC)", dollars(spentToday()))]),
   );
 };
 
@@ -55,6 +57,9 @@ const startOf = (start) => {
   if (start.elapsed_seconds === null) return usual;
   return `${usual}; now ${seconds(start.elapsed_seconds)}${start.phase ? `, ${start.phase}` : ""}`;
 };
+
+const budgetOf = (budget) =>
+  budget ? `${dollars(budget.spent)} of ${dollars(budget.dollars)}` : "no daily budget";
 
 const stateOf = ({ state, reason }) => {
   const word = make("span", { class: `state state-${state}` }, state);
@@ -82,6 +87,7 @@ const showEndpoints = (answers) => {
     `${one.requests.waiting} waiting${one.requests.in_line ? `, ${one.requests.in_line} in line` : ""}`,
     count(one.requests.running),
     startOf(one.start),
+    budgetOf(one.daily_budget),
     one.models.join(", "),
   ]);
   fillTable(byId("endpoints-table"), rows, "No endpoint is served.");
@@ -132,20 +138,38 @@ const showPlots = () => {
   );
 };
 
-const showSpending = () => {
-  const group = byId("group").value;
+const named = (name) => name || "(none)";
+
+// What was spent lately, by the samples: [times, lines, totals].
+const lately = (group) => {
   const parts = samples.parts(range(), now());
   const found = totals(parts, group);
-  const named = (name) => name || "(none)";
   const lines = found.slice(0, MAX_LINES).map(([name]) => ({
     name: named(name),
     values: rate(parts, 3600, (one) => one[group][name]?.dollars ?? 0),
   }));
-  spendingPlot.set(parts.map(({ time }) => time), lines);
+  return [parts.map(({ time }) => time), lines, found];
+};
+
+const byDay = (group) => {
+  const found = dailyTotals(group);
+  const lines = found.slice(0, MAX_LINES).map(([name]) => ({
+    name: named(name),
+    values: daily.days.map((date) => daily.spent(group, name, date)),
+  }));
+  return [daily.times, lines, found];
+};
+
+const showSpending = () => {
+  const isByDay = byId("span").value === "days";
+  byId("span").options[1].hidden = !daily.isKept;
+  const [times, lines, found] = (isByDay ? byDay : lately)(byId("group").value);
+  spendingPlot.name(isByDay ? "Dollars a day" : "Dollars an hour", isByDay ? dayOfUTC : clock);
+  spendingPlot.set(times, lines);
   const rows = found.map(([name, share]) => [
     named(name),
     count(share.requests),
-    count(share.errors),
+    count(share.not_completed),
     count(share.tokens_in),
     count(share.tokens_out),
     seconds(share.seconds),
@@ -177,6 +201,7 @@ const refresh = async () => {
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.error?.message);
   samples.add(body);
+  await daily.refresh();
   byId("trouble").textContent = "";
   show();
 };
@@ -193,7 +218,7 @@ const run = async () => {
   }
 };
 
-for (const id of ["range", "group"]) byId(id).addEventListener("change", show);
+for (const id of ["range", "group", "span"]) byId(id).addEventListener("change", show);
 byId("log-out").addEventListener("click", async () => {
   await fetch("/admin/session", { method: "DELETE" });
   location.reload();
