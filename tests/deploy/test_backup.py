@@ -56,8 +56,14 @@ def test_a_dump_of_postgresql_brings_back_the_keys_that_were_there(tmp_path: Pat
         in_postgres("pg_dump", environment, tmp_path)
         keys(url, "revoke", "alice")
         keys(url, "create", "bob")
-        in_postgres("pg_restore", environment, tmp_path)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE TABLE of_a_newer_version (id integer)")
+        for program in ("dropdb", "createdb", "pg_restore"):
+            in_postgres(program, environment, tmp_path)
         listed = keys(url, "list")
+        with psycopg.connect(url) as connection:
+            left = connection.execute("SELECT to_regclass('of_a_newer_version')").fetchone()
+    assert left == (None,)
     assert "alice" in listed
     assert "active" in listed
     assert "bob" not in listed
