@@ -37,6 +37,8 @@ class Health:
     in_queue: int
     running: int = 0
     """Those of `up` that are not called ready; a load balancer's stay ready while they work."""
+    busy: int = 0
+    """Those that run, as RunPod counts them: they have jobs, or load while jobs wait."""
     takes_nothing: bool = False
     """The workers that run have left all jobs in the queue: they load, or have died unnoticed."""
 
@@ -55,6 +57,7 @@ class Health:
             unhealthy=_count(workers, "unhealthy"),
             in_queue=in_queue,
             running=max(0, up - idle),
+            busy=running,
             takes_nothing=takes_nothing and running > 0,
         )
 

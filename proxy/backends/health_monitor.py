@@ -272,10 +272,9 @@ class HealthMonitor:
 
     async def _look(self) -> None:
         while self._waiting or time.monotonic() < self._wanted_until:
-            workers, began = None, time.monotonic()
+            health, began = None, time.monotonic()
             try:
                 health = Health.of(await self._ask())
-                workers = health.up + health.initializing
                 self.observe(health, time.monotonic())
             except (ProxyError, JobNotFound):
                 self._health = None
@@ -285,7 +284,7 @@ class HealthMonitor:
                     self._turns.note_workers(None)
             self._looked = time.monotonic()
             self._has_looked.set()
-            await self.ceiling.note_workers(workers)
+            await self.ceiling.note_look(health, is_awaited=self._waiting > 0)
             self._is_urgent.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_seconds):

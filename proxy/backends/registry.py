@@ -87,7 +87,7 @@ class BackendRegistry:
         backend = self._endpoints[name, config]
         if backend.monitor is not None:
             look_again = backend.monitor.request_updates
-            self._ceiling(name).set(config.daily_budget, config.price_per_second, look_again)
+            self._ceiling(name).set(config, look_again, lambda: backend.in_flight().running > 0)
         return backend
 
     def lift_budgets(self, *, besides: Container[str]) -> None:

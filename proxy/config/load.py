@@ -57,12 +57,17 @@ def _of_environment(settings: Settings) -> Config:
 
 
 def _priced(config: Config, settings: Settings) -> Config:
-    """With the settings' price and budget where an endpoint's table has none."""
+    """With the settings' price and budget, and what they take, where an endpoint's has none."""
     endpoints = {
         name: endpoint.model_copy(
             update={
                 "price_per_second": endpoint.price_per_second or settings.price_per_second or 0,
                 "daily_budget": endpoint.daily_budget or settings.daily_budget,
+                **{
+                    field: getattr(settings, field)
+                    for field in ("worker_idle_seconds", "active_workers")
+                    if getattr(endpoint, field) is None
+                },
             }
         )
         for name, endpoint in config.endpoints.items()

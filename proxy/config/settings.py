@@ -276,6 +276,10 @@ class Settings(DatabaseSettings):
     """What a second of one worker costs, in dollars, where an endpoint's table does not say."""
     daily_budget: Dollars | None = None
     """What an endpoint's workers may cost in a day of UTC, in dollars: then it is paused."""
+    worker_idle_seconds: Hold = 10
+    """An endpoint's idle timeout at RunPod: so long an idle worker is paid for, for that budget."""
+    active_workers: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
+    """How many workers RunPod keeps up all the time, for that budget as well."""
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = None
     """A Redis in which all copies keep the limits of keys together."""
     copies: Count = 1

@@ -30,6 +30,7 @@ from proxy.api.keep_alive import Mode
 from proxy.config.file import Misplaced
 from proxy.config.mistakes import did_you_mean
 from proxy.config.settings import (
+    MAX_COUNT,
     MAX_DOLLARS,
     Count,
     Dollars,
@@ -132,6 +133,10 @@ class EndpointConfig(Table):
     """What a second of one worker costs, in dollars; for the metrics, and for budgets."""
     daily_budget: Dollars | None = None
     """What its workers may cost in a day of UTC, in dollars: then it is paused."""
+    worker_idle_seconds: Hold | None = None
+    """Its idle timeout at RunPod, for which an idle worker is paid for."""
+    active_workers: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    """How many workers RunPod keeps up all the time."""
 
     @model_validator(mode="after")
     def _has_a_queue(self) -> Self:

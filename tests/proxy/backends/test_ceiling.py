@@ -18,7 +18,9 @@ from proxy.access.spending import Spending
 from proxy.access.worker_costs import WorkerCosts
 from proxy.app import create_app
 from proxy.backends import health_monitor
-from proxy.backends.ceiling import Ceiling
+from proxy.backends.ceiling import Ceiling, PaidWorkers
+from proxy.backends.health import Health
+from proxy.config.tables import EndpointConfig
 from proxy.errors import InsufficientQuota
 from tests.proxy.access.conftest import BEGINNING, FRAME
 from tests.proxy.access.test_spending import Clock
@@ -31,7 +33,7 @@ from tests.servers import serve
 from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
-UP = {"idle": 1, "ready": 1}
+UP = {"running": 1}
 TABLES = """
 [endpoints.ep]
 price_per_second = 1000
@@ -45,6 +47,9 @@ fallback = "other"
 [models.other]
 endpoint = "spare"
 """
+
+PRICED = EndpointConfig(price_per_second=0.5, daily_budget=2)
+NONE, ONE = Health.of({}), Health.of({"workers": {"running": 1}})
 
 Start = Callable[..., Any]
 
@@ -202,10 +207,10 @@ async def test_it_is_logged_once_when_it_is_spent_and_at_midnight_what_was(
 ) -> None:
     caplog.set_level(logging.INFO)
     ceiling, looks = Ceiling("ep", WorkerCosts(Spending(tmp_path, clock))), list[int]()
-    ceiling.set(2, 0.5, lambda: looks.append(1))
+    ceiling.set(PRICED, lambda: looks.append(1))
     for second in (50, 52, 54, 56):
         clock.now = clock.now.replace(second=second)
-        await ceiling.note_workers(1)
+        await ceiling.note_look(ONE)
         assert ceiling.is_reached == (second >= 54)
     with pytest.raises(InsufficientQuota, match="2026-12-01 00:00 UTC") as refused:
         ceiling.check()
@@ -213,7 +218,7 @@ async def test_it_is_logged_once_when_it_is_spent_and_at_midnight_what_was(
     assert caplog.text.count("endpoint ep is paused") == 1
     clock.now = datetime(2026, 12, 1, 0, 0, 1, tzinfo=UTC)
     ceiling.check()
-    await ceiling.note_workers(0)
+    await ceiling.note_look(NONE)
     said = "endpoint ep: about $3.00 of its daily budget of $2 were spent on 2026-11-30"
     assert caplog.text.count(said) == 1
     assert len(looks) == 6
@@ -223,11 +228,49 @@ async def test_jobs_count_where_runpod_does_not_tell_its_workers(
     tmp_path: Path, clock: Clock
 ) -> None:
     ceiling = Ceiling("ep", WorkerCosts(Spending(tmp_path, clock)))
-    ceiling.set(2, 0.5, lambda: None)
+    ceiling.set(PRICED, lambda: None)
     ceiling.note_job(3)
-    await ceiling.note_workers(None)
+    await ceiling.note_look(None)
     assert ceiling.dollars_today == 1.5
-    await ceiling.note_workers(0)
+    await ceiling.note_look(NONE)
     ceiling.note_job(3)  # its worker was seen
-    await ceiling.note_workers(None)
+    await ceiling.note_look(None)
     assert ceiling.dollars_today == 1.5
+
+
+def look(waiting: int = 0, **workers: int) -> Health:
+    return Health.of({"workers": workers, "jobs": {"inQueue": waiting}})
+
+
+@pytest.mark.parametrize(
+    ("health", "call", "paid"),
+    [
+        (look(idle=3, ready=3), {}, 0),  # kept ready, or idle for long
+        (look(running=2, idle=1, ready=1), {}, 2),
+        (look(1, initializing=2), {}, 2),
+        (look(initializing=2), {}, 0),  # its image comes, and nobody waits
+        (look(initializing=2), {"is_awaited": True}, 2),
+        (look(1, running=1), {}, 1),
+        (look(throttled=2, unhealthy=1), {}, 0),
+        (look(ready=2), {"is_working": True}, 1),
+    ],
+)
+def test_those_workers_are_paid_for_that_work_or_start(
+    health: Health, call: dict[str, bool], paid: int
+) -> None:
+    assert PaidWorkers(10).count(health, 0.0, **call) == paid
+    assert PaidWorkers(10, active=1).count(health, 0.0, **call) == max(1, paid)
+
+
+def test_an_idle_worker_is_paid_for_until_its_idle_timeout_is_over() -> None:
+    workers = PaidWorkers(10)
+    idle = look(idle=3, ready=3)
+    seen = [
+        (0, look(running=2)),
+        (5, idle),
+        (10, idle),
+        (11, idle),
+        (12, look(running=1)),
+        (15, NONE),
+    ]
+    assert [workers.count(health, at) for at, health in seen] == [2, 2, 2, 0, 1, 0]

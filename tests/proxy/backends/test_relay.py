@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from proxy.app import create_app
+from proxy.backends import health_monitor
 from tests.proxy.conftest import KEY, asked, chat, settings_for
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.http.test_streaming import BODY, event, last_error, stream
@@ -373,3 +374,34 @@ def test_the_openai_sdk_sees_nothing_odd(client: httpx.Client, server: ScriptedS
     with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key=KEY, max_retries=0) as sdk:
         chunks = sdk.chat.completions.create(**chat(stream=True))
         assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Grüße 🌍, \u2028ok"
+
+
+def test_a_call_is_not_repeated_when_the_endpoints_daily_budget_is_spent(
+    start: Start,
+    server: ScriptedServer,
+    runpod: ScriptedRunPod,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health_monitor, "LOOK_SECONDS", 0.5)
+    hold = threading.Event()
+    running = Reply(200, [event("a").encode(), BODY.encode()], content_type=SSE, hold=hold)
+    server.replies = [running, NOBODY[0]]
+    changes = {"daily_budget": 1, "price_per_second": 1000, "state_dir": tmp_path / "state"}
+    with (
+        start(**changes) as client,
+        ThreadPoolExecutor() as pool,
+        client.stream("POST", CHAT, json=chat(stream=True)) as response,
+    ):
+        pieces = response.iter_bytes()
+        seen = next(pieces)
+        waiting = pool.submit(client.post, CHAT, json=chat())
+        wait_until(lambda: len(server.requests) > 1)
+        runpod.workers = {"ready": 1}
+        refused = waiting.result()
+        assert (refused.status_code, error_of(refused)["code"]) == (429, "insufficient_quota")
+        asked_so_far = len(server.requests)
+        assert client.post(CHAT, json=chat()).status_code == 429
+        assert len(server.requests) == asked_so_far
+        hold.set()
+        assert (seen + b"".join(pieces)).endswith(BODY.encode())
