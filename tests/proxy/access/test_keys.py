@@ -46,6 +46,14 @@ async def test_an_admins_key_alone_closes_a_proxy() -> None:
             await found(key, api_keys="")
 
 
+async def test_where_there_are_clients_keys_nobody_calls_without_one() -> None:
+    tables = {"ui": KeyConfig(sha256="1" * 64)}
+    for keys, configured in ((KEY, {}), ("", tables)):
+        settings = settings_for("http://unused", api_keys=keys, allow_anonymous=True)
+        with pytest.raises(InvalidAPIKey):
+            await Keys(settings, configured).check({})
+
+
 async def test_an_admins_key_does_not_close_a_proxy_that_is_open_and_is_known_there() -> None:
     assert await found("", **OPEN) is ANYBODY
     assert await found("sk-other", **OPEN) is ANYBODY
