@@ -5,8 +5,10 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +276,30 @@ def test_who_leaves_a_stream_has_met_no_error(
     assert (request.attributes["error.type"], request.status) == ("client_left", "")
 
 
+def test_who_joins_anothers_job_has_a_trace_of_its_own_from_when_it_came(
+    traced: httpx.Client,
+    runpod: ScriptedRunPod,
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    answered = threading.Event()
+    runpod.script = [Page("IN_QUEUE", hold=answered), Page("COMPLETED", FRAMES)]
+    first, second = Traced(), Traced()
+    again = {"idempotency-key": secrets.token_hex(8)}
+    with ThreadPoolExecutor() as threads:
+        asked = [threads.submit(traced.post, CHAT, json=chat(), headers=first.headers | again)]
+        wait_until(lambda: len(runpod.jobs) == 1)
+        asked.append(threads.submit(traced.post, CHAT, json=chat(), headers=second.headers | again))
+        wait_until(lambda: "joins job" in caplog.text)
+        answered.set()
+        assert [one.result().status_code for one in asked] == [200, 200]
+    (request, queue), (owner, _) = receiver.of(second.trace_id, 2), receiver.of(first.trace_id, 2)
+    assert owner.start_ns < request.start_ns <= queue.start_ns <= queue.end_ns <= request.end_ns
+    assert queue.attributes["runpod.job.id"] == owner.attributes["runpod.job.id"]
+    assert parent_told(runpod)[1] == first.trace_id
+
+
 def test_a_trace_that_its_client_does_not_sample_is_continued_and_not_sent(
     traced: httpx.Client, runpod: ScriptedRunPod, receiver: Receiver
 ) -> None:
@@ -425,14 +451,19 @@ def test_a_proxy_that_stops_sends_its_last_spans(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "the-one-that-stops")
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")  # which makes no spans beside ours
     proxy, clients = start(), [Traced() for _ in range(20)]
     for client in clients:
         assert proxy.client.post(CHAT, json=chat(), headers=client.headers).status_code == 200
     assert not {span.trace_id for span in receiver.spans} & {one.trace_id for one in clients}
     proxy.process.send_signal(signal.SIGTERM)
     assert proxy.process.wait(timeout=60) == 0
-    sent = [span.trace_id for span in receiver.spans if span.name == "chat m"]
-    assert {sent.count(one.trace_id) for one in clients} == {1}
+    theirs = [span for span in receiver.spans if "that-stops" in span.resource["service.name"]]
+    sent = [(span.trace_id, span.name) for span in theirs]
+    expected = [(one.trace_id, name) for one in clients for name in ("chat m", "runpod.queue")]
+    assert sorted(sent) == sorted(expected)
+    assert set(receiver.paths) == {"/v1/traces"}
 
 
 @pytest.mark.slow
