@@ -23,7 +23,7 @@ test-fast: ## run the quick tests that need no vLLM, in four processes; ARGS= go
 	@$(SET_UP) project worker-next
 	@$(PROJECT_PYTHON) -m pytest -n 4 --dist loadfile --ignore=tests/ui -m "not slow and not vllm" $(ARGS)
 
-ui-check: setup ## chat in Open WebUI and a page with a real browser, try the guides for Node.js; SCREENSHOT= keeps a picture
+ui-check: setup ## use the status page, Open WebUI and a page in a real browser, try the guides for Node.js; SCREENSHOT= keeps a picture
 	@$(PROJECT_PYTHON) -m scripts.ui_tools
 	@$(PROJECT_PYTHON) -m pytest tests/ui $(ARGS)
 

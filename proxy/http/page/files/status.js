@@ -63,7 +63,7 @@ const budgetOf = (budget) =>
 
 const stateOf = ({ state, reason }) => {
   const word = make("span", { class: `state state-${state}` }, state);
-  return make("span", {}, word, reason ? ` ${reason}` : "");
+  return make("span", {}, word, reason ? `: ${reason}` : "");
 };
 
 // An endpoint as all copies know it: its workers are the same, its requests add up.
