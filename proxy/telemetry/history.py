@@ -9,8 +9,10 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from proxy.telemetry.ended_request import EndedRequest
 
@@ -70,7 +72,8 @@ class History:
         self.id = secrets.token_hex(4)
         """Of this copy of the proxy, since it was started."""
         self._clock = clock
-        self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
+        self._samples: deque[tuple[int, msgspec.Raw]] = deque(maxlen=MAX_SAMPLES)
+        """By their numbers, as JSON: to make it of all of them at once would take long."""
         self._errors: deque[dict[str, Any]] = deque(maxlen=MAX_ERRORS)
         self._times: list[float] = []
         """To the first token, of the sample that is being made."""
@@ -107,9 +110,9 @@ class History:
             share.seconds += seconds
             share.dollars += dollars
 
-    def after(self, number: int) -> list[dict[str, Any]]:
-        """The whole samples that came after the one of this number."""
-        return [asdict(sample) for sample in self._samples if sample.number > number]
+    def after(self, number: int) -> list[msgspec.Raw]:
+        """The whole samples that came after the one of this number, as JSON."""
+        return [sample for its_number, sample in self._samples if its_number > number]
 
     @property
     def errors(self) -> list[dict[str, Any]]:
@@ -135,7 +138,8 @@ class History:
             times = sorted(self._times)
             self._sample.first_token = (times[len(times) // 2], times[len(times) * 95 // 100])
         self._sample.now = now()
-        self._samples.append(self._sample)
+        made = msgspec.Raw(msgspec.json.encode(self._sample))
+        self._samples.append((self._sample.number, made))
         self._sample, self._times = following, []
 
     async def _keep(self, now: Callable[[], Mapping[str, Any]]) -> None:

@@ -303,6 +303,42 @@ def test_what_was_spent_is_shown_by_day_as_the_ledger_has_it(site: Site, page: P
     expect(rows(page, "spending-table").first).to_contain_text(HOSTILE)
 
 
+COPIES = """async () => {
+  const { Samples, level, rate, largest, totals } = await import("/page/samples.js");
+  const share = (dollars) => ({ alice: { requests: 1, dollars } });
+  const sample = (number, time, completed, running, workers, dollars) => ({
+    ...{ number, time, completed, keys: share(dollars) },
+    now: { requests: { running }, workers },
+  });
+  const answer = (copy, samples) => ({ copy, samples, time: 1040, step_seconds: 10 });
+  const all = new Samples();
+  all.add(answer("a", [sample(7, 1000, 2, 3, { idle: 2 }, 1), sample(8, 1010, 4, 1, null, 0)]));
+  all.add(answer("b", [sample(1, 1010, 6, 5, { idle: 2 }, 5)]));
+  all.add(answer("a", [sample(9, 1020, 0, 0, { idle: 0 }, 0)]));
+  const parts = all.parts(40, 1040);
+  return {
+    have: all.have,
+    copies: all.current.length,
+    completed: rate(parts, 60, (one) => one.completed),
+    running: level(parts, (one) => one.now.requests.running),
+    idle: largest(parts, (one) => one.now.workers?.idle ?? null),
+    totals: totals(parts, "keys"),
+  };
+}"""
+
+
+def test_what_copies_tell_is_put_together_by_its_time(site: Site, page: Page) -> None:
+    page.goto(site.url)
+    assert page.evaluate(COPIES) == {
+        "have": "a:9,b:1",
+        "copies": 2,
+        "completed": [12, 60, 0, None],
+        "running": [3, 6, 0, None],
+        "idle": [2, 2, 0, None],
+        "totals": [["alice", {"requests": 4, "dollars": 6}]],
+    }
+
+
 def test_the_policy_of_the_page_stops_markup_even_if_a_script_of_ours_made_it(
     site: Site, page: Page
 ) -> None:

@@ -8,10 +8,11 @@ import re
 import time
 from typing import Any, Final
 
+import msgspec
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 
 from proxy import __version__
+from proxy.api.answer import JSON
 from proxy.api.route_table import find_route
 from proxy.errors import UnknownRoute
 from proxy.http.administration import AdminRouter
@@ -44,7 +45,7 @@ async def status(request: Request) -> Response:
         "step_seconds": history.step_seconds,
         "samples": history.after(int(had.get(history.id, 0))),
     }
-    return JSONResponse(body)
+    return Response(msgspec.json.encode(body), media_type=JSON)
 
 
 async def chat(request: Request) -> Response:
