@@ -284,8 +284,8 @@ class HealthMonitor:
                     self._turns.note_workers(None)
             self._looked = time.monotonic()
             self._has_looked.set()
-            await self.ceiling.note_look(health, is_awaited=self._waiting > 0)
             self._is_urgent.clear()
+            await self.ceiling.note_look(health, is_awaited=self._waiting > 0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_seconds):
                     await self._is_urgent.wait()
