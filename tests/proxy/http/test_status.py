@@ -83,7 +83,7 @@ def test_only_admins_see_the_status_and_chat_by_it(
 
 
 def test_the_state_of_endpoints_is_told_and_no_worker_woken(
-    admin: httpx.Client, runpod: ScriptedRunPod, awake: None
+    awake: None, admin: httpx.Client, runpod: ScriptedRunPod
 ) -> None:
     def endpoint() -> dict[str, Any]:
         (told,) = status_of(admin)["endpoints"]
