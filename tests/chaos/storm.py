@@ -9,12 +9,13 @@ import asyncio
 import itertools
 import random
 import re
+import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import openai
 import psutil
 
 from proxy.backends.refusals import GUST_SECONDS
+from proxy.config.settings import DATABASE_FILE
 from tests.chaos.road_weather import LEASE_SECONDS, RoadWeather
 from tests.emulator.running import API_KEY, Client, Json, emulator
 from tests.end_to_end.conftest import endpoint_settings
@@ -86,6 +88,8 @@ class Report:
     """What happened to the direct road, and how often."""
     roads: Counter[str] = field(default_factory=Counter)
     """By which road answers came, and why not by the other."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """How many the engine has made for each answer that ended, by its request's id."""
     wrong: list[str] = field(default_factory=list)
     """Every answer that was neither right nor an honest error. To be empty."""
 
@@ -182,6 +186,22 @@ class Stack:
         }
         wait_until(lambda: self._answers(body), seconds=PATIENCE_SECONDS)
 
+    def wait_until_accounted(self, tokens: dict[str, int]) -> None:
+        """Until the ledger has a row for each of these requests, with as many tokens."""
+        wait_until(lambda: self._accounted().keys() >= tokens.keys(), seconds=PATIENCE_SECONDS)
+        found = self._accounted()
+        assert {request: found[request] for request in tokens} == {
+            request: ("completed", number) for request, number in tokens.items()
+        }
+
+    def _accounted(self) -> dict[str, tuple[str, int | None]]:
+        """The outcome and tokens of each request's row."""
+        path = self.proxy.state_dir / DATABASE_FILE
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as database:
+            rows = database.execute("SELECT request_id, outcome, tokens_out FROM ledger").fetchall()
+        assert len({request for request, *_ in rows}) == len(rows), "a request has two rows"
+        return {request: (outcome, tokens) for request, outcome, tokens in rows}
+
     def _answers(self, body: dict[str, Any]) -> bool:
         url = "/v1/chat/completions"
         answer = self.proxy.client.post(url, json=body, timeout=PATIENCE_SECONDS)
@@ -241,6 +261,7 @@ def stormy_stack(*, direct: bool = False) -> Iterator[Stack]:
             drain_seconds=5,
             state_dir=state_dir,
             total_timeout_seconds=PATIENCE_SECONDS,
+            ledger=True,
             failed_start_pause_seconds=2,
             **(DIRECT if direct else {}),
         )
@@ -355,7 +376,7 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
         text = " ".join(dice.choice(WORDS) for _ in range(dice.randint(1, 120)))
         got: list[str] = []
         try:
-            end = await _ask(client, text, got, dice)
+            end = await _ask(client, text, got, dice, f"storm-{seed}")
         except openai.APIStatusError as exc:
             end = f"HTTP {exc.status_code} {exc.code}"
             code = exc.body.get("code") if isinstance(exc.body, dict) else None
@@ -370,6 +391,8 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
             if isinstance(exc, openai.APIConnectionError):
                 report.wrong.append(f"{seed}: the connection broke: {exc!r}")
         report.ends[end] += 1
+        if end == "whole":
+            report.tokens[f"storm-{seed}"] = len(re.findall(r"\S+\s*|\s+", text))
         if end.endswith("internal_error"):
             report.wrong.append(f"{seed}: a fault of the proxy's own, which its log tells")
         if START_FAILED in end:  # as Retry-After asks, or all requests would be spent on it
@@ -378,7 +401,9 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
             report.wrong.append(f"{seed}: {end}: wanted {text!r}, got {''.join(got)!r}")
 
 
-async def _ask(client: openai.AsyncOpenAI, text: str, got: list[str], dice: random.Random) -> str:
+async def _ask(
+    client: openai.AsyncOpenAI, text: str, got: list[str], dice: random.Random, request_id: str
+) -> str:
     """One request; what came is appended to `got`. Returns how it ended."""
     leaves = dice.random() < 0.2
     # What is left would go on for long, so that it shows if it is not cancelled.
@@ -390,6 +415,7 @@ async def _ask(client: openai.AsyncOpenAI, text: str, got: list[str], dice: rand
         "model": "m",
         "messages": [{"role": "user", "content": "hi"}],
         "extra_body": {"script": script},
+        "extra_headers": {"x-request-id": request_id},
     }
     if dice.random() < 0.3:
         try:
@@ -444,6 +470,7 @@ def main() -> int:
         print(report, *report.wrong, sep="\n", flush=True)
         stack.wait_until_answered()
         stack.wait_until_quiet()
+        stack.wait_until_accounted(report.tokens)
         grown = (process.memory_info().rss - before) / 2**20
     print(f"nothing is left running; the proxy grew by {grown:.1f} MiB")
     return 1 if report.wrong or report.ends["broken off"] else 0
