@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ KEY = "sk-bench"
 PROFILED: dict[str, tuple[Kind, ...]] = {
     "channel": ("streams",),
     "queue-free": ("streams", "plain"),
+    "team": ("plain",),
     "queue": ("streams",),
     "relay": ("streams",),
 }
@@ -40,6 +43,21 @@ NO_LIMITS = {
     f"PROXY_{name}_LIMIT": f"{MANY}/{MANY}" for name in ("RUN", "STREAM", "STATUS", "CANCEL")
 }
 
+TEAM = {
+    "PROXY_LEDGER": "true",
+    "PROXY_LOG_FORMAT": "json",
+    "PROXY_METRICS_KEY": "sk-metrics",
+    "PROXY_PRICE_PER_SECOND": "0.0003",
+}
+"""What a proxy for many has switched on, beside limits of keys."""
+LIMITS = {
+    "requests-per-minute": MANY,
+    "tokens-per-minute": MANY,
+    "max-requests": MANY,
+    "daily-budget": MANY,
+    "daily-gpu-seconds": MANY,
+}
+"""Of a key: all that is counted of it."""
 DIRECT = {"PROXY_DIRECT": "true", "PROXY_DIRECT_PRIVATE_ADDRESSES": "true"}
 CHANNEL_PORT = "8899/tcp"
 POSTS = "job-stream"
@@ -133,8 +151,12 @@ def queue(
     network_ms: float = 0,
     has_limits: bool = True,
     has_channel: bool = False,
+    is_for_team: bool = False,
 ) -> Opener:
-    """The proxy in front of a scripted queue, at that distance; by the direct channel or not."""
+    """The proxy in front of a scripted queue, at that distance; by the direct channel or not.
+
+    For a team it holds a key of a database to limits, and keeps account of what that has used.
+    """
 
     @contextmanager
     def opened(ground: Ground) -> Iterator[Opened]:
@@ -152,13 +174,27 @@ def queue(
             return told
 
         settings = ({} if has_limits else NO_LIMITS) | (DIRECT if has_channel else {})
+        key = KEY
+        if is_for_team:
+            state = tempfile.mkdtemp(prefix="team-", dir=ground.folder)
+            settings |= TEAM | {"PROXY_STATE_DIR": state}
+            key = _made_key(ground, build, settings)
         with (
             ground.running("queue", command, lambda: answers(f"{url}/bench/counts")),
             proxy(ground, build, url, settings) as behind,
         ):
-            yield replace(behind, calls=calls)
+            yield replace(behind, calls=calls, key=key)
 
     return opened
+
+
+def _made_key(ground: Ground, build: Build, settings: Mapping[str, str]) -> str:
+    """A key with every limit, made in the database of a proxy with these settings."""
+    limits = [word for name, limit in LIMITS.items() for word in (f"--{name}", limit)]
+    command = build.command("proxy", "keys", "create", "bench", *limits)
+    environment = ground.environment(settings)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1]
 
 
 def relay(*, build: Build = THIS) -> Opener:
@@ -394,7 +430,9 @@ def channels() -> list[Target]:
 def extras() -> list[Target]:
     """What is measured with FULL=1 besides."""
     next_sdk = chain(worker_python=next_worker_python)
+    for_team = queue(has_limits=False, is_for_team=True)
     return [
+        Target("team", "queue without RunPod's limits, for a team", for_team, at=COSTS),
         Target("queue-0", "queue, no network", queue(), plain_at=()),
         Target("queue-60", "queue, 60 ms of network", queue(network_ms=60), plain_at=()),
         Target(
