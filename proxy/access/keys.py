@@ -4,7 +4,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Protocol
 
 from pydantic import SecretStr
@@ -40,7 +40,7 @@ class KeyLimits:
         """Whether anything is bounded."""
         if self is UNLIMITED:  # as of most keys: it is asked for every request
             return False
-        return replace(self, priority=UNLIMITED.priority) != UNLIMITED
+        return any(getattr(self, name) is not None for name in _BOUNDS)
 
     @property
     def have_budget(self) -> bool:
@@ -63,6 +63,7 @@ class KeyLimits:
 
 
 UNLIMITED = KeyLimits()
+_BOUNDS: Final = tuple(one.name for one in fields(KeyLimits) if one.name != "priority")
 
 
 @dataclass(frozen=True, slots=True)

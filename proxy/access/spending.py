@@ -52,7 +52,8 @@ class Periods:
     @classmethod
     def of(cls, now: datetime) -> "Periods":
         """Those of a moment in UTC."""
-        return cls(now.strftime("%Y-%m-%d"), now.strftime("%Y-%m"))
+        day = now.date().isoformat()
+        return cls(day, day[:7])
 
 
 def next_day(now: datetime) -> datetime:

@@ -134,6 +134,15 @@ def live_requests(connection: HTTPConnection) -> list[RequestContext]:
     return list(live.values())
 
 
+def headers_of(connection: HTTPConnection) -> dict[str, str]:
+    """The headers by their names in lower case, and the first one of each name.
+
+    Starlette's mapping decodes all of them again for each name that is looked up.
+    """
+    raw = reversed(connection.scope["headers"])
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+
+
 def services_of(connection: HTTPConnection) -> Services:
     """The services of the application that serves this request."""
     found = connection.app.state.services

@@ -12,8 +12,8 @@ from proxy.telemetry.ended_request import EndedRequest
 
 Format = Literal["text", "json"]
 
-FACTS: Final = "facts"
-"""What a line is about by names, in `extra`; a JSON line has each of them as a field."""
+ENDED: Final = "ended"
+"""The request that a line is about, in `extra`; a JSON line has all that is told of it by names."""
 _TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -43,8 +43,9 @@ class JSONLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, FACTS, {}),
         }
+        if (ended := getattr(record, ENDED, None)) is not None:
+            line |= _fields(ended)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -54,17 +55,6 @@ def log_request(ended: EndedRequest) -> None:
     """The line of a request."""
     if not access.isEnabledFor(logging.INFO):
         return
-    facts = ended.facts
-    told = facts | {
-        "request": ended.id,
-        "method": ended.method,
-        "path": ended.path,
-        "route": ended.route,
-        "status": ended.status,
-        "outcome": ended.outcome,
-        "seconds": ended.seconds,
-        "job": ended.job_id,
-    }
     access.info(
         "%s %s %s %d %s %.3fs job=%s%s%s",
         ended.id,
@@ -74,10 +64,23 @@ def log_request(ended: EndedRequest) -> None:
         ended.outcome,
         ended.seconds,
         ended.job_id or "-",
-        "".join(f" {name}={_word(value)}" for name, value in facts.items()),
+        "".join(f" {name}={_word(value)}" for name, value in ended.facts.items()),
         ended.remark,
-        extra={FACTS: told},
+        extra={ENDED: ended},
     )
+
+
+def _fields(ended: EndedRequest) -> dict[str, Any]:
+    return ended.facts | {
+        "request": ended.id,
+        "method": ended.method,
+        "path": ended.path,
+        "route": ended.route,
+        "status": ended.status,
+        "outcome": ended.outcome,
+        "seconds": ended.seconds,
+        "job": ended.job_id,
+    }
 
 
 def _word(value: str | float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from proxy.telemetry.ended_request import EndedRequest
 from proxy.telemetry.logs import JSONLines
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.http.test_streaming import CHAT, FRAMES
@@ -83,7 +84,7 @@ def test_every_line_is_an_object_and_a_requests_line_has_its_facts(
 
 def test_no_text_breaks_a_json_line() -> None:
     record = logging.LogRecord(NASTY, logging.INFO, "", 1, "%s", (NASTY,), None)
-    record.facts = {"model": NASTY}
+    record.ended = EndedRequest("id", "GET", "/", 200, "completed", 1.0, model=NASTY)
     line = JSONLines().format(record)
     assert line.isascii()
     assert line.isprintable()

@@ -23,7 +23,7 @@ from proxy.config.settings import Settings
 from proxy.errors import UnknownRoute
 from proxy.http.authentication import KeyedRouter, key_of
 from proxy.http.body import read_call
-from proxy.http.context import RequestContext, context_of, services_of
+from proxy.http.context import RequestContext, context_of, headers_of, services_of
 from proxy.http.disconnect import while_client_stays
 from proxy.http.plain import plain_response
 from proxy.http.sse import EventStream
@@ -51,17 +51,18 @@ async def serve(route: Route, request: Request) -> Response:
         raise HTTPException(405, headers={"Allow": route.method})
     services, context, key = services_of(request), context_of(request), key_of(request)
     context.route = str(route)
+    headers = headers_of(request)
     if services.traces is not None:
-        context.trace = services.traces.begin(request.headers, context.route, context.began)
+        context.trace = services.traces.begin(headers, context.route, context.began)
     call = await read_call(request, _named(request, route))
     model = await _model(services, call, key)
     context.model = model.label or model.name
-    call = _with_headers(call, passed_headers(request.headers, key, call), context)
-    flow = flow_of(key, services.keys, request.headers)
-    terms = call_terms(model.terms, key, request.headers, flow)
+    call = _with_headers(call, passed_headers(headers, key, call), context)
+    flow = flow_of(key, services.keys, headers)
+    terms = call_terms(model.terms, key, headers, flow)
     call = await _let_in(services, context, key, call, model)
     call, rewriter = _rewriter(services, key, call, context)
-    answer = context.answer = await _answer(services, request, call, model, terms)
+    answer = context.answer = await _answer(services, context, headers, call, model, terms)
     services.metrics.live.begin(answer, model.base_label)
     call = call.without_body()  # the answer has it, as long as it may have to be sent
     try:
@@ -129,7 +130,12 @@ def _rewriter(
 
 
 async def _answer(
-    services: Services, request: Request, call: Call, model: Model, terms: Terms
+    services: Services,
+    context: RequestContext,
+    headers: Mapping[str, str],
+    call: Call,
+    model: Model,
+    terms: Terms,
 ) -> Answer:
     """The chain of answers, from the inside out; nothing is asked before it is opened.
 
@@ -137,8 +143,8 @@ async def _answer(
     around it what lets a request that comes again join the one that is under way.
     """
     answer = await services.shield.answer(call, model) or model.ask(call, terms)
-    began = context_of(request).began
-    return services.sharing.share(request.headers, began, key_of(request), call, answer)
+    assert context.key is not None
+    return services.sharing.share(headers, context.began, context.key, call, answer)
 
 
 async def _respond(
