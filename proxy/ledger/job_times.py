@@ -51,10 +51,10 @@ class JobTimes:
     async def _go_on(self) -> None:
         loop = asyncio.get_running_loop()
         while self._due:
-            wait_seconds = max(self._pause_seconds, self._due[0][0] - loop.time())
-            # Not longer than until one that is added meanwhile can be due.
-            await asyncio.sleep(min(wait_seconds, PAUSES[0]))
-            if self._due[0][0] > loop.time():
+            await asyncio.sleep(self._pause_seconds)
+            if (wait_seconds := self._due[0][0] - loop.time()) > 0:
+                # Not longer than until one that is added meanwhile can be due.
+                await asyncio.sleep(min(wait_seconds, PAUSES[0]))
                 continue
             _, _, turn, ask, on_told = heapq.heappop(self._due)
             try:

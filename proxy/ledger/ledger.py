@@ -37,6 +37,8 @@ GATHER_SECONDS: Final = 1.0
 """How long rows are gathered before they are written."""
 RETRY_SECONDS: Final = 2.0
 """Between two tries while the database is away."""
+LATE_SECONDS: Final = 5.0
+"""How long the database may take for what is written together, before rows count as waiting."""
 CLOSE_SECONDS: Final = 10.0
 """How long a proxy that stops waits for the last rows to be written."""
 EXPIRE_SECONDS: Final = 3_600.0
@@ -62,11 +64,14 @@ class Ledger:
         self._noted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_away = False
+        self._began: float | None = None
+        """When the database was given what it is writing now."""
 
     @property
     def waiting(self) -> int:
-        """How many rows wait for a database that is away."""
-        return self._spool.waiting if self._is_away else 0
+        """How many rows wait for a database that is away, or does not come to an end."""
+        is_late = self._began is not None and time.monotonic() - self._began > LATE_SECONDS
+        return self._spool.waiting if self._is_away or is_late else 0
 
     @property
     def lost(self) -> int:
@@ -144,6 +149,7 @@ class Ledger:
         return True
 
     async def _write(self, rows: Sequence[Row]) -> None:
+        self._began = time.monotonic()
         try:
             await self._database.run(partial(write, rows=rows))
         except DatabaseAway as exc:
@@ -154,6 +160,8 @@ class Ledger:
                 return
             for row in rows:
                 await self._write([row])
+        finally:
+            self._began = None
 
     async def _expire(self) -> None:
         while True:

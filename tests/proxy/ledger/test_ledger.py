@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from starlette.responses import Response
 
 from proxy.config.settings import DATABASE_FILE
+from proxy.ledger import ledger
 from proxy.ledger.ledger import Ledger
 from proxy.ledger.rows import GIVEN_UP
 from proxy.storage.database import Database
@@ -237,6 +240,21 @@ def test_what_runpod_does_not_tell_is_told_as_it_was_seen_from_here(
         wait_until(lambda: runpod.status_calls >= 5)
         row = the_row(url, is_execution_told=False)
     assert row["dollars"] == pytest.approx(row["execution_seconds"] * PRICE)
+
+
+def test_rows_that_wait_for_a_database_which_hangs_are_told_of(
+    runpod: ScriptedRunPod, start: Start, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "LATE_SECONDS", 0.1)
+    runpod.script = [Page("COMPLETED", [PLAIN])]
+    rows(url)  # its tables are made
+    with start() as client, closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert ask(client).status_code == 200
+        wait_until(lambda: client.get("/ready").json().get("ledger_rows_waiting") == 1)
+        writer.rollback()
+        wait_until(lambda: client.get("/ready").json() == {"status": "ready"})
+        the_row(url, tokens_out=5)
 
 
 @pytest.mark.slow
