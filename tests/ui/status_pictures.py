@@ -121,7 +121,7 @@ def chat(page: Page, runpod: ScriptedRunPod) -> bytes:
     runpod.script = [Step("IN_QUEUE", hold=threading.Event())]
     page.get_by_label("Message", exact=True).fill("What is a cold start?")
     page.keyboard.press("Enter")
-    expect(page.locator("#chat-state")).to_contain_text("starting")
+    expect(page.locator("#chat-state")).to_contain_text("warming")
     page.wait_for_timeout(8_000)  # so that it has waited for a while
     return page.locator("section", has=page.locator("#chat")).screenshot()
 

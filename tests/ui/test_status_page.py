@@ -174,7 +174,8 @@ def test_a_chat_streams_and_shows_the_cold_start_as_it_passes(site: Site, status
         Step("COMPLETED", [piece("wörld 🙂", last=True)]),
     ]
     say(status, "Hi")
-    expect(status.locator("#chat-state")).to_contain_text("a worker is starting")
+    expect(status.locator("#chat-state")).to_have_text("Waiting for a worker (warming)")
+    expect(status.get_by_role("timer")).to_have_text(re.compile(r"^\d+ s$"))
     expect(rows(status, "endpoints-table").first).to_contain_text("warming")
     expect(rows(status, "live-table").first).to_contain_text("waiting")
     site.runpod.workers, site.runpod.in_queue = {"running": 1}, 0
@@ -182,6 +183,7 @@ def test_a_chat_streams_and_shows_the_cold_start_as_it_passes(site: Site, status
     answer = status.locator(".message.assistant pre").last
     expect(answer).to_have_text("Hello ")
     expect(status.locator("#chat-state")).to_have_text("Answering")
+    expect(status.get_by_role("timer")).to_be_empty()
     comes.set()
     expect(answer).to_have_text("Hello wörld 🙂")
     expect(status.locator(".message footer").last).to_contain_text("7 tokens, job job-")

@@ -5,6 +5,7 @@ import { events } from "./events.js";
 
 const log = byId("chat-log");
 const state = byId("chat-state");
+const wait = byId("chat-wait");
 const trouble = byId("chat-error");
 const start = byId("chat-start");
 const text = byId("chat-text");
@@ -28,31 +29,36 @@ export const know = (models, told) => {
 
 export const isWaiting = () => asking !== null && !asking.first;
 
-// While nothing comes: what the stream's comments say, or else how the endpoint is; and how far a
-// start usually is by now.
+// A screen reader says what is told here, so only what has changed is.
+const tell = (words) => {
+  if (state.textContent !== words) state.textContent = words;
+};
+
+// While nothing comes: for how long, and what is known of a start that is waited for.
 const tellWaiting = () => {
   if (!isWaiting()) return;
   const waited = (performance.now() - asking.began) / 1000;
   const found = endpoints.find(({ models }) => models.includes(asking.model));
   const usual = found?.start?.usual_seconds;
-  const isCold = found && found.state !== "ready";
+  const isCold = asking.about || (found && !["ready", "unknown"].includes(found.state));
+  tell(isCold ? `Waiting for a worker (${found?.state ?? "cold"})` : "Waiting");
+  wait.textContent = `${Math.round(waited)} s${asking.about}`;
   start.hidden = !(isCold && usual);
   if (usual) {
     start.max = usual;
     start.value = Math.min(waited, usual);
   }
-  const why = asking.comment || (isCold ? found.reason : "");
-  state.textContent = `Waiting ${Math.round(waited)} s${why && `: ${why}`}`;
 };
 
+// A comment such as `queued 40 s, loading weights, usually 95 s`.
 const noteComment = (comment) => {
-  if (comment.startsWith("queued")) {
-    const about = comment.slice("queued".length).trim();
-    asking.comment = about && `a worker has been starting for ${about}`;
-  } else if (comment === "running") {
-    asking.comment = "a worker has it";
-  }
+  if (comment.startsWith("queued")) asking.about = comment.replace(/^queued( \d+ s)?/, "");
   tellWaiting();
+};
+
+const endWaiting = () => {
+  start.hidden = true;
+  wait.textContent = "";
 };
 
 const show = (role, content) => {
@@ -85,8 +91,8 @@ const noteChunk = (chunk, shown) => {
   if (!delta.content) return;
   if (!asking.first) {
     asking.first = performance.now();
-    start.hidden = true;
-    state.textContent = "Answering";
+    endWaiting();
+    tell("Answering");
   }
   grow(shown.body, delta.content);
 };
@@ -139,7 +145,7 @@ const send = async () => {
   messages.push({ role: "user", content: said });
   show("user", said);
   const shown = show("assistant", "");
-  asking = { model: model.value, began: performance.now(), abort: new AbortController() };
+  asking = { model: model.value, began: performance.now(), abort: new AbortController(), about: "" };
   const ticking = setInterval(tellWaiting, 1000);
   text.focus(); // a button that is disabled would lose it
   byId("chat-send").disabled = true;
@@ -158,7 +164,7 @@ const send = async () => {
     messages.push({ role: "assistant", content: shown.body.textContent });
     clearInterval(ticking);
     asking = null;
-    start.hidden = true;
+    endWaiting();
     byId("chat-send").disabled = false;
     if (document.activeElement === stop) text.focus();
     stop.disabled = true;
