@@ -134,13 +134,13 @@ def _database(settings: Settings, config: Config) -> "Database | None":
     return Database(url)
 
 
-def _key_store(database: "Database | None", config: Config) -> KeyStore | None:
+async def _key_store(database: "Database | None", config: Config) -> KeyStore | None:
     if database is None:
         return None
     from proxy.access.stored_keys import StoredKeys
 
     keys = StoredKeys(database, doubt=lambda key: key.uncounted(config))
-    keys.begin()
+    await keys.begin()
     return keys
 
 
@@ -215,7 +215,7 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
                 shield=Shield(is_up=settings.wake_shield),
                 sharing=sharing,
                 stored_responses=_stored_responses(shared_state),
-                keys=Keys(settings, first.keys, _key_store(database, first)),
+                keys=Keys(settings, first.keys, await _key_store(database, first)),
                 sessions=_sessions(database),
                 limiter=limiter,
                 ledger=ledger,

@@ -36,6 +36,8 @@ MAX_AGE_SECONDS: Final = 0.8
 """How old it may be at most: a key that was revoked is refused within a second."""
 PATIENCE_SECONDS: Final = 1.0
 """How long a request waits for a database that does not answer."""
+BEGIN_SECONDS: Final = 5.0
+"""How long a proxy that starts waits for it: it is opened then, and its schema looked at."""
 CHANGE_PATIENCE_SECONDS: Final = 10.0
 """How long one waits that changes a key, or lists them."""
 KEY_BYTES: Final = 32
@@ -64,14 +66,13 @@ class StoredKeys:
         self._keys: dict[bytes, StoredKey] = {}
         self._revision: int | None = None
         self._as_of = float("-inf")
-        """When what we know was asked for."""
+        """When what we know was so."""
         self._asking: asyncio.Task[None] | None = None
         self._is_away = False
 
-    def begin(self) -> None:
-        """Read them before the first request comes."""
-        self._asking = asyncio.create_task(self._ask())
-        self._asking.add_done_callback(self._asked)
+    async def begin(self) -> None:
+        """Read them before the first request comes, unless the database takes its time."""
+        await is_done_within(self._begin_asking(), BEGIN_SECONDS)
 
     async def find(self, digest: bytes) -> Key | None:
         """The key with this SHA-256; None if there is none.
@@ -145,7 +146,7 @@ class StoredKeys:
     async def _refresh(self) -> None:
         now = self._clock()
         if now - self._as_of > REFRESH_SECONDS and self._asking is None:
-            self.begin()
+            self._begin_asking()
         if now - self._as_of > MAX_AGE_SECONDS and self._asking is not None:
             await is_done_within(self._asking, PATIENCE_SECONDS)
             if now - self._as_of > MAX_AGE_SECONDS:  # nothing newer has come
@@ -154,10 +155,15 @@ class StoredKeys:
                     retry_after_seconds=1,
                 )
 
+    def _begin_asking(self) -> asyncio.Task[None]:
+        self._asking = asking = asyncio.create_task(self._ask())
+        asking.add_done_callback(self._asked)
+        return asking
+
     async def _ask(self) -> None:
-        as_of = self._clock()
         try:
-            revision = await self._database.read(_revision)
+            # The database may have had to be opened first: what it tells is not as old as that.
+            as_of, revision = await self._database.read(lambda one: (self._clock(), _revision(one)))
             if revision != self._revision:
                 self._revision, self._keys = await self._database.read(_all)
                 self._tell_doubts()

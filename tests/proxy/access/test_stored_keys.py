@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -16,17 +17,23 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 
 from proxy import check_storage
 from proxy.access import stored_keys
 from proxy.access.keys import KeyLimits, KeyMistake, StoredKey
-from proxy.access.stored_keys import MAX_AGE_SECONDS, REFRESH_SECONDS, StoredKeys
+from proxy.access.stored_keys import (
+    MAX_AGE_SECONDS,
+    PATIENCE_SECONDS,
+    REFRESH_SECONDS,
+    StoredKeys,
+)
 from proxy.app import create_app
 from proxy.config.load import load
 from proxy.config.settings import DATABASE_FILE
 from proxy.config.tables import digest
 from proxy.errors import InvalidAPIKey, KeysUnavailable
+from proxy.storage import database as database_module
 from proxy.storage.database import Database
 from tests.postgres import PostgreSQL, postgresql
 from tests.proxy.conftest import KEY, settings_for
@@ -260,6 +267,44 @@ async def test_requests_do_not_wait_for_what_is_asked_again_in_time(tmp_path: Pa
     await asyncio.sleep(0)
     assert finding.done()
     await database.close()
+
+
+async def test_keys_are_as_old_as_what_the_database_tells_and_not_as_its_opening(
+    tmp_path: Path,
+) -> None:
+    database = Database(url_in(tmp_path))
+    key = make(tmp_path, StoredKey("a", 0))
+    gate, now = threading.Event(), 0.0
+    held = asyncio.create_task(database.run(lambda _: gate.wait(60)))
+    await asyncio.sleep(0)
+    store = StoredKeys(database, clock=lambda: now)
+    beginning = asyncio.create_task(store.begin())
+    for _ in range(5):  # until it waits for the database
+        await asyncio.sleep(0)
+    now = 2 * MAX_AGE_SECONDS
+    finding = asyncio.create_task(store.find(digest_of(key)))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await finding is not None
+    await beginning
+    assert await held
+    await database.close()
+
+
+@pytest.mark.slow
+def test_a_proxy_that_starts_has_its_keys_before_the_first_request(
+    folder: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make(folder, StoredKey("a", 0))
+    migrate = database_module._migrate
+
+    def slowly(engine: Engine) -> None:
+        time.sleep(2 * PATIENCE_SECONDS)
+        migrate(engine)
+
+    monkeypatch.setattr(database_module, "_migrate", slowly)
+    with start() as client:
+        assert listed(client, key).status_code == 200
 
 
 @pytest.mark.slow
