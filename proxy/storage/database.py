@@ -6,6 +6,8 @@ proxies that start together do it one after the other.
 
 import asyncio
 import logging
+import os
+import socket
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,10 @@ CONNECT_SECONDS: Final = 5
 BUSY_SECONDS: Final = 10
 """How long to wait for another process that writes."""
 STATEMENT_SECONDS: Final = 30
+CLOSE_SECONDS: Final = 5.0
+"""How long what was begun may take when the proxy stops."""
+CONNECTION_OK: Final = 0
+"""What libpq says of a connection that is open."""
 _MIGRATION_LOCK: Final = 7_295_118_043
 """A number of PostgreSQL's advisory locks that is ours."""
 
@@ -46,6 +52,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self._url = with_driver(url)
         self._engine: Engine | None = None
+        self._connection: Any = None
+        """The driver's own, of those made the last."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
 
     async def run(self, work: Callable[[Connection], T]) -> T:
@@ -73,14 +81,29 @@ class Database:
         return self._done(work, only_reads=True)
 
     async def close(self) -> None:
-        """Finish what was begun, then let go of it."""
-        await asyncio.to_thread(self.close_here)
+        """Finish what was begun, as long as that may take, then let go of it."""
+        closing = asyncio.create_task(asyncio.to_thread(self.close_here))
+        done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+        if not done:
+            self._hang_up()
+        await closing
 
     def close_here(self) -> None:
         """The same in the caller's thread, for commands."""
         self._thread.shutdown()
         if self._engine is not None:
             self._engine.dispose()
+
+    def _hang_up(self) -> None:
+        """Break off what a server that says nothing would never end."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        server = getattr(self._connection, "pgconn", None)
+        if server is not None and server.status == CONNECTION_OK:
+            with suppress(OSError), socket.socket(fileno=os.dup(server.socket)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _note_connection(self, connection: Any, _: Any) -> None:
+        self._connection = connection
 
     def _done(self, work: Callable[[Connection], T], *, only_reads: bool) -> T:
         try:
@@ -93,6 +116,7 @@ class Database:
     def _opened(self) -> Engine:
         if self._engine is None:
             engine = _engine(self._url)
+            event.listen(engine, "connect", self._note_connection)
             try:
                 _migrate(engine)
             except BaseException:

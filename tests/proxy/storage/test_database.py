@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, insert, inspect, select, text
 
+from proxy.storage import database as storage
 from proxy.storage.database import MIGRATIONS, Database, DatabaseAway
 from proxy.storage.schema import METADATA, REVISIONS
 from tests.postgres import PostgreSQL, postgresql
@@ -148,6 +149,25 @@ async def test_a_server_that_was_killed_and_is_back_is_used_again(server: Postgr
     server.start()
     assert await database.run(subjects) == ["one"]
     await database.close()
+
+
+@on_postgresql
+async def test_a_server_that_says_nothing_does_not_hold_up_a_stop(
+    server: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "CLOSE_SECONDS", 0.5)
+    database = Database(server.new_database())
+    pid = await database.run(lambda one: one.scalar(text("SELECT pg_backend_pid()")))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        asked = [asyncio.create_task(database.run(subjects)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await database.close()
+        said = await asyncio.gather(*asked, return_exceptions=True)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert said[0] == []  # by a connection that was made anew
+    assert [type(one) for one in said[1:]] == [asyncio.CancelledError] * 2
 
 
 async def test_a_database_that_cannot_be_opened_is_told_without_its_password() -> None:
