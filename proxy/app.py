@@ -95,7 +95,8 @@ def create_app(
     ]
     if has_channel := settings.public_url is not None:
         own.append(channel_router)
-    for router in (*own, inference.create_router(settings.routes)):
+    # Routers are asked one after the other, at a price: what is called all the time comes first.
+    for router in (inference.create_router(settings.routes), *own):
         app.include_router(router)
     document = openapi.page(app.title, app.version, settings.routes)
     app.openapi = lambda: document  # type: ignore[method-assign]
