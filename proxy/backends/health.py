@@ -61,6 +61,18 @@ class Health:
             takes_nothing=takes_nothing and running > 0,
         )
 
+    def between_jobs(self) -> "Health":
+        """The same, if those that take nothing neither load nor have died.
+
+        A worker needs a moment between two jobs, and more where the last one was cancelled.
+        """
+        if not self.takes_nothing:
+            return self
+        starting = self.initializing - self.busy
+        return replace(
+            self, up=self.busy, running=self.busy, initializing=starting, takes_nothing=False
+        )
+
     def without_loading(self) -> "Health":
         """The same, if workers that have jobs in hand are still loading their model.
 

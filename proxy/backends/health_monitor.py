@@ -210,6 +210,8 @@ class HealthMonitor:
         """Take one look's counters, seen at `now` (seconds, monotonic)."""
         before = self._state
         self._unseen_since = math.inf
+        if self.starts.has_just_answered:
+            health = health.between_jobs()
         self._turns.note_workers(health.up + health.initializing)
         if now - self._noted > OLD_SECONDS or not health.up:
             self._has_answered = False

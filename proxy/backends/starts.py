@@ -23,6 +23,8 @@ Useless = ModelStartFailed | SealingFailed
 
 GOOD_SECONDS = 60.0
 """A worker that answered so recently is likely to be up still."""
+JUST_SECONDS = 5.0
+"""One that answered so recently neither loads nor has gone: RunPod's shortest idle timeout."""
 UNKNOWN_CAUSE = (
     "The model could not be started: the endpoint's workers end before they are ready. "
     "Their log, in RunPod's console, says why."
@@ -103,6 +105,11 @@ class Starts:
         self._answering.add(answer)
         self._answered = time.monotonic()
         self.forgive()
+
+    @property
+    def has_just_answered(self) -> bool:
+        """A worker has begun to answer, or come to an end, a moment ago."""
+        return time.monotonic() - self._answered < JUST_SECONDS
 
     def note_end(self, answer: object) -> None:
         """That answer has come to its end."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.backends import starts
 from proxy.backends.fair_turns import AHEAD, FairTurns, Flow, Place
 from proxy.backends.health import OLD_SECONDS, Health
 from proxy.backends.health_monitor import (
@@ -22,7 +23,7 @@ from proxy.backends.health_monitor import (
     HealthMonitor,
     State,
 )
-from proxy.backends.starts import UNKNOWN_CAUSE, Starts
+from proxy.backends.starts import JUST_SECONDS, UNKNOWN_CAUSE, Starts
 from proxy.errors import UpstreamUnavailable
 from tests.proxy.conftest import chat
 from tests.proxy.http.test_requests import error_of
@@ -122,6 +123,33 @@ async def test_a_worker_that_answers_is_up_whatever_the_last_look_said() -> None
     states = [str(monitor.state)]
     monitor.observe(Health.of({"jobs": {"inQueue": 1}}), 200)
     assert [*states, str(monitor.state)] == ["ready", "cold"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "has_ended", "state"),
+    [
+        (1, False, State.READY),
+        (JUST_SECONDS + 1, False, State.WARMING),  # the worker may have died in mid-stream
+        (JUST_SECONDS + 1, True, State.READY),
+    ],
+)
+async def test_a_worker_between_two_jobs_is_no_start(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, has_ended: bool, state: State
+) -> None:
+    now, answer = 0.0, object()
+    monkeypatch.setattr(starts, "time", SimpleNamespace(monotonic=lambda: now))
+    monitor = HealthMonitor("ep", _never, Starts("ep", pause_seconds=300))
+    monitor.starts.note_answer(answer)
+    monitor.note_answer()
+    took_nothing = Health.of({"workers": {"running": 1}, "jobs": {"inQueue": 1, "inProgress": 0}})
+    with monitor.waiting():
+        now += seconds
+        if has_ended:
+            monitor.starts.note_end(answer)
+        monitor.observe(took_nothing, time.monotonic())
+        found = monitor.state, monitor.clock.elapsed_seconds is not None
+    await monitor.close()
+    assert found == (state, state is State.WARMING)
 
 
 @pytest.mark.parametrize(
