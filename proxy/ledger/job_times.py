@@ -15,6 +15,8 @@ MAX_JOBS: Final = 1_000
 """How many may wait; of more nothing is asked."""
 SHARE: Final = 0.1
 """How much of RunPod's limit for /status is used for it at most."""
+MAX_CALLS_PER_SECOND: Final = 5.0
+"""A call costs the proxy about a tenth of what a whole plain request does."""
 PATIENCE_SECONDS: Final = 30.0
 
 Ask = Callable[[], Awaitable[Course | None]]
@@ -25,7 +27,7 @@ class JobTimes:
     """Asks of one job after the other."""
 
     def __init__(self, calls_per_second: float) -> None:
-        self._pause_seconds = 1 / (SHARE * calls_per_second)
+        self._pause_seconds = 1 / min(SHARE * calls_per_second, MAX_CALLS_PER_SECOND)
         self._due: list[tuple[float, int, int, Ask, OnTold]] = []
         """When, a number that no other has, which time it is, and of what; a heap."""
         self._numbers = itertools.count()

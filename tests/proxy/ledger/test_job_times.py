@@ -9,6 +9,7 @@ from proxy.api.answer import Course
 from proxy.errors import JobNotFound, UpstreamUnavailable
 from proxy.ledger import job_times
 from proxy.ledger.job_times import PAUSES, JobTimes
+from tests.virtual_time import run_virtually
 
 TOLD = Course(execution_seconds=4.0)
 
@@ -53,18 +54,22 @@ async def test_of_more_jobs_than_may_wait_nothing_is_asked(monkeypatch: pytest.M
     await times.close()
 
 
-@pytest.mark.slow
-async def test_calls_take_a_share_of_runpods_limit_alone() -> None:
-    times, moments = JobTimes(100), list[float]()
-    loop = asyncio.get_running_loop()
+@pytest.mark.parametrize(("limit", "pause_seconds"), [(10, 1.0), (10_000, 0.2)])
+def test_calls_take_a_share_of_runpods_limit_and_are_few(
+    limit: float, pause_seconds: float
+) -> None:
+    async def moments() -> list[float]:
+        times, found = JobTimes(limit), list[float]()
 
-    async def ask() -> Course:
-        moments.append(loop.time())
-        return TOLD
+        async def ask() -> Course:
+            found.append(asyncio.get_running_loop().time())
+            return TOLD
 
-    for _ in range(4):
-        times.ask(ask, lambda _: None)
-    assert times._asking is not None
-    await times._asking
-    assert all(second - first >= 0.09 for first, second in itertools.pairwise(moments))
-    await times.close()
+        for _ in range(4):
+            times.ask(ask, lambda _: None)
+        assert times._asking is not None
+        await times._asking
+        return found
+
+    pauses = [later - one for one, later in itertools.pairwise(run_virtually(moments()))]
+    assert pauses == pytest.approx([pause_seconds] * 3)
