@@ -31,10 +31,19 @@ CONNECT_SECONDS: Final = 5
 BUSY_SECONDS: Final = 10
 """How long to wait for another process that writes."""
 STATEMENT_SECONDS: Final = 30
+SILENCE_SECONDS: Final = 15
+"""How long the network may lose all that is sent before a connection counts as broken."""
 CLOSE_SECONDS: Final = 5.0
 """How long what was begun may take when the proxy stops."""
 CONNECTION_OK: Final = 0
 """What libpq says of a connection that is open."""
+_PROBES: Final = {
+    "tcp_user_timeout": SILENCE_SECONDS * 1000,
+    "keepalives_idle": SILENCE_SECONDS // 3,
+    "keepalives_interval": SILENCE_SECONDS // 3,
+    "keepalives_count": 2,
+}
+"""libpq's: a server that has gone without a word is noticed, which by itself takes two hours."""
 _MIGRATION_LOCK: Final = 7_295_118_043
 """A number of PostgreSQL's advisory locks that is ours."""
 
@@ -155,7 +164,7 @@ def with_driver(url: str) -> URL:
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         options = f"-c statement_timeout={STATEMENT_SECONDS * 1000}"
-        wanted = {"connect_timeout": CONNECT_SECONDS, "options": options}
+        wanted = {"connect_timeout": CONNECT_SECONDS, "options": options} | _PROBES
         # A connection that has died is noticed and made anew before it is used.
         return create_engine(url, pool_size=1, pool_pre_ping=True, connect_args=wanted)
     if url.database:

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, insert, inspect, select, text
@@ -109,6 +111,7 @@ async def test_the_event_loop_goes_on_meanwhile(url: str) -> None:
 async def test_what_only_reads_does_not_wait_for_a_writer(url: str) -> None:
     writer, reader, gate = Database(url), Database(url), threading.Event()
     await writer.run(add)
+    await reader.read(subjects)  # its first use looks at the schema, and waits for writers
 
     def slowly(connection: Connection) -> None:
         add(connection, "two")
@@ -149,6 +152,22 @@ async def test_a_server_that_was_killed_and_is_back_is_used_again(server: Postgr
     server.start()
     assert await database.run(subjects) == ["one"]
     await database.close()
+
+
+@on_postgresql
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere not all of it can be set")
+async def test_a_server_that_has_gone_without_a_word_is_noticed(server: PostgreSQL) -> None:
+    def options(connection: Connection) -> list[int]:
+        driver: Any = connection.connection.driver_connection
+        names = (socket.TCP_USER_TIMEOUT, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL)
+        with socket.socket(fileno=os.dup(driver.pgconn.socket)) as one:
+            return [one.getsockopt(socket.IPPROTO_TCP, name) for name in names]
+
+    database = Database(server.new_database())
+    user_timeout_ms, idle, interval = await database.run(options)
+    await database.close()
+    assert 0 < user_timeout_ms <= 20_000
+    assert idle + 2 * interval <= 20
 
 
 @on_postgresql
