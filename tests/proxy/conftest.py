@@ -36,6 +36,8 @@ def settings_for(runpod_url: str, **changes: Any) -> Settings:
         "drain_seconds": 0,
         "state_dir": STATE_DIR,
     }
+    if "admin_keys" in changes:  # it makes a database, which no other test's proxy is to find
+        values["state_dir"] = tempfile.mkdtemp(dir=STATE_DIR)
     return Settings(**(values | changes))
 
 
