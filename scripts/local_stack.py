@@ -57,6 +57,8 @@ class LocalStack:
     logs: Path
     processes: Sequence[Process]
     api_key: str = API_KEY
+    admin_key: str = ""
+    """Of the proxy's page; empty where nobody administers."""
     runpod_api_key: str = RUNPOD_API_KEY
 
     @property
@@ -117,6 +119,7 @@ def local_stack(
     emulator_port: int = 0,
     proxy_port: int = 0,
     idle_timeout_seconds: float = 600,
+    admin_key: str = "",
 ) -> Iterator[LocalStack]:
     """Start the stack, wait until it takes requests, and leave nothing running.
 
@@ -138,6 +141,7 @@ def local_stack(
         proxy_port=_port(proxy_port, "PROXY_PORT"),
         logs=logs,
         processes=processes,
+        admin_key=admin_key,
     )
     logs.mkdir(parents=True, exist_ok=True)
     for endpoint in stack.endpoints:
@@ -198,6 +202,7 @@ def _proxy(stack: LocalStack) -> Process:
         "PROXY_TOTAL_TIMEOUT_SECONDS": "3600",
         **_inherited(),
         "PROXY_API_KEYS": API_KEY,
+        "PROXY_ADMIN_KEYS": stack.admin_key,
         "PROXY_CONFIG": str(config),
         "PROXY_PORT": str(stack.proxy_port),
         "PROXY_STATE_DIR": str(stack.logs / "state"),

@@ -33,6 +33,7 @@ from scripts.progress import SetUpError
 from scripts.set_up import PORTS, check_ports, port_of
 
 QUESTION = "Hello! Who are you?"
+ADMIN_KEY = "sk-admin-of-this-machine"
 CHECK_SECONDS = 0.5
 COLD_START_SECONDS = 1800.0
 MAX_TOKENS = 200
@@ -51,6 +52,7 @@ Up until Ctrl-C:
   base URL  {base_url}
   API key   {api_key}
   models    {models}
+  page      {page_url} shows all of it; log in with {admin_key}
 
 curl -N {base_url}/chat/completions \\
   -H "Authorization: Bearer {api_key}" -H "Content-Type: application/json" \\
@@ -70,9 +72,11 @@ curl {runpod_url}/{endpoint}/runsync \\
 """
 
 _EVENT = re.compile(
-    r"\S+ (?P<time>[\d:]+)\S* \w+ proxy\.(access: \S+|[\w.]+:(?= endpoint )) (?P<what>.*)"
+    r"\S+ (?P<time>[\d:]+)\S* \w+ proxy\."
+    r"(access: \S+(?! GET /admin/status )|[\w.]+:(?= endpoint )) (?P<what>.*)"
 )
-"""What the proxy's log has of requests and of the states of endpoints."""
+"""What the proxy's log has of requests, but for the page's own every few seconds, and of the states
+of endpoints."""
 
 Pieces = queue.Queue[str | openai.OpenAIError | None]
 
@@ -120,6 +124,7 @@ def run(models: Sequence[Model]) -> None:
             emulator_port=emulator_port,
             proxy_port=proxy_port,
             idle_timeout_seconds=idle_timeout_seconds,
+            admin_key=ADMIN_KEY,
         ) as stack,
         Follower(logs) if verbose else nullcontext(),
     ):
@@ -210,7 +215,8 @@ def _await_first(stack: LocalStack, pieces: Pieces) -> str | openai.OpenAIError 
 def _say_how_to_use(stack: LocalStack) -> None:
     chat, *others = [endpoint.model.name for endpoint in stack.endpoints]
     facts = {"base_url": stack.base_url, "api_key": stack.api_key}
-    _say(HOW_TO_USE.format(models=", ".join([chat, *others]), model=chat, **facts))
+    page = {"page_url": stack.base_url.removesuffix("v1"), "admin_key": stack.admin_key}
+    _say(HOW_TO_USE.format(models=", ".join([chat, *others]), model=chat, **facts, **page))
     for embed in others:
         _say(HOW_TO_EMBED.format(model=embed, **facts))
     runpod = {"runpod_url": stack.runpod_url, "api_key": stack.runpod_api_key}

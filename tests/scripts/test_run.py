@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from scripts.local_stack import STOP_SECONDS
+from scripts.run import what_happens
 from scripts.set_up import TINY_CHAT, TINY_EMBED
 from tests.servers import free_port
 from tests.waiting import wait_until
@@ -147,6 +148,22 @@ def test_it_shows_a_chat_and_how_to_use_what_is_up(up: Run) -> None:
     curl = up.output[up.output.index("curl -N") :].split("\n\n")[0]
     answer = subprocess.run(curl, shell=True, capture_output=True, text=True, timeout=100)
     assert answer.stdout.rstrip().endswith("data: [DONE]")
+
+
+def test_the_page_that_it_tells_of_lets_its_key_in_and_floods_nobody(up: Run) -> None:
+    up.wait_for("models    some-model")
+    found = re.search(r"^  page      (\S+) .* with (\S+)$", up.output, re.MULTILINE)
+    assert found is not None
+    url, key = found.groups()
+    with httpx.Client(base_url=url, timeout=100) as browser:
+        assert browser.get("", headers={"accept": "text/html"}).status_code == 200
+        headers = {"authorization": f"Bearer {key}"}
+        assert browser.post("admin/session", headers=headers).status_code == 201
+        status = browser.get("admin/status", headers={"sec-fetch-site": "same-origin"})
+        assert status.status_code == 200
+    line = "2026-11-29 12:00:00,000 INFO proxy.access: req_1 GET /admin/{} 200 completed 0.001s"
+    assert what_happens(Path("proxy.log"), line.format("keys")) is not None
+    assert what_happens(Path("proxy.log"), line.format("status")) is None
 
 
 def test_both_built_in_models_are_served_each_by_a_worker_started_when_asked(
