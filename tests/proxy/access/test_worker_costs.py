@@ -110,7 +110,7 @@ async def test_copies_count_each_moment_once_and_know_what_others_have_counted(
     assert (await one.look("ep", 1, price=PRICE)).dollars == pytest.approx(55.0)
     first = await new.look("ep", 1, price=PRICE)
     second = await new.look("ep", 1, price=PRICE)
-    assert 110.0 < first.seconds < second.seconds
+    assert 110.0 <= first.seconds <= second.seconds < 200.0
     redis.stop()
     assert (await one.look("ep", 1, price=PRICE)).dollars == pytest.approx(50.0)
     redis.start()  # and has forgotten all
