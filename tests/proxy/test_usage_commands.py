@@ -159,6 +159,23 @@ def test_runpods_bill_stands_beside_the_estimate(
     assert [line["billed"] for line in lines if line["endpoint"] == "other"] == ["0.25"]
 
 
+@pytest.mark.slow
+def test_without_a_key_for_bills_each_account_is_asked_by_its_own(
+    command: Command, billing: Billing, tmp_path: Path
+) -> None:
+    keep(f"sqlite:///{tmp_path}/proxy.sqlite3", row(8, endpoint="other", id="other/8"))
+    file = tmp_path / "proxy.toml"
+    file.write_text(CONFIG.replace("rest_api_key_env", "api_key_env"))
+    billing.answers = {
+        "rp-key": JSONResponse({"records": [billed("abc123", 5)]}),
+        "other-key": JSONResponse({"records": [billed("other", 0.25)]}),
+    }
+    told = command("--reconcile", "--csv", RUNPOD_REST_API_KEY="").stdout
+    lines = list(csv.DictReader(io.StringIO(told)))
+    found = {line["endpoint"]: line["billed"] for line in lines}
+    assert (found["ep"], found["other"]) == ("5.0", "0.25")
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
