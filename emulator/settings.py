@@ -167,6 +167,8 @@ class EndpointSettings(BaseModel):
     cold_start_delay_seconds: float = Field(default=0, ge=0)
     stop_grace_seconds: Seconds = 10
     """From SIGTERM to SIGKILL."""
+    price_per_second: float = Field(default=0.00031, ge=0)
+    """What the bill says of each second of a worker, in dollars."""
     min_backoff_seconds: Seconds = 1
     """The pause before a worker that crashed is started again; doubled as long as it crashes."""
     max_backoff_seconds: Seconds = 30
@@ -275,7 +277,7 @@ class EmulatorSettings(BaseModel):
     """The base URL workers are told; empty means host and port."""
     api_key: SecretStr = SecretStr("rpa_local")
     rest_api_key: SecretStr | None = None
-    """The key that may ask for workers and logs; None if the other one may."""
+    """The key that may ask for workers, logs and the bill; None if the other one may."""
     rest_quotas: dict[QuotaWindow, Annotated[int, Field(gt=0)]] = {}
     """Calls of RunPod's REST API in each window; empty: the caller is exempt."""
     log_dir: Path | None = None

@@ -1,13 +1,13 @@
-"""The face of RunPod's REST API, version 2: an endpoint's workers, and a worker's log as events.
+"""The face of RunPod's REST API, version 2: workers, a worker's log as events, and the bill.
 
-Only `GET /v2/serverless/{id}/workers` and `.../workers/{workerId}/logs`, which RunPod serves at
-api.runpod.io. Shapes and errors are those of its OpenAPI document (2.0.0, November 2026). A line's
-time is when the emulator first looked at it.
+Only `GET /v2/serverless/{id}/workers`, `.../workers/{workerId}/logs` and `/v2/billing/serverless`,
+which RunPod serves at api.runpod.io. Shapes and errors are those of its OpenAPI document (2.0.0,
+November 2026). A line's time is when the emulator first looked at it.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,7 +24,9 @@ from emulator.errors import (
     TooManyRequests,
     Unauthorized,
 )
+from emulator.faces.billing_query import BillingQuery, timestamp
 from emulator.faces.log_query import LogQuery
+from emulator.fleet.bill import billed_seconds, bucket_of
 from emulator.fleet.slot import Slot
 from emulator.fleet.worker_log import Line
 from emulator.gateway.http import Handler, Json, check_key, find_endpoint
@@ -43,8 +45,9 @@ TITLES: Final = {
 }
 
 
-async def list_workers(request: Request, endpoint: Endpoint) -> Response:
+async def list_workers(request: Request) -> Response:
     """The active workers, each with its status, and how many are in each."""
+    endpoint = find_endpoint(request)
     workers = [_view(slot, state) for slot, state in endpoint.scaler.slots()]
     names = ("running", "idle", "initializing", "throttled", "unhealthy")
     summary = {name: sum(w["status"] == name.upper() for w in workers) for name in names}
@@ -52,8 +55,9 @@ async def list_workers(request: Request, endpoint: Endpoint) -> Response:
     return Json({"endpointVersion": VERSION, "summary": summary, "workers": workers})
 
 
-async def worker_logs(request: Request, endpoint: Endpoint) -> Response:
+async def worker_logs(request: Request) -> Response:
     """A worker's log: the lines that are there, then those that come, until the worker is gone."""
+    endpoint = find_endpoint(request)
     worker_id = request.path_params["worker"]
     slot = next((s for s, _ in endpoint.scaler.slots() if s.worker_id == worker_id), None)
     if slot is None:
@@ -61,6 +65,40 @@ async def worker_logs(request: Request, endpoint: Endpoint) -> Response:
     events = _events(request, slot, LogQuery.parse(request))
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+async def list_billing(request: Request) -> Response:
+    """What the workers of each endpoint have cost, in buckets of time, as far as there were any."""
+    now = datetime.now(UTC)
+    query = BillingQuery.parse(request, now)
+    endpoints = state_of(request.app).endpoints
+    asked = [one for name, one in endpoints.items() if query.endpoint in (None, name)]
+    records = [record for endpoint in asked for record in _records(endpoint, query, now)]
+    metadata = {
+        "query": query.view(),
+        "recordCount": len(records),
+        "uniqueServerlessCount": len({record["serverlessId"] for record in records}),
+        "totals": _amounts(sum((record["totalAmount"] for record in records), 0.0)),
+    }
+    return Json({"records": records, "metadata": metadata})
+
+
+def _records(endpoint: Endpoint, query: BillingQuery, now: datetime) -> Iterator[dict[str, Any]]:
+    seconds = billed_seconds(endpoint.scaler.starts, query.size, now)
+    for start in sorted(seconds):
+        if query.start <= start < query.end:
+            yield {
+                "startTime": timestamp(start),
+                "endTime": timestamp(bucket_of(start, query.size)[1]),
+                "serverlessId": endpoint.settings.id,
+                **_amounts(seconds[start] * endpoint.settings.price_per_second),
+            }
+
+
+def _amounts(dollars: float) -> dict[str, float]:
+    """All of it is for a GPU."""
+    none = dict.fromkeys(("cpuAmount", "diskAmount", "feeAmount"), 0.0)
+    return {"totalAmount": dollars, "gpuAmount": dollars, **none}
 
 
 async def _events(request: Request, slot: Slot, query: LogQuery) -> AsyncIterator[bytes]:
@@ -85,7 +123,7 @@ def _event(line: Line) -> bytes:
 
 def _view(slot: Slot, state: str) -> dict[str, Any]:
     """A worker; what is not known before it is placed is null."""
-    began = slot.process_started_at
+    began = slot.start.placed_at
     now = datetime.now(UTC).timestamp()
     return {
         "id": slot.worker_id,
@@ -97,25 +135,21 @@ def _view(slot: Slot, state: str) -> dict[str, Any]:
         "uptimeSeconds": None if began is None else int(now - began),
         "gpuTypeId": None if began is None else "EMULATED",
         "dataCenterId": None,
-        "startedAt": None if began is None else timestamp(began),
+        "startedAt": None if began is None else timestamp(datetime.fromtimestamp(began, UTC)),
     }
 
 
-def timestamp(seconds: float) -> str:
-    """A Unix time as RFC 3339."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def routes() -> list[Route]:
-    """Both routes. They come before those of an endpoint that might be called `serverless`."""
+    """They come before those of an endpoint that might be called `serverless` or `billing`."""
     path = "/v2/serverless/{endpoint}/workers"
     return [
+        Route("/v2/billing/serverless", _guarded(list_billing), methods=["GET"]),
         Route(path, _guarded(list_workers), methods=["GET"]),
         Route(path + "/{worker}/logs", _guarded(worker_logs), methods=["GET"]),
     ]
 
 
-def _guarded(operation: Any) -> Handler:
+def _guarded(operation: Handler) -> Handler:
     async def handler(request: Request) -> Response:
         state = state_of(request.app)
         try:
@@ -126,7 +160,7 @@ def _guarded(operation: Any) -> Handler:
             state.quotas.count()
             if not has_right:
                 raise Forbidden("access denied")
-            response: Response = await operation(request, find_endpoint(request))
+            response = await operation(request)
         except EmulatorError as error:
             response = _problem(error)
         response.headers.update(state.quotas.headers())

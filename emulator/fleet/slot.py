@@ -47,6 +47,8 @@ class Start:
 
     worker: str
     started_at: float
+    placed_at: float | None = None
+    """When its process was there; None before that."""
     ready_at: float | None = None
     ended_at: float | None = None
     exit_code: int | None = None
@@ -86,8 +88,6 @@ class Slot:
         self._process: WorkerProcess | None = None
         self._thaw_timer: asyncio.TimerHandle | None = None
         self.log = WorkerLog()
-        self.process_started_at: float | None = None
-        """A Unix time; None before the worker is placed."""
         self.has_ended = False
 
     async def live(self) -> None:
@@ -151,7 +151,7 @@ class Slot:
     async def _run_process(self) -> str | None:
         """Run the worker to its end; what went wrong, if something did."""
         process = self._process = await self._start_process()
-        self.process_started_at = time.time()
+        self.start.placed_at = time.time()
         self.log.follow(process.log_path)
         self._say(f"started (pid {process.pid}, log {process.log_path})")
         try:
