@@ -28,8 +28,8 @@ OWN = {(c.code, c.status, c.type) for c in classes() if c is not VLLMError}
 
 
 def public() -> list[Row]:
-    """The rows of README's table that have a status of their own."""
-    table = (ROOT / "README.md").read_text().partition("## Errors")[2].partition("\n## ")[0]
+    """The rows of the document's table that have a status of their own."""
+    table = (ROOT / "docs" / "api.md").read_text().partition("## Errors")[2]
     found = [ROW.search(line) for line in table.splitlines()]
     return [(row["code"], int(row["status"]), row["type"]) for row in found if row]
 
