@@ -13,7 +13,7 @@ setup: ## make both environments and the built-in models (once; minutes)
 	@$(SET_UP)
 
 run: ## start emulator, worker with vLLM on the CPU, and proxy; MODEL= serves another model
-	@$(SET_UP) ports project vllm flags $(if $(MODEL),,models)
+	@$(SET_UP) ports project vllm $(if $(MODEL),,models)
 	@$(PROJECT_PYTHON) -m scripts.run
 
 test: setup ## run every test, real vLLM included; ARGS= goes to pytest
@@ -48,7 +48,7 @@ bench: ## measure what the proxy costs, beside the engine itself; BASELINE= name
 	@$(PROJECT_PYTHON) -m tests.bench $(BENCH)
 
 conformance: ## run real clients through the proxy and against vLLM; CLIENTS= runs only some
-	@$(SET_UP) project vllm flags models
+	@$(SET_UP) project vllm models
 	@$(PROJECT_PYTHON) -m tests.conformance $(CLIENTS)
 
 check: ## lint, formatting, types, and which package imports which

@@ -30,6 +30,9 @@ TINY_MODEL = {
     "HF_HUB_OFFLINE": "1",
     # One thread for the model, which is too small for more.
     "OMP_NUM_THREADS": "1",
+    # The engine runs the model itself: a process for it, as vLLM has on the CPU to bind threads to
+    # cores, would import vLLM for a third time.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # In bfloat16 vLLM 0.32 takes AMX where the processor has it, and its worker process then dies
     # of an illegal instruction at a prompt of a token or two, as embeddings often have.
     "DTYPE": "float32",

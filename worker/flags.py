@@ -2,7 +2,8 @@
 
 vLLM renames, adds and drops flags with every release, so the list is not kept by hand. An image
 makes it once, when it is built, and names the file in `WORKER_VLLM_FLAGS`; asking vLLM at each
-start would add the seconds that importing it takes to every cold start.
+start would add the seconds that importing it takes to every cold start. For the pinned build for
+the CPU, whose list is the same on every machine, it is in the repository.
 """
 
 import json

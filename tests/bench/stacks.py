@@ -17,7 +17,7 @@ import tomlkit
 
 from scripts.bench import set_up_for_bench
 from scripts.processes import ROOT, free_port
-from scripts.set_up import next_worker_environment
+from scripts.set_up import VLLM_FLAGS, next_worker_environment
 from tests.bench.ground import THIS, Build, Ground, answers
 from tests.bench.load import Kind
 from tests.bench.processes import programs_below
@@ -332,7 +332,7 @@ def worker_variables(build: Build, engine_port: int) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "MAX_CONCURRENCY": "200",
         "WORKER_VLLM_COMMAND": " ".join(THIS.command("tests.bench.engine")),
-        "WORKER_VLLM_FLAGS": str(ROOT / "tests" / "worker" / "vllm_flags.json"),
+        "WORKER_VLLM_FLAGS": str(VLLM_FLAGS),
         "WORKER_VLLM_PORT": str(engine_port),
     }
 

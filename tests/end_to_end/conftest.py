@@ -16,6 +16,7 @@ import pytest
 from proxy.app import create_app
 from proxy.telemetry.traces import Traces
 from scripts.local_stack import LocalStack, local_stack
+from scripts.set_up import VLLM_FLAGS
 from tests.emulator.running import API_KEY, Client, emulator
 from tests.long_models import long_models
 from tests.proxy.conftest import KEY, settings_for
@@ -23,7 +24,6 @@ from tests.servers import free_port, serve
 from tests.waiting import wait_until
 
 ENGINE = Path(__file__).parents[1] / "engine.py"
-FLAGS = Path(__file__).parents[1] / "worker" / "vllm_flags.json"
 
 
 @dataclass
@@ -72,7 +72,7 @@ def endpoint_settings() -> dict[str, Any]:
         "MODEL_NAME": "m",
         "HF_HUB_OFFLINE": "1",  # or each worker would ask the hub for it
         "WORKER_VLLM_COMMAND": f"{sys.executable} {ENGINE}",
-        "WORKER_VLLM_FLAGS": str(FLAGS),
+        "WORKER_VLLM_FLAGS": str(VLLM_FLAGS),
         "WORKER_VLLM_PORT": str(free_port()),
     }
     return {

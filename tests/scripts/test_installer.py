@@ -23,6 +23,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return environment
 
 
+@pytest.fixture(scope="module")
+def real_uv() -> Environment:
+    """uv itself, from the cache of this machine."""
+    return installer.uv()
+
+
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of wheels that pip looks into, and nowhere else; uv knows nothing of it."""
@@ -87,3 +93,29 @@ def test_an_index_of_pips_own_is_noticed(
     assert not installer.has_its_own_index(environment)
     monkeypatch.setenv("PIP_INDEX_URL", "file:///nowhere")
     assert installer.has_its_own_index(environment)
+
+
+def test_one_package_comes_from_where_pip_looks_and_by_uv_where_there_is_one(
+    environment: Environment,
+    wheels: Path,
+    real_uv: Environment,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setattr(installer, "uv", lambda: real_uv)
+    monkeypatch.setattr(installer, "PIP_INSTALL", ("-c", "raise SystemExit('pip was asked')"))
+    write_wheel(wheels, "linked_by_pip")
+    installer.install_one(environment, "linked_by_pip==1.0", "http://127.0.0.1:9/simple")
+    assert imports(environment, "linked_by_pip")
+    with pytest.raises(SetUpError, match="pip was asked"):
+        installer.install_one(environment, "linked_by_nobody==1.0", "http://127.0.0.1:9/simple")
+
+
+def test_one_package_comes_by_pip_where_there_is_no_uv(
+    environment: Environment, wheels: Path
+) -> None:
+    write_wheel(wheels, "linked_without_uv")
+    installer.install_one(environment, "linked_without_uv==1.0", "http://127.0.0.1:9/simple")
+    assert imports(environment, "linked_without_uv")

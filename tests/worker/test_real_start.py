@@ -1,13 +1,16 @@
 """vLLM itself, started in a way in which it cannot start."""
 
+import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from scripts.set_up import TINY_CHAT, vllm_command, vllm_flags
+from scripts.set_up import TINY_CHAT, VLLM_FLAGS, vllm_command
 from tests.emulator.running import Client, one_endpoint
-from tests.worker.worker_process import FLAGS, chat, start_worker
+from tests.worker.worker_process import chat, start_worker
+from worker.flags import ask
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -31,7 +34,7 @@ def test_what_vllm_says_of_a_start_that_failed_is_told(
     real = {
         "MODEL_NAME": str(TINY_CHAT.folder),
         "WORKER_VLLM_COMMAND": vllm_command(),
-        "WORKER_VLLM_FLAGS": str(vllm_flags() or FLAGS),
+        "WORKER_VLLM_FLAGS": str(VLLM_FLAGS),
         "WORKER_START_FAILURE_SECONDS": "600",
     }
     with start_worker(client, tmp_path, **real, **settings) as worker:
@@ -40,3 +43,8 @@ def test_what_vllm_says_of_a_start_that_failed_is_told(
         assert worker.process.wait(60) == 1
     assert frame["start_failed"] == cause
     assert words in frame["text"]
+
+
+def test_vllm_has_the_flags_of_the_list_that_is_kept() -> None:
+    asked = ask(shlex.split(vllm_command()))
+    assert json.loads(asked) == json.loads(VLLM_FLAGS.read_text())

@@ -19,12 +19,12 @@ import psutil
 
 from emulator.fleet.worker_process import worker_environment
 from emulator.settings import EndpointSettings
+from scripts.set_up import VLLM_FLAGS
 from tests.emulator.running import API_KEY, Client
 from tests.servers import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-FLAGS = Path(__file__).with_name("vllm_flags.json")
 SECONDS = 60.0
 
 
@@ -98,7 +98,7 @@ def start_worker(
         env={
             "MODEL_NAME": "tiny-chat",
             "WORKER_VLLM_COMMAND": f"{sys.executable} {ROOT}/tests/engine.py {engine_flags}",
-            "WORKER_VLLM_FLAGS": str(FLAGS),
+            "WORKER_VLLM_FLAGS": str(VLLM_FLAGS),
             "PYTHONPATH": str(ROOT),
             "HOME": str(directory),
             "RUNPOD_PING_INTERVAL": "1000",
