@@ -97,7 +97,9 @@ class Course:
     submitted: float | None = None
     """When RunPod had taken its job, on the monotonic clock."""
     endpoint: str = ""
-    """The name of the endpoint that has the job."""
+    """The name of the endpoint that has the work."""
+    work_id: str = ""
+    """What that work is known by there."""
 
 
 NO_COURSE: Final = Course()

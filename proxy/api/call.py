@@ -129,6 +129,8 @@ class Work:
     """For how long a worker had it, as seen from here."""
     price_per_second: float = 0.0
     """In dollars; 0 where it is not known."""
+    id: str = ""
+    """What it is known by at its endpoint: its job's id, or one of its own."""
     job_id: str = ""
     course: Course = NO_COURSE
     ended_course: Callable[[], Awaitable[Course | None]] | None = None

@@ -90,6 +90,9 @@ class Dialect:
     when it sends the first event of a chat, a completion or a message."""
     request_id_headers: tuple[str, ...] = ("x-request-id",)
     """Where the route's clients look for the request's id."""
+    tokens_of: Callable[[bytes], int] | None = None
+    """How many tokens at least are in whole events: one in each event that brings something. None
+    where nothing tells."""
 
 
 def _openai_error(error: ProxyError, context: StreamContext) -> bytes:
@@ -221,6 +224,28 @@ def _anthropic_passing(whole: bytes, context: StreamContext) -> bytes:
     return before + _anthropic_error(VLLMError(500, body), context) if body else whole
 
 
+# What is looked for has quotes, which are escaped where they stand in a text.
+def _chat_tokens(events: bytes) -> int:
+    """The role comes with an empty content, and some servers end with an empty delta."""
+    deltas = events.count(b'"delta":{"') + events.count(b'"delta": {"')
+    return deltas - events.count(b'"content":""') - events.count(b'"content": ""')
+
+
+def _completion_tokens(events: bytes) -> int:
+    texts = events.count(b'"text":"') + events.count(b'"text": "')
+    return texts - events.count(b'"text":""') - events.count(b'"text": ""')
+
+
+def _responses_tokens(events: bytes) -> int:
+    """`event: response.output_text.delta`, and the like."""
+    return events.count(b".delta\n")
+
+
+def _anthropic_tokens(events: bytes) -> int:
+    """A signature is no token."""
+    return events.count(b"event: content_block_delta\n") - events.count(b'"signature_delta"')
+
+
 def _empty_chat_chunk(context: StreamContext) -> bytes:
     return _empty_chunk("chat.completion.chunk", context, {"delta": {}})
 
@@ -258,8 +283,17 @@ def _named_event(name: str, data: dict[str, Any]) -> bytes:
 
 
 OPENAI = Dialect((DONE,), _openai_error, None, _openai_body)
-CHAT = Dialect((DONE,), _openai_error, _empty_chat_chunk, _openai_body, "chatcmpl-")
-COMPLETIONS = Dialect((DONE,), _openai_error, _empty_completion_chunk, _openai_body, "cmpl-")
+CHAT = Dialect(
+    (DONE,), _openai_error, _empty_chat_chunk, _openai_body, "chatcmpl-", tokens_of=_chat_tokens
+)
+COMPLETIONS = Dialect(
+    (DONE,),
+    _openai_error,
+    _empty_completion_chunk,
+    _openai_body,
+    "cmpl-",
+    tokens_of=_completion_tokens,
+)
 RESPONSES = Dialect(
     (b"response.completed", b"response.incomplete", _FAILED),
     _responses_error,
@@ -268,6 +302,7 @@ RESPONSES = Dialect(
     passing=_responses_passing,
     ending=_responses_ending,
     token_mark=b".delta\n",  # `event: response.output_text.delta`; in a text `\n` is escaped
+    tokens_of=_responses_tokens,
 )
 MESSAGES = Dialect(
     (b"message_stop",),
@@ -276,6 +311,7 @@ MESSAGES = Dialect(
     _anthropic,
     passing=_anthropic_passing,
     request_id_headers=("x-request-id", "request-id"),
+    tokens_of=_anthropic_tokens,
 )
 
 

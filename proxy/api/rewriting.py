@@ -4,7 +4,8 @@
   (https://github.com/vllm-project/vllm/pull/27752), and clients know the one or the other.
 - Counting tokens: vLLM is asked for a stream's usage, which is noted, and kept from a client that
   did not ask for it. Asked for it, vLLM says the `system_fingerprint` there, and not in the chunks
-  that have a finish reason; so these are held back until it comes, and get it.
+  that have a finish reason; so these are held back until it comes, and get it. Of a stream that is
+  left before that, the events with a token are counted: so many were made at least.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import msgspec
 from proxy.api.sse_framing import fields_of
 
 ReasoningFields = Literal["as_is", "both"]
-OnTokens = Callable[[int, int], None]
+OnTokens = Callable[[int, int, int], None]
 
 MAX_HELD_BYTES: Final = 2**20
 """How much waits for the fingerprint; what comes then goes out without it."""
@@ -25,15 +26,25 @@ _LAST_OF_A_CHOICE = (b'"finish_reason":"', b'"finish_reason": "')
 
 
 class Rewriter:
-    """Changes one answer. `on_tokens` is told how many tokens went in and came out, at its end."""
+    """Changes one answer.
+
+    `on_tokens` is told at its end how many tokens went in and came out by the usage that was told,
+    and how many came out at least, by `tokens_of` its events.
+    """
 
     def __init__(
-        self, *, both_names: bool, hides_usage: bool = False, on_tokens: OnTokens | None = None
+        self,
+        *,
+        both_names: bool,
+        hides_usage: bool = False,
+        on_tokens: OnTokens | None = None,
+        tokens_of: Callable[[bytes], int] | None = None,
     ) -> None:
         self._both_names = both_names
         self._hides_usage = hides_usage
         self._on_tokens = on_tokens
-        self._tokens_in = self._tokens_out = 0
+        self._tokens_of = tokens_of if on_tokens else None
+        self._tokens_in = self._tokens_out = self._counted = 0
         self._held: list[bytes] = []
         """Events that wait for the fingerprint."""
         self._held_bytes = 0
@@ -42,6 +53,8 @@ class Rewriter:
 
     def events(self, piece: bytes) -> bytes:
         """Whole events of a stream, as they are to be sent; most of them as they were."""
+        if self._tokens_of is not None:
+            self._counted += self._tokens_of(piece)
         if not self._held and not any(mark in piece for mark in self._marks):
             return piece
         return (
@@ -62,9 +75,10 @@ class Rewriter:
 
     def end(self) -> None:
         """The answer is over, or given up."""
-        if self._on_tokens is not None and self._tokens_in + self._tokens_out:
-            self._on_tokens(self._tokens_in, self._tokens_out)
-        self._tokens_in = self._tokens_out = 0
+        tokens = self._tokens_in, self._tokens_out, max(0, self._counted)
+        if self._on_tokens is not None and any(tokens):
+            self._on_tokens(*tokens)
+        self._tokens_in = self._tokens_out = self._counted = 0
 
     def _event(self, event: bytes) -> bytes:
         is_marked = any(mark in event for mark in self._marks)

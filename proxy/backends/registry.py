@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -119,7 +120,8 @@ class BackendRegistry:
                 shutdown=self._shutdown,
                 memory=self._memory,
                 standing=Standing(f"fallback {host}", config.api_key_env),
-                on_worker_seconds=lambda _, on_spent: on_spent(Work(host)),
+                name=host,
+                on_work=lambda work, on_spent: on_spent(replace(work, seconds=0.0)),
             )
         return self._servers[config]
 
@@ -218,10 +220,10 @@ class BackendRegistry:
         return partial(Seal, shared.get_secret_value().encode())
 
     def _load_balancer(self, name: str, config: EndpointConfig) -> Backend:
-        def note_worker_seconds(seconds: float, on_spent: OnSpent) -> None:
-            self._metrics.note_worker_seconds(name, seconds, config.price_per_second)
-            self._ceiling(name).note_job(seconds)
-            on_spent(Work(name, seconds, config.price_per_second))
+        def note_work(work: Work, on_spent: OnSpent) -> None:
+            self._metrics.note_worker_seconds(name, work.seconds, config.price_per_second)
+            self._ceiling(name).note_job(work.seconds)
+            on_spent(replace(work, price_per_second=config.price_per_second))
 
         turns = self._turns(config)
         return Relay(
@@ -233,7 +235,8 @@ class BackendRegistry:
             memory=self._memory,
             standing=Standing(f"endpoint {name}", config.api_key_env),
             monitor=self._monitor(name, config, self._runpod_api(name, config), turns),
-            on_worker_seconds=note_worker_seconds,
+            name=name,
+            on_work=note_work,
             turns=turns,
         )
 

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -18,8 +19,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from proxy.api.answer import JSON, NO_COURSE, Answer, Head, checked_head
-from proxy.api.call import Call, Content, OnSpent
+from proxy.api.answer import JSON, NO_COURSE, Answer, Course, Head, checked_head
+from proxy.api.call import Call, Content, OnSpent, Work
 from proxy.api.sse_framing import DONE, Completion, WholeEvents
 from proxy.backends.admission import Admission
 from proxy.backends.backend import InFlight
@@ -68,14 +69,16 @@ class Relay:
         shutdown: Shutdown,
         memory: Memory,
         standing: Standing,
+        name: str,
+        on_work: Callable[[Work, OnSpent], None],
         monitor: HealthMonitor | None = None,
-        on_worker_seconds: Callable[[float, OnSpent], None] = lambda seconds, on_spent: None,
         turns: FairTurns | None = None,
     ) -> None:
         self.served: dict[str, int | None] = {}
         self.monitor = monitor
-        self.on_worker_seconds = on_worker_seconds
-        """Told of each answer how long a worker was at it, and who else wants to know."""
+        self.name = name
+        self.on_work = on_work
+        """Told of each answer's work when it is let go of, and who else wants to know."""
         self.shutdown = shutdown
         self.memory = memory
         self.standing = standing
@@ -160,7 +163,6 @@ class RelayedAnswer:
 
     job_id = None
     road = ""
-    course = NO_COURSE
 
     def __init__(
         self,
@@ -173,6 +175,7 @@ class RelayedAnswer:
         on_spent: OnSpent,
     ) -> None:
         self.head: Head | None = None
+        self.course = NO_COURSE
         self._relay = relay
         self._on_spent = on_spent
         self._request = request
@@ -278,7 +281,8 @@ class RelayedAnswer:
         if self._is_sent:
             self._is_sent = False
             seconds = 0.0 if self.head is None else time.monotonic() - self._answered
-            self._relay.on_worker_seconds(seconds, self._on_spent)
+            work = Work(self._relay.name, seconds, id=self.course.work_id)
+            self._relay.on_work(work, self._on_spent)
         if self._response is not None and self._closing is None:
             self._closing = asyncio.create_task(self._response.aclose())
 
@@ -323,6 +327,8 @@ class RelayedAnswer:
 
     async def _try(self) -> tuple[httpx.Response, ProxyError | None]:
         self._is_sent = not self._is_closed
+        if self._is_sent and not self.course.work_id:
+            self.course = Course(endpoint=self._relay.name, work_id=uuid.uuid4().hex)
         response = self._response = await self._relay.send(self._request)
         if self._is_closed:  # just before this
             self.close()

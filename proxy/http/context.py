@@ -57,7 +57,9 @@ class RequestContext:
     first_token: float | None = None
     """When a stream's first token was passed on, on the monotonic clock."""
     tokens: tuple[int, int] = (0, 0)
-    """How many went in and came out, where they are counted."""
+    """How many went in and came out by the usage that was told, where that is asked for."""
+    least_tokens: int = 0
+    """How many came out at least, as far as it was passed on."""
     status: int = 0
     """Of the answer's head, once it has been sent, be it by the server that refuses the rest."""
     outcome: str = ""
@@ -70,6 +72,10 @@ class RequestContext:
         self.entry = services.ledger.entry(model.label or model.name, on_spent)
         return self.entry.note
 
+    def note_tokens(self, tokens_in: int, tokens_out: int, least: int) -> None:
+        """The answer has told so many, and has passed on at least so many."""
+        self.tokens, self.least_tokens = (tokens_in, tokens_out), least
+
     def note_error(self, error: ProxyError) -> None:
         """The answer is this error, or ends in it."""
         self.outcome = error.code or error.type
@@ -78,7 +84,7 @@ class RequestContext:
         """The request is over: its line in the log, and what it adds to the numbers."""
         ended = self._ended()
         if self.permit is not None:
-            used, is_known = sum(ended.tokens), self._knows_tokens(ended.outcome)
+            used, is_known = sum(self.tokens), self._knows_tokens(ended.outcome)
             self.permit.end(used=used, is_known=is_known)
         if self.answer is not None:
             services.metrics.live.end(self.answer)
@@ -93,12 +99,15 @@ class RequestContext:
     def _ended(self) -> EndedRequest:
         answer = self.answer
         head = None if answer is None else answer.head
+        outcome = self.outcome or _outcome(self.status)
+        are_told = outcome == "completed" and any(self.tokens)
+        tokens_in, tokens_out = self.tokens
         return EndedRequest(
             self.id,
             self.method,
             self.path,
             self.status,
-            self.outcome or _outcome(self.status),
+            outcome,
             time.monotonic() - self.began,
             route=self.route,
             key=self.key.name if self.key else "",
@@ -108,7 +117,8 @@ class RequestContext:
             first_byte_seconds=self.first_byte_seconds,
             first_token_seconds=self.first_token and self.first_token - self.began,
             is_stream=head is not None and head.is_event_stream,
-            tokens=self.tokens,
+            tokens=(tokens_in, tokens_out if are_told else max(tokens_out, self.least_tokens)),
+            are_tokens_told=are_told,
             course=answer.course if answer else NO_COURSE,
             trace=self.trace.id if self.trace else "",
             remark=self.remark,

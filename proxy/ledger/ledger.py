@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -46,6 +45,7 @@ EXPIRE_SECONDS: Final = 3_600.0
 MAX_TOGETHER: Final = 500
 """How many rows are written in one transaction."""
 MAX_TEXT: Final = 200
+NO_TOKENS: Final = (None, None, None)
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Row).decode
@@ -199,10 +199,11 @@ class Entry:
         self._ended, self._moment = ended, int(time.time())
         for work in self._works:
             self._write(work, ended)
-        is_told = any(work.job_id == ended.job_id for work in self._works)
-        endpoint = ended.course.endpoint
-        if ended.job_id and endpoint and not is_told:  # it goes on, or is another request's
-            self._ledger.add(self._row(Work(endpoint, job_id=ended.job_id), ended))
+        endpoint, work_id = ended.course.endpoint, ended.course.work_id
+        is_told = any(work.id == work_id for work in self._works)
+        if work_id and not is_told:  # it goes on, or is another request's
+            work = Work(endpoint, id=work_id, job_id=ended.job_id)
+            self._ledger.add(self._row(work, ended))
 
     def _write(self, work: Work, ended: EndedRequest) -> None:
         """The row of a piece of work, and what RunPod tells of it later."""
@@ -220,13 +221,14 @@ class Entry:
             self._ledger.times.ask(work.ended_course, note)
 
     def _row(self, work: Work, ended: EndedRequest) -> Row:
-        is_answer = work.job_id == ended.job_id if ended.job_id else work is self._works[-1]
-        tokens_in, tokens_out = ended.tokens if is_answer and any(ended.tokens) else (None, None)
+        work_id = ended.course.work_id
+        is_answer = work.id == work_id if work_id else work is self._works[-1]
+        tokens_in, tokens_out, are_tokens_told = _tokens(ended) if is_answer else NO_TOKENS
         queue_seconds = work.course.queue_seconds
         if queue_seconds is None and is_answer:
             queue_seconds = ended.course.queue_seconds
         return Row(
-            id=f"{work.endpoint}/{work.job_id or uuid.uuid4().hex}"[:500],
+            id=f"{work.endpoint}/{work.id}"[:500],
             ended=self._moment,
             request_id=ended.id[:MAX_TEXT],
             job_id=work.job_id,
@@ -239,9 +241,20 @@ class Entry:
             seconds=ended.seconds,
             tokens_in=tokens_in,
             tokens_out=tokens_out,
+            are_tokens_told=are_tokens_told,
             queue_seconds=queue_seconds,
             was_cold=ended.course.was_cold if is_answer else None,
         )
+
+
+def _tokens(ended: EndedRequest) -> tuple[int | None, int | None, bool | None]:
+    """How many went in and came out, and whether that was told; what is not known is None."""
+    if not any(ended.tokens):
+        return NO_TOKENS
+    tokens_in, tokens_out = ended.tokens
+    if ended.are_tokens_told:
+        return tokens_in, tokens_out, True
+    return tokens_in or None, tokens_out or None, False
 
 
 def _priced(row: Row, seconds: float, work: Work, *, is_told: bool) -> Row:

@@ -35,6 +35,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: float
     tokens_in: int | None = None
     tokens_out: int | None = None
+    are_tokens_told: bool | None = None
+    """By the answer's usage; else at least so many came out."""
     queue_seconds: float | None = None
     execution_seconds: float | None = None
     is_execution_told: bool | None = None
@@ -44,6 +46,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     """None where the endpoint has no price."""
 
 
+_TOKENS: Final = ("tokens_in", "tokens_out", "are_tokens_told")
+"""Of two that are known the larger one: what was seen of an answer is not more than was told."""
 _ENDS: Final = ("request_id", "status", "outcome", "seconds")
 """How a request ended: of two that had the same job, the one that completed counts."""
 
@@ -56,6 +60,9 @@ def write(connection: Connection, rows: Sequence[Row]) -> None:
         if column.name in _ENDS:
             is_final = LEDGER.c.outcome == "completed"
             changed[column.name] = case((is_final, column), else_=insert.excluded[column.name])
+        elif column.name in _TOKENS:
+            new = insert.excluded[column.name]
+            changed[column.name] = case((new > column, new), else_=func.coalesce(column, new))
         elif column.name not in ("id", "ended"):
             changed[column.name] = func.coalesce(insert.excluded[column.name], column)
     statement = insert.on_conflict_do_update(index_elements=["id"], set_=changed)

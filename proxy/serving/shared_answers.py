@@ -107,7 +107,8 @@ class _Opened(msgspec.Struct):
     first: bytes
     job_id: str | None
     endpoint: str = ""
-    """The name of the endpoint that has the job: the ledger knows it by both."""
+    work_id: str = ""
+    """The name of the endpoint that has the work, and its id there: the ledger knows it by both."""
 
 
 class SharedClaims:
@@ -233,7 +234,9 @@ class ClaimedAnswer(WrappedAnswer):
         try:
             first = await reader.open()
             assert reader.head is not None
-            opened = _Opened(reader.head, first, reader.job_id, reader.course.endpoint)
+            opened = _Opened(
+                reader.head, first, reader.job_id, reader.course.endpoint, reader.course.work_id
+            )
             await self._put("o" + msgspec.json.encode(opened).decode())
             size = 0
             async for piece in reader.pieces():
@@ -307,7 +310,7 @@ class _RemoteAnswer:
             raise self._error(said)
         opened = msgspec.json.decode(said[1:], type=_Opened)
         self.head, self.job_id, self.is_waiting = opened.head, opened.job_id, False
-        self.course = Course(endpoint=opened.endpoint)
+        self.course = Course(endpoint=opened.endpoint, work_id=opened.work_id)
         return opened.first
 
     async def pieces(self) -> AsyncIterator[bytes]:

@@ -69,6 +69,7 @@ LEDGER: Final = Table(
     Column("seconds", Float, nullable=False),
     Column("tokens_in", BigInteger),
     Column("tokens_out", BigInteger),
+    Column("are_tokens_told", Boolean),
     Column("queue_seconds", Float),
     Column("execution_seconds", Float),
     Column("is_execution_told", Boolean),

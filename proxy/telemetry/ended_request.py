@@ -35,6 +35,9 @@ class EndedRequest:
     """It was answered by a stream of events."""
     tokens: tuple[int, int] = (0, 0)
     """How many went in and came out, where they are counted."""
+    are_tokens_told: bool = True
+    """By the answer's usage. Else it was left, broke off or told none: at least so many came out,
+    and how many went in need not be known."""
     course: Course = NO_COURSE
     trace: str = ""
     """The id of its trace, where traces are made."""
@@ -62,7 +65,7 @@ class EndedRequest:
     def seconds_per_token(self) -> float | None:
         """From a stream's first token to its end, for each token after the first."""
         further = self.tokens[1] - 1
-        if self.first_token_seconds is None or further < 1:
+        if self.first_token_seconds is None or further < 1 or not self.are_tokens_told:
             return None
         return (self.seconds - self.first_token_seconds) / further
 

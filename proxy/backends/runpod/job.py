@@ -136,6 +136,7 @@ class Job:
             endpoint_id=self._endpoint.id,
             submitted=self._submitted,
             endpoint=self._endpoint.name,
+            work_id=self.id,
         )
 
     async def follow(self) -> AsyncGenerator[list[Any]]:

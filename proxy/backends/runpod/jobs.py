@@ -176,6 +176,7 @@ class Jobs:
                 seconds,
                 self._price_per_second,
                 job.id,
+                job.id,
                 job.course,
                 partial(_ended_course, self.endpoint, job.id),
             )

@@ -123,10 +123,12 @@ def _rewriter(
         return call, Rewriter(both_names=True) if both_names else None
     call, hides_usage = asking_for_usage(call)
 
-    def note_tokens(tokens_in: int, tokens_out: int) -> None:
-        context.tokens = (tokens_in, tokens_out)
-
-    return call, Rewriter(both_names=both_names, hides_usage=hides_usage, on_tokens=note_tokens)
+    return call, Rewriter(
+        both_names=both_names,
+        hides_usage=hides_usage,
+        on_tokens=context.note_tokens,
+        tokens_of=call.route.dialect.tokens_of,
+    )
 
 
 async def _answer(

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
@@ -11,7 +11,8 @@ import httpx
 import openai
 import pytest
 
-from proxy.api.dialects import MAX_KEPT_BYTES, StreamContext
+from proxy.api.dialects import CHAT as CHAT_DIALECT
+from proxy.api.dialects import COMPLETIONS, MAX_KEPT_BYTES, MESSAGES, Dialect, StreamContext
 from proxy.api.dialects import RESPONSES as DIALECT
 from proxy.errors import WorkerFailed
 from tests.proxy.conftest import KEY, chat
@@ -460,3 +461,52 @@ def test_an_error_in_a_chats_stream_is_openais(
     runpod.script = [Page("IN_PROGRESS", [frame]), Fault(404)]
     text = "".join(parts_of([client.post(CHAT, json=chat(stream=True)).content]))
     assert last_error(text)["code"] == "worker_failed"
+
+
+def compact(value: Any) -> str:
+    return f"data: {json.dumps(value, separators=(',', ':'))}\n\n"
+
+
+def spaced(value: Any) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def delta(**fields: Any) -> Any:
+    return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
+
+
+def text(said: str) -> Any:
+    return {"choices": [{"index": 0, "text": said, "logprobs": {"top_logprobs": [{"text": -1}]}}]}
+
+
+TRICK = '"delta":{"x":"text":".delta\n event: content_block_delta\n'
+
+
+@pytest.mark.parametrize("written", [compact, spaced])
+@pytest.mark.parametrize(
+    ("dialect", "values", "tokens"),
+    [
+        (CHAT_DIALECT, [delta(role="assistant", content=""), delta(content=TRICK)], 1),
+        (CHAT_DIALECT, [delta(role="assistant", content="a"), delta(reasoning=TRICK)], 2),
+        (CHAT_DIALECT, [delta(tool_calls=[{"arguments": TRICK}]), delta()], 1),
+        (CHAT_DIALECT, [{"choices": [], "usage": {"completion_tokens": 5}}], 0),
+        (COMPLETIONS, [text(TRICK), text(""), text("b"), {"choices": []}], 2),
+    ],
+)
+def test_each_event_that_brings_something_of_a_chat_or_completion_is_a_token_at_least(
+    written: Callable[[Any], str], dialect: Dialect, values: list[Any], tokens: int
+) -> None:
+    assert dialect.tokens_of is not None
+    assert dialect.tokens_of("".join(map(written, values)).encode()) == tokens
+
+
+def test_each_delta_of_a_response_or_a_message_is_a_token_at_least() -> None:
+    of_responses, of_messages = DIALECT.tokens_of, MESSAGES.tokens_of
+    assert of_responses is not None
+    assert of_messages is not None
+    begun = event("response.created", response=RESPONSE)
+    brings = [event(f"response.{kind}.delta", delta=TRICK) for kind in ("output_text", "reasoning")]
+    assert of_responses((begun + "".join(brings)).encode()) == 2
+    deltas = [{"type": "text_delta", "text": TRICK}, {"type": "signature_delta", "signature": "x"}]
+    told = "".join(event("content_block_delta", delta=one) for one in deltas)
+    assert of_messages((event("message_start", message={}) + told).encode()) == 1
