@@ -4,9 +4,12 @@ The outermost middleware makes the record and finishes it; what happens in betwe
 nowhere else.
 """
 
+import logging
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import HTTPConnection
 
@@ -24,6 +27,10 @@ from proxy.telemetry.logs import log_request
 if TYPE_CHECKING:
     from proxy.ledger.ledger import Entry
     from proxy.telemetry.traces import RequestTrace
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -81,20 +88,39 @@ class RequestContext:
         self.outcome = error.code or error.type
 
     def finish(self, services: Services) -> None:
-        """The request is over: its line in the log, and what it adds to the numbers."""
-        ended = self._ended()
-        if self.permit is not None:
-            used, is_known = sum(self.tokens), self._knows_tokens(ended.outcome)
-            self.permit.end(used=used, is_known=is_known)
+        """The request is over: its line in the log, and what it adds to the numbers.
+
+        A step of it that fails is in the way of no other: what was taken of limits is given back,
+        and whoever else is told of the request is told.
+        """
+        self._try(self._leave_limits)
         if self.answer is not None:
-            services.metrics.live.end(self.answer)
-        services.metrics.note_ended(ended)
-        services.history.note(ended)
+            self._try(partial(services.metrics.live.end, self.answer))
+        if (ended := self._try(self._ended)) is not None:
+            for tell in self._listeners(services):
+                self._try(partial(tell, ended))
+
+    def _try(self, step: Callable[[], T]) -> T | None:
+        try:
+            return step()
+        except Exception:
+            log.exception("a part of the end of %s failed", self.id)
+            return None
+
+    def _listeners(self, services: Services) -> Iterator[Callable[[EndedRequest], None]]:
+        """Who is told of a request that has ended."""
+        yield services.metrics.note_ended
+        yield services.history.note
         if self.entry is not None:
-            self.entry.end(ended)
-        log_request(ended)
+            yield self.entry.end
+        yield log_request
         if self.trace is not None:
-            self.trace.end(ended)
+            yield self.trace.end
+
+    def _leave_limits(self) -> None:
+        if self.permit is not None:
+            outcome = self.outcome or _outcome(self.status)
+            self.permit.end(used=sum(self.tokens), is_known=self._knows_tokens(outcome))
 
     def _ended(self) -> EndedRequest:
         answer = self.answer

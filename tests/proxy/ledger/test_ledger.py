@@ -1,5 +1,6 @@
 """What a request has used is in the ledger: once, in full, without a word of it, and not lost."""
 
+import logging
 import os
 import signal
 import sqlite3
@@ -13,11 +14,16 @@ import httpx
 import pytest
 from starlette.responses import Response
 
+from proxy.access.limits import Permit
 from proxy.config.settings import DATABASE_FILE
+from proxy.http import context
 from proxy.ledger import ledger
-from proxy.ledger.ledger import Ledger
+from proxy.ledger.ledger import Entry, Ledger
 from proxy.ledger.rows import GIVEN_UP
 from proxy.storage.database import Database
+from proxy.telemetry.history import History
+from proxy.telemetry.live_requests import LiveRequests
+from proxy.telemetry.metrics import Metrics
 from tests.postgres import PostgreSQL, postgresql
 from tests.proxy.conftest import KEY, asked, chat
 from tests.proxy.http.test_streaming import stream
@@ -336,3 +342,40 @@ def test_a_proxy_that_keeps_no_ledger_asks_and_writes_nothing(
     assert runpod.status_calls <= 1  # which worker it was
     names = {path.name for path in folder.iterdir()}
     assert not any(name.startswith(("ledger", DATABASE_FILE)) for name in names)
+
+
+BROKEN = {
+    "limits": (Permit, "end"),
+    "gauges": (LiveRequests, "end"),
+    "metrics": (Metrics, "note_ended"),
+    "history": (History, "note"),
+    "ledger": (Entry, "end"),
+    "log": (context, "log_request"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_step_of_a_requests_end_that_fails_is_in_the_way_of_no_other(
+    runpod: ScriptedRunPod,
+    start: Start,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a defect")
+
+    runpod.scripts = several()
+    monkeypatch.setattr(*BROKEN[broken], fail)
+    monkeypatch.setenv("LIMITED_KEY", "sk-limited")
+    limited = f"{CONFIG}\n[keys.one]\nenv = 'LIMITED_KEY'\nmax_requests = 1\n"
+    with caplog.at_level(logging.INFO, "proxy"), start(limited) as client:
+        client.headers["authorization"] = "Bearer sk-limited"
+        assert ask(client, **{"x-request-id": "mine"}).status_code == 200
+        wait_until(lambda: "a part of the end of mine failed" in caplog.text)
+        wait_until(lambda: (f"mine POST {CHAT} 200" in caplog.text) == (broken != "log"))
+        wait_until(lambda: (rows(url) != []) == (broken != "ledger"))
+        labels = {"model": "m", "status": "200", "outcome": "completed"}
+        assert value(client, "proxy_requests_total", **labels) == (broken != "metrics")
+        assert ask(client).status_code == (429 if broken == "limits" else 200)
