@@ -10,6 +10,7 @@ So no frame has that key, and where a job must fail, the value is JSON text alre
 
 import base64
 import json
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -41,8 +42,9 @@ class FramedOutputs:
 
     `run` is the same on all frames of one run of the job and on no others: RunPod gives the job
     of a worker that died to another one, whose frames count from 0 again. The head tells which
-    models there are, so that the proxy can list them without asking, and where its direct channel
-    is, if the job asked for one. All of it is sealed if the job was (protocol 2).
+    models there are, so that the proxy can list them without asking, for how long the worker has
+    had the job, which RunPod tells nobody who waits for outputs, and where its direct channel is,
+    if the job asked for one. All of it is sealed if the job was (protocol 2).
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class FramedOutputs:
         channel: dict[str, Any] | None = None,
         seal: Seal | None = None,
     ) -> None:
+        self._began = time.monotonic()
         self._run = run
         self._models = models
         self._channel = channel
@@ -93,6 +96,7 @@ class FramedOutputs:
         frame: dict[str, Any] = {"seq": self._seq, "run": self._run}
         if self._seq == 0:
             frame |= {"status": status, "content_type": content_type}
+            frame["seconds"] = round(time.monotonic() - self._began, 3)
             if self._models:
                 frame["models"] = self._models
             if self._channel is not None:

@@ -216,7 +216,8 @@ class Entry:
 
             def note(course: Course) -> None:
                 if (seconds := course.execution_seconds) is not None:
-                    self._ledger.add(_priced(row, seconds, work, is_told=True))
+                    known = msgspec.structs.replace(row, queue_seconds=course.queue_seconds)
+                    self._ledger.add(_priced(known, seconds, work, is_told=True))
 
             self._ledger.times.ask(work.ended_course, note)
 

@@ -13,6 +13,7 @@ from tests.end_to_end.conftest import Road, road
 from tests.end_to_end.scripted_streams import leave, said
 from tests.leaving import call_to_leave
 from tests.proxy.conftest import KEY
+from tests.proxy.test_metrics import value
 from tests.waiting import leaving_after, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -43,6 +44,20 @@ def test_a_client_that_leaves_a_stream_stops_the_engine(
     leave(sdk)
     wait_until(lambda: warm_road.engine()["aborted"] == aborted + 1)
     wait_until(lambda: warm_road.engine()["running"] == 0)
+
+
+def test_the_time_that_a_worker_took_for_a_plain_answer_is_counted(warm_road: Road) -> None:
+    before = worker_seconds(warm_road)
+    assert warm_road.post(script={"tokens": 2, "first_delay_seconds": 1}).status_code == 200
+    wait_until(lambda: worker_seconds(warm_road) - before >= 0.9)
+    assert worker_seconds(warm_road) - before < 30
+
+
+def worker_seconds(road: Road) -> float:
+    """For how long workers have had jobs, by the metrics."""
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=road.url.removesuffix("/v1"), headers=headers, timeout=60) as client:
+        return value(client, "proxy_worker_seconds_total", endpoint="ep")
 
 
 def test_a_client_that_leaves_a_plain_request_stops_the_engine(warm_road: Road) -> None:

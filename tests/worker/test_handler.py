@@ -172,6 +172,7 @@ async def test_an_empty_answer_is_a_head_that_ends(handler: Handler) -> None:
     (frame,) = await outputs_of(handler, job)
     assert frame.pop("run")
     assert frame.pop("models") == [{"id": "tiny-chat"}]
+    assert frame.pop("seconds") >= 0
     assert frame == {"seq": 0, "status": 200, "content_type": "", "end": True}
 
 

@@ -3,11 +3,14 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import worker.outputs
 from tests.wire.record import body_of
 from worker.answer import Answer
 from worker.chunks import Chunks
@@ -141,10 +144,25 @@ def test_an_error_without_an_error_object_gets_one() -> None:
 
 def test_a_piece_that_is_no_text_becomes_base64_and_the_rest_stays_text() -> None:
     outputs = FramedOutputs("a")
-    assert outputs.add(answer(**PLAIN), b"\xff") == [
-        {"seq": 0, "run": "a", "status": 200, "content_type": "application/json", "base64": "/w=="}
-    ]
+    [first] = outputs.add(answer(**PLAIN), b"\xff")
+    assert isinstance(first, dict)
+    assert (first["base64"], "text" in first) == ("/w==", False)
     assert outputs.add(answer(**PLAIN), b"ok") == [{"seq": 1, "run": "a", "text": "ok"}]
+
+
+def test_the_first_frame_alone_tells_how_long_the_worker_has_had_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(worker.outputs, "time", SimpleNamespace(monotonic=lambda: now))
+    outputs, failed = FramedOutputs("a"), FramedOutputs("b")
+    now = 101.5
+    first, second = outputs.add(answer(**PLAIN), b"1") + outputs.add(answer(**PLAIN), b"2")
+    [only] = failed.fail(EngineFailed())
+    assert isinstance(first, dict)
+    assert isinstance(only, dict)
+    assert (first["seconds"], only["seconds"]) == (1.5, 1.5)
+    assert "seconds" not in second
 
 
 def test_headers_stand_in_the_first_frame_alone() -> None:

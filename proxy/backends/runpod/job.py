@@ -14,6 +14,7 @@ from proxy.backends.refusals import Gust
 from proxy.backends.runpod.auto_reset_event import AutoResetEvent
 from proxy.backends.runpod.direct.road import Invitation
 from proxy.backends.runpod.endpoint import Endpoint, JobState, JobStatus, StreamPage
+from proxy.backends.runpod.job_clock import JobClock
 from proxy.backends.runpod.wire import Reader
 from proxy.errors import (
     JobNotFound,
@@ -69,10 +70,7 @@ class Job:
         self._endpoint = endpoint
         self._monitor = monitor
         self._on_close = on_close
-        self._submitted = time.monotonic()
-        self._taken: float | None = None
-        self._delay_ms: int | None = None
-        self._execution_ms: int | None = None
+        self._clock = JobClock()
         self._worker_id: str | None = None
         """Of a worker that has the job and may still be loading its model."""
         self.has_output = False
@@ -120,21 +118,17 @@ class Job:
 
     @property
     def worker_seconds(self) -> float:
-        """How long a worker has had the job so far, as seen from here."""
-        return 0.0 if self._taken is None else time.monotonic() - self._taken
+        """How long a worker has had the job so far."""
+        return self._clock.worker_seconds
 
     @property
     def course(self) -> Course:
         """How it went so far; in RunPod's words, where it was asked for something else anyway."""
-        queue_seconds = None if self._taken is None else self._taken - self._submitted
-        if self._delay_ms is not None:
-            queue_seconds = self._delay_ms / 1000
-        execution_seconds = None if self._execution_ms is None else self._execution_ms / 1000
         return Course(
-            queue_seconds=queue_seconds,
-            execution_seconds=execution_seconds,
+            queue_seconds=self._clock.queue_seconds,
+            execution_seconds=self._clock.execution_seconds,
             endpoint_id=self._endpoint.id,
-            submitted=self._submitted,
+            submitted=self._clock.submitted,
             endpoint=self._endpoint.name,
             work_id=self.id,
         )
@@ -156,7 +150,7 @@ class Job:
             WorkerFailed: RunPod does not know the job.
         """
         while not self._is_over:
-            if self._taken is None:
+            if not self._clock.is_taken:
                 self._monitor.ceiling.check()
             wait_seconds = min(self.keep_alive_seconds, self.deadlines.seconds_left(self._failure))
             outputs = self._come()
@@ -171,13 +165,15 @@ class Job:
                 self.invitation.inbox.note_consumed()
 
     def note_read(self, reader: Reader) -> None:
-        """What was yielded has been read: the worker is told, and its door becomes known."""
-        if self.invitation is None:
-            return
-        self.invitation.inbox.note_read(reader.passed)
+        """What was yielded has been read: the worker is told, and what its head says is known."""
+        if self.invitation is not None:
+            self.invitation.inbox.note_read(reader.passed)
         if reader.head is not None and not self._has_head:
             self._has_head = True
-            self.invitation.note_head(reader.channel)
+            has_met_start = self._monitor.clock.has_met_start(self._clock.submitted)
+            self._clock.note_head(reader.worker_seconds, has_met_start=has_met_start)
+            if self.invitation is not None:
+                self.invitation.note_head(reader.channel)
 
     def late_frames(self) -> list[Any]:
         """What has come by the channel since the last turn of `follow`."""
@@ -311,9 +307,7 @@ class Job:
     async def _ask(self) -> JobState:
         """What /status says; the times that it tells are noted."""
         state = await self._endpoint.status(self.id)
-        self._delay_ms = state.delay_ms
-        if state.status.is_terminal:
-            self._execution_ms = state.execution_ms
+        self._clock.note_state(state)
         return state
 
     async def _ask_for_end(self) -> None:
@@ -351,13 +345,14 @@ class Job:
     def _note(self, status: JobStatus, outputs: list[Any]) -> None:
         self._failures, self._failure = 0, None
         self._gust.end()
-        if self._taken is None and (outputs or status is JobStatus.IN_PROGRESS):
-            self._taken = time.monotonic()
+        if outputs or status is JobStatus.IN_PROGRESS:
+            self._clock.note_taken(is_seen=not outputs)
         if outputs:
             self.has_output = True
             self.deadlines.note_output()
         elif status is JobStatus.IN_QUEUE:
             self._worker_id = None
+            self._clock.note_waiting()
             self.deadlines.note_requeued()
             self._monitor.request_updates()
         elif status.is_terminal or self._is_started:

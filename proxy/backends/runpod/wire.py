@@ -58,6 +58,8 @@ class Reader(Protocol):
     """The number of the first frame that has not come; 0 where outputs have none."""
     channel: Any
     """What the worker tells of its channel, if it does, once the head is known."""
+    worker_seconds: float | None
+    """For how long the worker had had the job when it put its head out, if it tells that."""
 
     @property
     def held_bytes(self) -> int:
@@ -118,6 +120,7 @@ class FrameReader:
         self.lost = 0
         self.passed = 0
         self.channel: Any = None
+        self.worker_seconds: float | None = None
         self._run: str | None = None
         self._held: dict[int, dict[str, Any]] = {}
         self._frame_bytes = 0
@@ -205,6 +208,7 @@ class FrameReader:
                 start_failed=frame.get("start_failed"),
             )
             self.channel = frame.get("channel")
+            self.worker_seconds = _seconds(frame.get("seconds"))
         self.passed += 1
         self.ended = self.ended or bool(frame.get("end"))
         piece = _decoded(frame["base64"]) if "base64" in frame else _encoded(frame.get("text", ""))
@@ -224,6 +228,7 @@ class PieceReader:
 
     passed = 0
     channel = None
+    worker_seconds: float | None = None
 
     def __init__(self, ends: tuple[bytes, ...]) -> None:
         self.head: Head | None = None
@@ -309,6 +314,7 @@ class ObjectReader:
     held_bytes = 0
     passed = 0
     channel = None
+    worker_seconds: float | None = None
 
     def __init__(self) -> None:
         self.head: Head | None = None
@@ -387,6 +393,10 @@ def _frames(outputs: list[Any]) -> Iterator[Any]:
 
 def _is_summary(output: Any) -> bool:
     return isinstance(output, dict) and "summary" in output and "seq" not in output
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and value >= 0 else None
 
 
 def _seq(frame: Any) -> int:

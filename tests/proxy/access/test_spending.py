@@ -146,6 +146,23 @@ def test_a_budget_that_runs_out_stops_the_next_request_and_not_the_running_one(
     assert len(runpod.jobs) == jobs
 
 
+@pytest.mark.parametrize("told", [{"seconds": 60}, {}])
+@pytest.mark.usefixtures("awake")
+def test_the_time_of_an_answer_that_comes_all_at_once_is_spent(
+    limited: Limited, runpod: ScriptedRunPod, told: dict[str, int]
+) -> None:
+    release = threading.Event()
+    with limited(daily_gpu_seconds=0.1) as client, ThreadPoolExecutor() as pool:
+        runpod.script = [Page("COMPLETED", [FRAME | told], hold=release)]
+        running = pool.submit(client.post, CHAT, json=chat())
+        wait_until(lambda: runpod.stream_calls == 1)
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 0.2)  # RunPod says nothing meanwhile
+        release.set()
+        assert running.result().status_code == 200
+        wait_until(lambda: client.post(CHAT, json=chat()).status_code == 429)
+
+
 def test_dollars_are_seconds_at_the_endpoints_price(
     limited: Limited, runpod: ScriptedRunPod, tmp_path: Path
 ) -> None:

@@ -134,6 +134,18 @@ def test_the_head_carries_vllms_status() -> None:
     assert not reader.head.is_event_stream
 
 
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [(1.5, 1.5), (0, 0.0), (-1, None), ("1", None), (True, None), (None, None), ([], None)],
+)
+def test_the_head_tells_how_long_the_worker_has_had_the_job(told: Any, known: float | None) -> None:
+    frames = frames_of(["{}"])
+    frames[0]["seconds"] = told
+    reader = FrameReader()
+    reader.feed(frames)
+    assert reader.worker_seconds == known
+
+
 def test_bytes_travel_as_base64() -> None:
     audio = bytes(range(256))
     reader = FrameReader()
