@@ -180,8 +180,8 @@ class HealthMonitor:
         self.clock.end()
         self._set(State.READY)
 
-    def _follow_start(self) -> None:
-        self.clock.confirm()
+    def _follow_start(self, *, is_sure: bool) -> None:
+        self.clock.confirm(is_sure=is_sure)
         if self._progress is not None:
             self._progress.begin()
             self.clock.phase = self._progress.phase
@@ -219,7 +219,7 @@ class HealthMonitor:
             health = health.without_loading()
         self._health = health
         if self._waiting and not health.up:
-            self._follow_start()
+            self._follow_start(is_sure=not health.busy)
         if self._history.note(health, now):
             self.starts.note_failure(ModelStartFailed(UNKNOWN_CAUSE), exits=True)
         self.starts.note_up(health.up)

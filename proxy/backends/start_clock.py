@@ -17,6 +17,8 @@ from typing import Any, Final
 
 log = logging.getLogger(__name__)
 
+LOADING_SECONDS: Final = 5.0
+"""A worker that has taken jobs, and has not answered for so long, may be loading its model."""
 MAX_STARTS: Final = 20
 """So many of the last starts say what is usual."""
 MAX_ENDPOINTS: Final = 1000
@@ -105,9 +107,14 @@ class StartClock:
         if self._began is None:
             self._began = time.monotonic()
 
-    def confirm(self) -> None:
-        """No worker is up: it is a start that is waited for."""
-        if self._began is not None and not self._is_start:
+    def confirm(self, *, is_sure: bool = True) -> None:
+        """No worker is up: it is a start that is waited for.
+
+        Where workers run of which it is not sure that they are not up, it is one if it takes long.
+        """
+        if self._began is None or self._is_start:
+            return
+        if is_sure or time.monotonic() - self._began > LOADING_SECONDS:
             self._is_start = True
             log.info("endpoint %s: a worker has to be started%s", self._name, self.usually)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.backends import starts
+from proxy.backends import start_clock, starts
 from proxy.backends.fair_turns import AHEAD, FairTurns, Flow, Place
 from proxy.backends.health import OLD_SECONDS, Health
 from proxy.backends.health_monitor import (
@@ -23,6 +23,7 @@ from proxy.backends.health_monitor import (
     HealthMonitor,
     State,
 )
+from proxy.backends.start_clock import LOADING_SECONDS
 from proxy.backends.starts import JUST_SECONDS, UNKNOWN_CAUSE, Starts
 from proxy.errors import UpstreamUnavailable
 from tests.proxy.conftest import chat
@@ -137,6 +138,7 @@ async def test_a_worker_between_two_jobs_is_no_start(
     monkeypatch: pytest.MonkeyPatch, seconds: float, has_ended: bool, state: State
 ) -> None:
     now, answer = 0.0, object()
+    monkeypatch.setattr(start_clock, "LOADING_SECONDS", 0)
     monkeypatch.setattr(starts, "time", SimpleNamespace(monotonic=lambda: now))
     monitor = HealthMonitor("ep", _never, Starts("ep", pause_seconds=300))
     monitor.starts.note_answer(answer)
@@ -150,6 +152,26 @@ async def test_a_worker_between_two_jobs_is_no_start(
         found = monitor.state, monitor.clock.elapsed_seconds is not None
     await monitor.close()
     assert found == (state, state is State.WARMING)
+
+
+@pytest.mark.parametrize("jobs", [{"inQueue": 0, "inProgress": 1}, {"inQueue": 1, "inProgress": 0}])
+async def test_a_worker_that_has_just_taken_its_first_job_is_no_start_unless_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, jobs: dict[str, int]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(start_clock, "time", SimpleNamespace(monotonic=lambda: now))
+    monitor = seen(({"initializing": 1}, 0))  # as after the death of the worker before
+    running = Health.of({"workers": {"running": 1}, "jobs": jobs})
+    with monitor.waiting():
+        monitor.observe(running, 101)
+        assert not monitor.clock.has_met_start(100)
+        now += LOADING_SECONDS + 1
+        monitor.observe(running, 107)
+        assert monitor.clock.has_met_start(100)
+    with monitor.waiting():
+        monitor.observe(Health.of({"workers": {"initializing": 1}}), 108)
+        assert monitor.clock.elapsed_seconds is not None
+    await monitor.close()
 
 
 @pytest.mark.parametrize(
