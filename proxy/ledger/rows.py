@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from proxy.ledger.sums import DAY_SECONDS, Total
 from proxy.storage.schema import LEDGER
+from proxy.telemetry.ended_request import WARM
 
 GIVEN_UP: Final = "given_up"
 """The outcome of work in whose place a fallback was asked: it has cost, and is no request."""
@@ -84,7 +85,7 @@ def totals(connection: Connection, first_day: int, key: str | None = None) -> li
     groups = (day, row.key, row.model, row.endpoint)
     told = case((row.is_execution_told, row.execution_seconds), else_=0.0)
     sums = (
-        _count(row.outcome != GIVEN_UP),
+        _count(row.outcome.not_in((GIVEN_UP, WARM))),
         _count(row.outcome == "completed"),
         _count(row.was_cold),
         func.coalesce(func.sum(row.tokens_in), 0),

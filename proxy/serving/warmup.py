@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from cronsim import CronSim
 
@@ -18,14 +19,19 @@ from proxy.api.route_table import Route
 from proxy.backends.backend import Backend
 from proxy.errors import ProxyError
 from proxy.serving.models import Model
+from proxy.telemetry.ended_request import WARM, EndedRequest
+
+if TYPE_CHECKING:
+    from proxy.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 
 class Warmer:
-    """Wakes workers, one at a time for each endpoint."""
+    """Wakes workers, one at a time for each endpoint. What the clock costs is in the ledger."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: "Ledger | None" = None) -> None:
+        self._ledger = ledger
         self._waking: dict[Backend, asyncio.Task[None]] = {}
         self._schedules: list[asyncio.Task[None]] = []
 
@@ -59,7 +65,16 @@ class Warmer:
         for moment in CronSim(schedule, datetime.now()):
             # Points in time: their difference is right also where local time leaves out an hour.
             await asyncio.sleep(max(0.0, moment.timestamp() - time.time()))
-            self.wake(model)
+            self.wake(model, self._accounted(model))
+
+    def _accounted(self, model: Model) -> OnSpent:
+        """What keeps account of a job that no request asks for."""
+        if self._ledger is None:
+            return spends_unwatched
+        entry = self._ledger.entry(model.label or model.name, spends_unwatched)
+        request_id = f"warm_{uuid.uuid4().hex}"
+        entry.end(EndedRequest(request_id, "", "", 0, WARM, 0.0, route="warm_schedule"))
+        return entry.note
 
 
 async def _ask(model: Model, on_spent: OnSpent) -> None:

@@ -1,9 +1,14 @@
 """What is told of a request that has ended: in the log, in the numbers, wherever it is counted."""
 
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import quote
 
 from proxy.api.answer import NO_COURSE, Course
+
+
+WARM: Final = "warm"
+"""The outcome of what woke a worker by the clock, which is no request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -378,3 +378,29 @@ def test_a_step_of_a_requests_end_that_fails_is_in_the_way_of_no_other(
         labels = {"model": "m", "status": "200", "outcome": "completed"}
         assert value(client, "proxy_requests_total", **labels) == (broken != "metrics")
         assert ask(client).status_code == (429 if broken == "limits" else 200)
+
+
+def test_what_wakes_a_worker_by_the_clock_has_a_row_and_is_no_request(
+    runpod: ScriptedRunPod, start: Start, url: str
+) -> None:
+    runpod.scripts, runpod.final = several(), ENDED
+    config, admin = f"{CONFIG}warm_schedule = '* * * * * *'\n", "sk-of-an-admin-of-this-proxy"
+    with start(config, admin_keys=admin) as client:
+        wait_until(lambda: any(row["is_execution_told"] for row in rows(url)))
+        client.headers["authorization"] = f"Bearer {admin}"
+        sums = client.get("/v1/usage?keys=all").json()["today"]
+    row = next(row for row in rows(url) if row["is_execution_told"])
+    expected = {
+        "key": "",
+        "model": "m",
+        "endpoint": "ep",
+        "route": "warm_schedule",
+        "outcome": "warm",
+        "tokens_out": None,
+        "execution_seconds": 4.0,
+        "dollars": 4.0 * PRICE,
+    }
+    assert expected.items() <= row.items()
+    assert row["id"] == f"ep/{row['job_id']}"
+    assert sums["requests"] == 0
+    assert sums["dollars"] >= 4.0 * PRICE
