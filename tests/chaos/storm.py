@@ -90,6 +90,8 @@ class Report:
     """By which road answers came, and why not by the other."""
     tokens: dict[str, int] = field(default_factory=dict)
     """How many the engine has made for each answer that ended, by its request's id."""
+    left: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of each stream that was left: how many tokens its client has had, and how many there were."""
     wrong: list[str] = field(default_factory=list)
     """Every answer that was neither right nor an honest error. To be empty."""
 
@@ -186,21 +188,59 @@ class Stack:
         }
         wait_until(lambda: self._answers(body), seconds=PATIENCE_SECONDS)
 
-    def wait_until_accounted(self, tokens: dict[str, int]) -> None:
-        """Until the ledger has a row for each of these requests, with as many tokens."""
-        wait_until(lambda: self._accounted().keys() >= tokens.keys(), seconds=PATIENCE_SECONDS)
+    def wait_until_accounted(self, report: Report) -> None:
+        """Until the ledger has a row for each request of these that was answered, or left midway.
+
+        With the tokens of the answers that ended, and of those that were left at least as many as
+        their clients have had, and no more than there can be.
+        """
+        tokens, left = report.tokens, report.left
+        awaited = tokens.keys() | left.keys()
+        wait_until(lambda: self._accounted().keys() >= awaited, seconds=PATIENCE_SECONDS)
         found = self._accounted()
         assert {request: found[request] for request in tokens} == {
-            request: ("completed", number) for request, number in tokens.items()
+            request: ("completed", number, 1) for request, number in tokens.items()
         }
+        for request, (had, made) in left.items():
+            outcome, counted, is_told = found[request]
+            assert had <= (counted or 0) <= made, (request, found[request], had, made)
+            if outcome == "completed":  # it had all been sent when its client left
+                assert (counted, is_told) == (made, 1), found[request]
+            else:
+                assert not is_told, found[request]
 
-    def _accounted(self) -> dict[str, tuple[str, int | None]]:
-        """The outcome and tokens of each request's row."""
+    def leave_midway(self) -> None:
+        """In calm weather: of a stream that is left the ledger has no more than the engine made."""
+        text, had, request = "a " * 500, 0, "storm-left"
+        script = {"text": text, "delay_seconds": 0.05}
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "script": script}
+        with self.proxy.client.stream(
+            "POST",
+            "/v1/chat/completions",
+            json=body | {"stream": True},
+            headers={"x-request-id": request},
+            timeout=PATIENCE_SECONDS,
+        ) as answer:
+            lines = (line for line in answer.iter_lines() if '"content":"a ' in line)
+            while had < 7:
+                next(lines)
+                had += 1
+        self.wait_until_quiet()
+        wait_until(lambda: request in self._accounted(), seconds=PATIENCE_SECONDS)
+        outcome, counted, is_told = self._accounted()[request]
+        made = next(one["tokens"] for one in self._engine_requests() if one["id"] == request)
+        assert (outcome, is_told) == ("client_left", 0)
+        assert had <= (counted or 0) <= made < 500, (had, counted, made)
+
+    def _accounted(self) -> dict[str, tuple[str, int | None, int | None]]:
+        """The outcome and tokens of each request's row, and whether these were told."""
         path = self.proxy.state_dir / DATABASE_FILE
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as database:
-            rows = database.execute("SELECT request_id, outcome, tokens_out FROM ledger").fetchall()
+            rows = database.execute(
+                "SELECT request_id, outcome, tokens_out, are_tokens_told FROM ledger"
+            ).fetchall()
         assert len({request for request, *_ in rows}) == len(rows), "a request has two rows"
-        return {request: (outcome, tokens) for request, outcome, tokens in rows}
+        return {request: tuple(facts) for request, *facts in rows}
 
     def _answers(self, body: dict[str, Any]) -> bool:
         url = "/v1/chat/completions"
@@ -228,11 +268,19 @@ class Stack:
 
     def _engine_is_running(self) -> bool:
         try:
-            url = f"http://127.0.0.1:{self.engine_port}/_engine/requests"
-            told = httpx.get(url, timeout=60).json()
+            return int(self._engine()["running"]) > 0
         except httpx.TransportError:
             return False  # no worker, no engine
-        return int(told["running"]) > 0
+
+    def _engine_requests(self) -> list[dict[str, Any]]:
+        """What the engine that runs now remembers of its requests."""
+        found: list[dict[str, Any]] = self._engine()["requests"]
+        return found
+
+    def _engine(self) -> dict[str, Any]:
+        url = f"http://127.0.0.1:{self.engine_port}/_engine/requests"
+        found: dict[str, Any] = httpx.get(url, timeout=60).json()
+        return found
 
 
 @contextmanager
@@ -391,8 +439,11 @@ async def _client(client: openai.AsyncOpenAI, plans: Iterator[int], report: Repo
             if isinstance(exc, openai.APIConnectionError):
                 report.wrong.append(f"{seed}: the connection broke: {exc!r}")
         report.ends[end] += 1
+        made = len(re.findall(r"\S+\s*|\s+", text))
         if end == "whole":
-            report.tokens[f"storm-{seed}"] = len(re.findall(r"\S+\s*|\s+", text))
+            report.tokens[f"storm-{seed}"] = made
+        elif end == "left" and got:
+            report.left[f"storm-{seed}"] = sum(map(bool, got)), made
         if end.endswith("internal_error"):
             report.wrong.append(f"{seed}: a fault of the proxy's own, which its log tells")
         if START_FAILED in end:  # as Retry-After asks, or all requests would be spent on it
@@ -470,7 +521,9 @@ def main() -> int:
         print(report, *report.wrong, sep="\n", flush=True)
         stack.wait_until_answered()
         stack.wait_until_quiet()
-        stack.wait_until_accounted(report.tokens)
+        stack.wait_until_accounted(report)
+        stack.leave_midway()
+        print(f"{len(report.left)} streams were left midway", flush=True)
         grown = (process.memory_info().rss - before) / 2**20
     print(f"nothing is left running; the proxy grew by {grown:.1f} MiB")
     return 1 if report.wrong or report.ends["broken off"] else 0

@@ -45,7 +45,8 @@ def test_every_answer_is_exactly_right_or_an_honest_error(stack: Stack) -> None:
     assert report.ends["whole"] > (report.ends.total() - report.refused_starts) / 2
     stack.wait_until_answered()
     stack.wait_until_quiet()
-    stack.wait_until_accounted(report.tokens)
+    stack.wait_until_accounted(report)
+    stack.leave_midway()
 
 
 def test_a_storm_leaves_nothing_behind(stack: Stack) -> None:
@@ -78,4 +79,5 @@ def test_answers_stay_right_while_the_direct_road_breaks_at_random(direct_stack:
     assert report.spells.total() > 0
     direct_stack.wait_until_answered()
     direct_stack.wait_until_quiet()
-    direct_stack.wait_until_accounted(report.tokens)
+    direct_stack.wait_until_accounted(report)
+    direct_stack.leave_midway()
