@@ -21,7 +21,8 @@ import msgspec
 from proxy.api.answer import NO_COURSE, Answer, Course, Head, WrappedAnswer
 from proxy.api.retries import Sender
 from proxy.errors import ProxyError, SharedStateAway, Stopping, VLLMError
-from proxy.serving.sharing import Place, SharedAnswer, reused
+from proxy.serving.several_readers import Place, SharedAnswer
+from proxy.serving.sharing import reused
 from proxy.storage.shared_state import (
     PATIENCE_SECONDS,
     PREFIX,

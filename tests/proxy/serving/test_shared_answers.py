@@ -11,7 +11,7 @@ import pytest
 import redis as redis_client
 
 from proxy.app import create_app
-from proxy.serving import shared_answers, sharing
+from proxy.serving import several_readers, shared_answers
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.http.test_streaming import BODY, CHAT, FRAMES
@@ -133,7 +133,7 @@ def test_an_error_at_one_copy_is_told_at_the_other(
 def test_what_nobody_wants_at_either_copy_is_cancelled(
     copies: Copies, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "HOLD_SECONDS", 1.0)
+    monkeypatch.setattr(several_readers, "HOLD_SECONDS", 1.0)
     monkeypatch.setattr(shared_answers, "LEASE_SECONDS", 4.0)
     runpod.script = [Page("IN_PROGRESS", FRAMES[:2]), Page("IN_PROGRESS")]
     for client in copies:

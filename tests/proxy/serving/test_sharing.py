@@ -16,7 +16,7 @@ import pytest
 from proxy.api import retries
 from proxy.config.file import ConfigError
 from proxy.config.load import load
-from proxy.serving import sharing
+from proxy.serving import several_readers, sharing
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.http.test_streaming import BODY, CHAT, FRAMES, HEAD, event, last_error, parts_of
@@ -127,7 +127,7 @@ JAVASCRIPT = {"x-stainless-lang": "js", "x-stainless-retry-count": "0"}
 @pytest.fixture
 def patient_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """A retry that is slow to come is not too late."""
-    monkeypatch.setattr(sharing, "RETRY_MARGIN_SECONDS", 60)
+    monkeypatch.setattr(several_readers, "RETRY_MARGIN_SECONDS", 60)
 
 
 class TestInNode:
@@ -283,7 +283,7 @@ def test_an_sdk_whose_timeout_passed_and_that_does_not_come_back_is_not_waited_f
     proxy_url: str, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retries, "TIMEOUT_SHARE", 0.05)
-    monkeypatch.setattr(sharing, "HOLD_SECONDS", 3600)
+    monkeypatch.setattr(several_readers, "HOLD_SECONDS", 3600)
     runpod.script = [Page("IN_QUEUE")]
     with (
         sdk(proxy_url, [], timeout=2, max_retries=0) as client,
@@ -297,7 +297,7 @@ def test_an_sdk_whose_timeout_passed_and_that_does_not_come_back_is_not_waited_f
 def test_an_sdk_that_leaves_before_its_timeout_cancels_at_once(
     client: httpx.Client, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "RETRY_MARGIN_SECONDS", 3600)
+    monkeypatch.setattr(several_readers, "RETRY_MARGIN_SECONDS", 3600)
     runpod.script = [Page("IN_QUEUE")]
     headers = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "600"}
     leave(client, runpod, headers)
@@ -380,7 +380,7 @@ def test_the_one_that_stays_gets_the_whole_answer_when_the_other_leaves(
     idempotent: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sharing, "HOLD_SECONDS", 0)
+    monkeypatch.setattr(several_readers, "HOLD_SECONDS", 0)
     hold = threading.Event()
     runpod.script = [Page("IN_PROGRESS", FRAMES[:1]), Page("IN_PROGRESS", FRAMES[1:], hold=hold)]
     with streaming(client, idempotent) as one:
@@ -426,7 +426,7 @@ def test_a_finished_answer_is_not_kept_for_ever(
     monkeypatch: pytest.MonkeyPatch,
     idempotent: dict[str, str],
 ) -> None:
-    monkeypatch.setattr(sharing, "KEPT_SECONDS", 0.1)
+    monkeypatch.setattr(several_readers, "KEPT_SECONDS", 0.1)
     runpod.scripts["ep"] = [Page("COMPLETED", [PLAIN]) for _ in range(100)]
 
     def is_asked_again() -> bool:
@@ -516,7 +516,7 @@ def test_an_answer_that_nobody_comes_back_for_is_cancelled(
     monkeypatch: pytest.MonkeyPatch,
     idempotent: dict[str, str],
 ) -> None:
-    monkeypatch.setattr(sharing, "HOLD_SECONDS", 1)
+    monkeypatch.setattr(several_readers, "HOLD_SECONDS", 1)
     runpod.script = [Page("IN_QUEUE")]
     began = time.monotonic()
     leave(client, runpod, idempotent, after_seconds=0.5)
@@ -532,7 +532,7 @@ def test_an_answer_too_large_to_keep_is_whole_for_those_who_read_it_and_joined_n
     idempotent: dict[str, str],
     bound: str,
 ) -> None:
-    monkeypatch.setattr(sharing, bound, 2_000)
+    monkeypatch.setattr(several_readers, bound, 2_000)
     hold = threading.Event()
     frames: list[dict[str, Any]] = [HEAD | {"text": event("a")}]
     frames += [{"seq": n, "text": event("b" * 500)} for n in range(1, 20)]
@@ -560,7 +560,7 @@ def test_an_answer_whose_beginning_alone_is_too_large_to_keep_is_whole(
     monkeypatch: pytest.MonkeyPatch,
     idempotent: dict[str, str],
 ) -> None:
-    monkeypatch.setattr(sharing, "MAX_KEPT_BYTES", 2_000)
+    monkeypatch.setattr(several_readers, "MAX_KEPT_BYTES", 2_000)
     beginning, rest = '{"text": "' + "b" * 5_000, '"}'
     frames = [PLAIN | {"text": beginning, "end": False}, {"seq": 1, "text": rest, "end": True}]
     runpod.script = [Page("IN_PROGRESS", [frame]) for frame in frames]
