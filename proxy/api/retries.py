@@ -54,6 +54,11 @@ class Sender:
         )
 
     @property
+    def may_be_retry(self) -> bool:
+        """Whether an SDK says so, or it is LangChain.js, which never does."""
+        return bool(self.attempt) or self.is_langchain
+
+    @property
     def is_overdue(self) -> bool:
         """Whether its own timeout has passed."""
         return time.monotonic() >= self.timeout_at

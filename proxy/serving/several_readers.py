@@ -5,7 +5,9 @@ and closed if none comes.
 """
 
 import asyncio
+import math
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -21,6 +23,8 @@ KEPT_SECONDS = 60.0
 MAX_KEPT_BYTES = 16 * 2**20
 """What is kept of one answer. One that is larger can be joined no more."""
 MAX_TOTAL_BYTES = 256 * 2**20
+TIMER_SLACK_SECONDS = 0.02
+"""How much later than asked for a timer is to come, which must not come too early."""
 
 Place = tuple[str, str | bytes]
 """The API key's name, and an Idempotency-Key, or the fingerprint of a request without one."""
@@ -42,6 +46,9 @@ class Keeper(Protocol):
 
     def forget(self, shared: "SharedAnswer") -> None:
         """This one can be joined no more."""
+
+    def note_left(self, shared: "SharedAnswer") -> None:
+        """The clients of this one have left or timed out; a retry may come for it."""
 
 
 class SharedAnswer:
@@ -65,8 +72,9 @@ class SharedAnswer:
         self.error: Exception | None = None
         self._keeper = keeper
         self.answer = answer
-        self._is_kept = is_kept
-        self._is_joinable = True
+        self.is_kept = is_kept
+        """For an `Idempotency-Key`."""
+        self.is_joinable = True
         self._source: AsyncIterator[bytes] | None = None
         self._pieces: list[bytes] = []
         self._dropped = 0
@@ -98,13 +106,25 @@ class SharedAnswer:
         self.trim()  # without this reader, which may have been the slowest
         if self.readers or self._timer is not None:
             return
-        holds = self._is_kept or (reader.sender.may_come_back and not reader.is_done)
-        if holds and self._is_joinable:
+        holds = self.is_kept or (reader.sender.may_come_back and not reader.is_done)
+        if holds and self.is_joinable:
             seconds = reader.sender.pause_seconds(self._times_left) + RETRY_MARGIN_SECONDS
-            self._close_after(HOLD_SECONDS if self._is_kept else seconds)
+            self._close_after(HOLD_SECONDS if self.is_kept else seconds)
+            self._keeper.note_left(self)
         else:
             self.close()
         self._times_left += 1  # after its use: it counts the times before this one
+
+    def note_overdue(self) -> None:
+        """A client's timeout has passed."""
+        if self.is_left and self.is_joinable:
+            self._keeper.note_left(self)
+
+    def withdraw(self) -> None:
+        """Let no other copy join it from now on."""
+        if self.claim is not None:
+            self.claim.release()
+            self.claim = None
 
     def piece(self, position: int) -> bytes | None:
         """The piece at this position, if it has come."""
@@ -113,7 +133,7 @@ class SharedAnswer:
 
     def trim(self) -> None:
         """Drop what all readers have read, where no request can join any more."""
-        if self._is_joinable:
+        if self.is_joinable:
             return
         positions = [reader.position for reader in self.readers]
         count = min(positions, default=self._dropped + len(self._pieces)) - self._dropped
@@ -126,7 +146,7 @@ class SharedAnswer:
     async def more(self) -> None:
         """Wait for one pull: a piece, nothing for a while, the end, or an error."""
         # Pieces that are not kept for the sake of joining are kept for a slower reader.
-        if not self._is_joinable and self._pieces and self._kept_bytes > MAX_KEPT_BYTES:
+        if not self.is_joinable and self._pieces and self._kept_bytes > MAX_KEPT_BYTES:
             await self._slowest_reader()
             return
         if self._pulling is None or self._pulling.done():
@@ -180,7 +200,7 @@ class SharedAnswer:
         assert self.answer.head is not None
         if self.answer.head.status >= 400:
             self._forget()  # asking again may well help
-        elif self._is_kept and self._is_joinable:
+        elif self.is_kept and self.is_joinable:
             self._close_after(KEPT_SECONDS)
 
     def _close_after(self, seconds: float) -> None:
@@ -202,15 +222,15 @@ class SharedAnswer:
             return
 
     def _forget(self) -> None:
-        if self._is_joinable:
-            self._is_joinable = False
+        if self.is_joinable:
+            self.is_joinable = False
             self._keeper.kept_bytes -= self._kept_bytes
             self._keeper.forget(self)
             self.trim()
 
     def _count(self, size: int) -> None:
         self._kept_bytes += size
-        if self._is_joinable:
+        if self.is_joinable:
             self._keeper.kept_bytes += size
         if size <= 0:
             self._reservation.shrink(min(-size, self._reservation.size))
@@ -231,7 +251,18 @@ class SharedReader(WrappedAnswer):
         """It has read all of it."""
         self.inner = shared.answer
         self._shared = shared
+        self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
+
+    def tell_when_overdue(self) -> None:
+        """Let it count as left when the client's own timeout has passed, if that is known.
+
+        Not so for LangChain.js, whose retries look like other clients' requests.
+        """
+        seconds = self.sender.timeout_at - time.monotonic()
+        if seconds < math.inf and not self.sender.is_langchain:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(seconds + TIMER_SLACK_SECONDS, self._shared.note_overdue)
 
     async def open(self) -> bytes:
         """Wait until the shared answer is opened."""
@@ -264,4 +295,6 @@ class SharedReader(WrappedAnswer):
         """Leave it: it goes on for its other readers, or is held for a repetition."""
         if not self._is_closed:
             self._is_closed = True
+            if self._timer is not None:
+                self._timer.cancel()
             self._shared.leave(self)

@@ -27,17 +27,17 @@ IDEMPOTENCY_KEY = "idempotency-key"
 MAX_ANSWERS = 1_000
 
 
-class ClaimedAnswer(Answer, Claim, Protocol):
-    """An answer that is this copy's own, or another's that has one to the same request."""
-
-    shared: SharedAnswer | None
-
-
 class Claims(Protocol):
-    """Which answers copies of the proxy have, by their `Idempotency-Key`."""
+    """Which answers copies of the proxy have for requests that come again."""
 
-    def claim(self, place: Place, fingerprint: bytes, answer: Answer) -> ClaimedAnswer:
-        """This answer, unless another copy has one when it is opened."""
+    def claim(self, shared: SharedAnswer) -> Claim:
+        """Let this be its answer, unless another copy has one when it is opened."""
+
+    def take(self, shared: SharedAnswer) -> None:
+        """Let it be one that was left at another copy, if there is any when it is opened."""
+
+    def leave(self, shared: SharedAnswer) -> Claim:
+        """Let another copy take it, since it was left here."""
 
     async def close(self) -> None:
         """Let all of them go."""
@@ -47,7 +47,7 @@ class Sharing:
     """The answers that may be joined.
 
     What is kept of them counts in `memory`, and gives way where others need the room. With `claims`
-    requests with an `Idempotency-Key` join those of other copies as well.
+    requests join those of other copies as well.
     """
 
     def __init__(self, memory: Memory, claims: Claims | None = None) -> None:
@@ -85,23 +85,28 @@ class Sharing:
         if found is not None:
             answer.close()
             log.info("%s joins job %s", call.request_id, found.answer.job_id or "-")
+            if name is None:
+                found.withdraw()
         elif self._make_room():
-            claim = None
-            if name is not None and self._claims is not None:
-                answer = claim = self._claims.claim(place, fingerprint, answer)
             found = SharedAnswer(self, place, answer, fingerprint, is_kept=name is not None)
-            if claim is not None:
-                claim.shared, found.claim = found, claim
+            self._look_elsewhere(found, sender)
             self._answers.setdefault(place, []).append(found)
             self._count += 1
         else:
             return answer
-        return found.reader(sender)
+        reader = found.reader(sender)
+        if self._claims is not None and name is None:
+            reader.tell_when_overdue()
+        return reader
+
+    def note_left(self, shared: SharedAnswer) -> None:
+        """The clients of this one have left or timed out: a retry may take it at another copy."""
+        if self._claims is not None and shared.claim is None:
+            shared.claim = self._claims.leave(shared)
 
     def forget(self, shared: SharedAnswer) -> None:
         """It can be joined no more."""
-        if shared.claim is not None:
-            shared.claim.release()
+        shared.withdraw()
         answers = self._answers[shared.place]
         answers.remove(shared)
         self._count -= 1
@@ -116,6 +121,15 @@ class Sharing:
         await asyncio.gather(*(shared.settled() for shared in answers))
         if self._claims is not None:
             await self._claims.close()
+
+    def _look_elsewhere(self, shared: SharedAnswer, sender: Sender) -> None:
+        """Let it be another copy's answer, where there may be one."""
+        if self._claims is None:
+            return
+        if shared.is_kept:
+            shared.claim = self._claims.claim(shared)
+        elif sender.may_be_retry:
+            self._claims.take(shared)
 
     def _under_key(self, place: Place, fingerprint: bytes) -> SharedAnswer | None:
         for shared in self._answers.get(place, ()):

@@ -104,7 +104,13 @@ the worker's environment, in the memory of that one worker; the checks run with 
 
 WebSockets are not served: a handshake is answered 426, `websockets_not_served`. Codex CLI, which
 tries one with `supports_websockets = true` or with `openai_base_url`, prints a line of error and
-asks over HTTP at once. `client.responses.connect()` of openai-python raises `InvalidStatus`."""
+asks over HTTP at once. `client.responses.connect()` of openai-python raises `InvalidStatus`.
+
+A retry that an OpenAI SDK makes because its timeout passed joins the job that is under way, at any
+copy where copies share a Redis ([several copies](operate.md#several-copies)). It is known by
+`x-stainless-retry-count`, and LangChain.js's, which never counts, by its `User-Agent`. Streams need
+no retry, since they begin before the answer does; one that breaks is given again by an
+`Idempotency-Key`."""
 
 
 def _matrix(compared: Mapping[str, list[Comparison]]) -> str:

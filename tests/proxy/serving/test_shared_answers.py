@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import redis as redis_client
 
 from proxy.app import create_app
-from proxy.serving import several_readers, shared_answers
+from proxy.serving import handed_on, several_readers
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.http.test_streaming import BODY, CHAT, FRAMES
@@ -38,16 +39,23 @@ def copies(
     runpod: ScriptedRunPod,
     redis: RedisServer,
     tmp_path: Path,
+    settings: dict[str, Any],
 ) -> Iterator[Copies]:
     """Clients of two copies."""
     headers = {"authorization": f"Bearer {KEY}"}
     with ExitStack() as stack:
         clients = []
         for name in ("a", "b"):
-            settings = settings_for(
-                scripted_runpod[1], redis_url=redis.url, copies=2, state_dir=tmp_path / name
+            app = create_app(
+                settings_for(
+                    scripted_runpod[1],
+                    redis_url=redis.url,
+                    copies=2,
+                    state_dir=tmp_path / name,
+                    **settings,
+                )
             )
-            url = stack.enter_context(serve(create_app(settings)))
+            url = stack.enter_context(serve(app))
             client = httpx.Client(base_url=url, headers=headers, timeout=60)
             clients.append(stack.enter_context(client))
         yield clients[0], clients[1]
@@ -118,7 +126,7 @@ def test_an_error_at_one_copy_is_told_at_the_other(
         first = pool.submit(one.post, CHAT, json=chat(), headers=AGAIN)
         wait_until(lambda: len(runpod.jobs) == 1)
         second = pool.submit(other.post, CHAT, json=chat(), headers=AGAIN)
-        wait_until(lambda: _is_wanted(redis))
+        wait_until(lambda: is_wanted(redis))
         release.set()
         answers = [first.result(), second.result()]
     assert {answer.status_code for answer in answers} == {502}
@@ -134,7 +142,7 @@ def test_what_nobody_wants_at_either_copy_is_cancelled(
     copies: Copies, runpod: ScriptedRunPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(several_readers, "HOLD_SECONDS", 1.0)
-    monkeypatch.setattr(shared_answers, "LEASE_SECONDS", 4.0)
+    monkeypatch.setattr(handed_on, "LEASE_SECONDS", 4.0)
     runpod.script = [Page("IN_PROGRESS", FRAMES[:2]), Page("IN_PROGRESS")]
     for client in copies:
         with client.stream("POST", CHAT, json=chat(stream=True), headers=AGAIN) as left:
@@ -152,7 +160,7 @@ def test_a_redis_that_goes_meanwhile_is_told_and_costs_no_second_job(
         first = pool.submit(one.post, CHAT, json=chat(), headers=AGAIN)
         wait_until(lambda: len(runpod.jobs) == 1)
         second = pool.submit(other.post, CHAT, json=chat(), headers=AGAIN)
-        wait_until(lambda: _is_wanted(redis))
+        wait_until(lambda: is_wanted(redis))
         redis.stop()
         refused = second.result()
         assert (refused.status_code, error_of(refused)["code"]) == (503, "shared_state_away")
@@ -178,7 +186,7 @@ def test_when_the_copy_that_had_it_is_killed_the_request_starts_anew(
             pool.submit(killed.client.post, CHAT, json=chat(), headers=AGAIN)
             wait_until(lambda: len(runpod.jobs) == 1)
             second = pool.submit(copies[0].post, CHAT, json=chat(), headers=AGAIN)
-            wait_until(lambda: _is_wanted(redis))
+            wait_until(lambda: is_wanted(redis))
             runpod.script = [Page("COMPLETED", [PLAIN])]
             killed.process.kill()
             assert second.result().text == TEXT
@@ -187,11 +195,11 @@ def test_when_the_copy_that_had_it_is_killed_the_request_starts_anew(
         killed.close()
 
 
-def _keys(server: RedisServer, pattern: str) -> list[str]:
+def keys_in(server: RedisServer, pattern: str) -> list[str]:
     with redis_client.Redis.from_url(server.url, decode_responses=True) as client:
         return [str(key) for key in client.keys(pattern)]
 
 
-def _is_wanted(server: RedisServer) -> bool:
+def is_wanted(server: RedisServer) -> bool:
     """Whether a copy waits for an answer that another has."""
-    return bool(_keys(server, "*:answer:*:wanted"))
+    return bool(keys_in(server, "*:answer:*:wanted"))
