@@ -197,7 +197,8 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
             if (ledger := _ledger(settings, first)) is not None:
                 ledger.begin()
                 stack.push_async_callback(ledger.close)
-            numbers, warmer, sharing = Metrics(), Warmer(ledger), Sharing(memory, _claims(shared_state))
+            numbers, warmer = Metrics(), Warmer(ledger)
+            sharing = Sharing(memory, _claims(shared_state))
             start_times = StartTimes(settings.state_dir.expanduser())
             backends = BackendRegistry(
                 settings, client, canceller, journal, numbers, memory, start_times, costs, shares

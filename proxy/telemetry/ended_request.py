@@ -6,7 +6,6 @@ from urllib.parse import quote
 
 from proxy.api.answer import NO_COURSE, Course
 
-
 WARM: Final = "warm"
 """The outcome of what woke a worker by the clock, which is no request."""
 
