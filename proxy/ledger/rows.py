@@ -2,10 +2,21 @@
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Float, case, cast, delete, func, select
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    Float,
+    case,
+    cast,
+    delete,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from proxy.ledger.sums import DAY_SECONDS, Total
@@ -54,12 +65,25 @@ _ENDS: Final = ("request_id", "status", "outcome", "seconds")
 
 
 def write(connection: Connection, rows: Sequence[Row]) -> None:
-    """Write rows: what is written already stays, or becomes what is known better now."""
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(LEDGER)
+    """Write rows: what is written already stays, or becomes what is known better now.
+
+    The statement goes to the driver as text: SQLAlchemy's part in each row would cost more than to
+    write it does.
+    """
+    dialect = connection.dialect
+    told = msgspec.structs.astuple if dialect.positional else msgspec.structs.asdict
+    if rows:
+        connection.exec_driver_sql(_statement(dialect), [told(row) for row in rows])
+
+
+@cache
+def _statement(dialect: Dialect) -> str:
+    """As its driver takes it: with values by name, or in the order of the columns."""
+    insert = (postgresql if dialect.name == "postgresql" else sqlite).insert(LEDGER)
     changed: dict[str, Any] = {}
     for column in LEDGER.c:
         if column.name in _ENDS:
-            is_final = LEDGER.c.outcome == "completed"
+            is_final = LEDGER.c.outcome == literal_column("'completed'")
             changed[column.name] = case((is_final, column), else_=insert.excluded[column.name])
         elif column.name in _TOKENS:
             new = insert.excluded[column.name]
@@ -67,8 +91,7 @@ def write(connection: Connection, rows: Sequence[Row]) -> None:
         elif column.name not in ("id", "ended"):
             changed[column.name] = func.coalesce(insert.excluded[column.name], column)
     statement = insert.on_conflict_do_update(index_elements=["id"], set_=changed)
-    if rows:
-        connection.execute(statement, [msgspec.structs.asdict(row) for row in rows])
+    return str(statement.compile(dialect=dialect))
 
 
 def expire(connection: Connection, days: int) -> int:

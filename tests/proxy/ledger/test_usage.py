@@ -13,6 +13,7 @@ import pytest
 from proxy.ledger.rows import GIVEN_UP, Row, expire
 from proxy.ledger.sums import DAY_SECONDS, date_of, today
 from proxy.storage.database import Database
+from proxy.storage.schema import LEDGER
 from tests.postgres import PostgreSQL, postgresql
 from tests.proxy.http.test_requests import error_of
 from tests.proxy.ledger.conftest import CONFIG, Start, keep, rows
@@ -22,6 +23,10 @@ USAGE = "/v1/usage"
 ADMIN = "sk-of-an-admin-of-this-proxy"
 FORMULA = "=HYPERLINK(1)"
 MODELS = f"{CONFIG}[keys.bob]\nenv = 'BOB_KEY'\n"
+
+
+def test_rows_have_their_values_in_the_order_of_the_columns() -> None:
+    assert list(Row.__struct_fields__) == LEDGER.columns.keys()
 
 
 @pytest.fixture(scope="module")
