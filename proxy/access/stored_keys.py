@@ -163,7 +163,7 @@ class StoredKeys:
     async def _ask(self) -> None:
         try:
             # The database may have had to be opened first: what it tells is not as old as that.
-            as_of, revision = await self._database.read(lambda one: (self._clock(), _revision(one)))
+            as_of, revision = await self._database.look(lambda one: (self._clock(), _looked(one)))
             if revision != self._revision:
                 self._revision, self._keys = await self._database.read(_all)
                 self._tell_doubts()
@@ -275,6 +275,13 @@ def _all(connection: Connection) -> tuple[int, dict[bytes, StoredKey]]:
     revision = _revision(connection)
     rows = connection.execute(select(KEYS)).mappings()
     return revision, {bytes(row["digest"]): _stored(row) for row in rows}
+
+
+def _looked(cursor: Any) -> int:
+    """As `_revision`, by the driver's own means."""
+    cursor.execute("SELECT number FROM revisions WHERE subject = 'keys'")
+    row = cursor.fetchone()
+    return row[0] if row else 0
 
 
 def _revision(connection: Connection) -> int:

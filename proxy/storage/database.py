@@ -9,9 +9,9 @@ import logging
 import os
 import socket
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -81,6 +81,14 @@ class Database:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self.read_here, work)
 
+    async def look(self, work: Callable[[Any], T]) -> T:
+        """The same for a single statement that is asked again and again.
+
+        `work` is given a cursor of the driver's own: SQLAlchemy would cost twenty times as much.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._looked, work)
+
     def run_here(self, work: Callable[[Connection], T]) -> T:
         """What `run` does, in the caller's thread, for commands."""
         return self._done(work, only_reads=False)
@@ -115,12 +123,19 @@ class Database:
         self._connection = connection
 
     def _done(self, work: Callable[[Connection], T], *, only_reads: bool) -> T:
-        try:
+        with _away_if(SQLAlchemyError, OSError):
             engine = self._opened().execution_options(only_reads=only_reads)
             with engine.begin() as connection:
                 return work(connection)
-        except (SQLAlchemyError, OSError) as exc:
-            raise DatabaseAway(_reason(exc)) from exc
+
+    def _looked(self, work: Callable[[Any], T]) -> T:
+        with _away_if(SQLAlchemyError, OSError):
+            engine = self._opened()
+        with (
+            _away_if(engine.dialect.loaded_dbapi.Error, SQLAlchemyError, OSError),
+            closing(engine.raw_connection()) as connection,
+        ):
+            return work(connection.cursor())
 
     def _opened(self) -> Engine:
         if self._engine is None:
@@ -133,6 +148,14 @@ class Database:
                 raise
             self._engine = engine
         return self._engine
+
+
+@contextmanager
+def _away_if(*failures: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except failures as exc:
+        raise DatabaseAway(_reason(exc)) from exc
 
 
 def reach(url: str, work: Callable[[Connection], T]) -> tuple[str, T | None]:

@@ -50,6 +50,13 @@ def add(connection: Connection, subject: str = "one") -> None:
     connection.execute(insert(REVISIONS).values(subject=subject, number=1))
 
 
+def count(cursor: Any) -> int:
+    """How many were added here, asked by the driver's own means."""
+    cursor.execute("SELECT count(*) FROM revisions WHERE subject != 'keys'")
+    [number] = cursor.fetchone()
+    return int(number)
+
+
 def subjects(connection: Connection) -> list[str]:
     """Those that were added here."""
     found = connection.scalars(select(REVISIONS.c.subject).where(REVISIONS.c.subject != "keys"))
@@ -120,9 +127,11 @@ async def test_what_only_reads_does_not_wait_for_a_writer(url: str) -> None:
     writing = asyncio.create_task(writer.run(slowly))
     await asyncio.sleep(0)
     assert await reader.read(subjects) == ["one"]
+    assert await reader.look(count) == 1
     gate.set()
     await writing
     assert await reader.read(subjects) == ["one", "two"]
+    assert await reader.look(count) == 2
     await writer.close()
     await reader.close()
 
@@ -147,10 +156,23 @@ async def test_a_server_that_was_killed_and_is_back_is_used_again(server: Postgr
     database = Database(server.new_database())
     await database.run(add)
     server.stop(signal.SIGKILL)
-    with pytest.raises(DatabaseAway):
-        await database.run(subjects)
+    for work in (database.run(subjects), database.look(count)):
+        with pytest.raises(DatabaseAway):
+            await work
     server.start()
+    assert await database.look(count) == 1
     assert await database.run(subjects) == ["one"]
+    await database.close()
+
+
+@on_postgresql
+async def test_a_connection_that_breaks_under_a_look_is_made_anew(server: PostgreSQL) -> None:
+    database = Database(server.new_database())
+    with pytest.raises(DatabaseAway, match="terminat"):
+        await database.look(
+            lambda one: one.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        )
+    assert await database.look(count) == 0
     await database.close()
 
 
