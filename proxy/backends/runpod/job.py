@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.api.answer import Course
 from proxy.api.call import OnSpent
+from proxy.backends.auto_reset_event import AutoResetEvent
 from proxy.backends.deadlines import Deadlines, pause
 from proxy.backends.health_monitor import HealthMonitor
 from proxy.backends.refusals import Gust
-from proxy.backends.runpod.auto_reset_event import AutoResetEvent
 from proxy.backends.runpod.direct.road import Invitation
 from proxy.backends.runpod.endpoint import Endpoint, JobState, JobStatus, StreamPage
 from proxy.backends.runpod.job_clock import JobClock

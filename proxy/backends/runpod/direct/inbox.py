@@ -2,7 +2,7 @@
 
 from typing import Any, Final, Protocol
 
-from proxy.backends.runpod.auto_reset_event import AutoResetEvent
+from proxy.backends.auto_reset_event import AutoResetEvent
 from proxy.backends.runpod.wire import frame_bytes
 from proxy.errors import MemoryLimitReached
 from proxy.memory import Reservation

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from proxy.backends.runpod.auto_reset_event import AutoResetEvent
+from proxy.backends.auto_reset_event import AutoResetEvent
 from tests.virtual_time import run_virtually
 
 
