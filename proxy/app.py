@@ -53,6 +53,7 @@ from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:  # a database, Redis and OpenTelemetry are imported where they are used
+    from proxy.backends.shared_turns import SharedTurns
     from proxy.ledger.ledger import Ledger
     from proxy.storage.database import Database
     from proxy.storage.shared_state import SharedState
@@ -186,6 +187,8 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
             costs = _worker_costs(spending, shared_state)
             shares = _shares(settings, shared_state)
             stack.push_async_callback(shares.close)
+            if (shared_turns := _shared_turns(shared_state)) is not None:
+                stack.push_async_callback(shared_turns.close)
             stack.push_async_callback(limiter.close)
             client = create_client(connect_timeout_seconds=settings.connect_timeout_seconds)
             await stack.enter_async_context(client)
@@ -201,7 +204,8 @@ def _lifespan(settings: Settings, first: Config, traces: "Traces | None"):  # ty
             sharing = Sharing(memory, _claims(shared_state))
             start_times = StartTimes(settings.state_dir.expanduser())
             backends = BackendRegistry(
-                settings, client, canceller, journal, numbers, memory, start_times, costs, shares
+                *(settings, client, canceller, journal, numbers, memory, start_times, costs),
+                *(shares, shared_turns),
             )
             stack.push_async_callback(backends.close, LAST_CALLS_SECONDS)
             stack.push_async_callback(sharing.close)
@@ -264,6 +268,14 @@ def _shares(settings: Settings, state: "SharedState | None") -> Shares:
     from proxy.backends.runpod.shared_pacing import SharedShares
 
     return SharedShares(state, settings.copies)
+
+
+def _shared_turns(state: "SharedState | None") -> "SharedTurns | None":
+    if state is None:
+        return None
+    from proxy.backends.shared_turns import SharedTurns
+
+    return SharedTurns(state)
 
 
 def _stored_responses(state: "SharedState | None") -> StoredResponses:

@@ -9,11 +9,15 @@ let through than those workers can run.
 Turns go round between flows, a flow being what one key has sent, or one tenant of a key: deficit
 round robin (Shreedhar and Varghese, 1995) where each call costs 1 and a flow's quantum is its
 weight. A call of no flow, and any call where the concurrency is not known, passes at once.
+
+Copies of the proxy share the window: each keeps to its part of it, or to what it is lent.
 """
 
 import asyncio
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 AHEAD: Final = 1
@@ -66,22 +70,33 @@ class Place:
             return
         turn = self._turn
         if turn is None or (turn.done() and not turn.cancelled()):
-            turns.give_back()
+            turns.give_back(self._flow)
         elif self._flow is not None:
             turn.cancel()
             turns.drop(self._flow.name, turn)
 
 
 class FairTurns:
-    """The line before one endpoint. A worker runs `concurrency` calls at once, where known."""
+    """The line before one endpoint, in one of so many `copies` of the proxy.
 
-    def __init__(self, concurrency: int | None = None) -> None:
+    A worker runs `concurrency` calls at once, where known.
+    """
+
+    def __init__(self, concurrency: int | None = None, *, copies: int = 1) -> None:
+        self.window = math.inf
+        """How many calls all copies together let through."""
+        self.taken = 0
+        """How many this one has let through."""
+        self.lent: int | None = None
+        """How many more it may, as it was lent; None where it keeps to its share."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a call has to wait, when one has ended, and when workers were counted."""
         self._concurrency = concurrency
-        self._window = math.inf
-        self._taken = 0
-        """How many calls are within the window."""
+        self._copies = copies
         self._lines: dict[str, _Line] = {}
         """The flows that wait, in the order of the round; the first one's turn is next."""
+        self._lines_of: Mapping[str, int] = {}
+        """How many lines a flow has, in all copies, where it is more than this one."""
         self.note_workers(1)
 
     @property
@@ -89,17 +104,26 @@ class FairTurns:
         """How many calls wait for their turn."""
         return sum(len(line.places) for line in self._lines.values())
 
+    @property
+    def share(self) -> float:
+        """How many calls this copy lets through when it knows nothing of the others."""
+        return self.window if math.isinf(self.window) else math.ceil(self.window / self._copies)
+
+    def flows(self, at_most: int) -> dict[str, float]:
+        """The weights of flows that wait, of so many, those first whose turn is next."""
+        return {name: line.weight for name, line in islice(self._lines.items(), at_most)}
+
     def place(self, flow: Flow | None) -> Place:
         """A place for one more call, at the end of its flow's line if it has to wait."""
-        has_room = not self._lines and self._taken < self._window
-        if flow is None or has_room:
-            self._taken += 1
-            return Place(self, None, None)
+        if flow is None or (not self._lines and self._room > 0):
+            self._take()
+            return Place(self, flow, None)
         turn = asyncio.get_running_loop().create_future()
         if (line := self._lines.get(flow.name)) is None:
             line = self._lines[flow.name] = _Line()
         line.weight = flow.weight  # the key's table may have been changed
         line.places[turn] = None
+        self.on_change()
         return Place(self, flow, turn)
 
     def note_workers(self, workers: int | None) -> None:
@@ -110,15 +134,38 @@ class FairTurns:
         if self._concurrency is None:
             return
         if workers is None:
-            self._window = math.inf
+            self.window = math.inf
         else:
-            self._window = max(1, workers) * self._concurrency + AHEAD
+            self.window = max(1, workers) * self._concurrency + AHEAD
+        self._admit()
+        self.on_change()
+
+    def lend(self, places: int, lines_of: Mapping[str, int]) -> None:
+        """So many more calls may pass; of these flows so many copies have a line."""
+        self.lent = (self.lent or 0) + places
+        self._lines_of = lines_of
         self._admit()
 
-    def give_back(self) -> None:
-        """A call within the window has ended."""
-        self._taken -= 1
+    def keep(self, places: int) -> bool:
+        """Keep no more than so many of those lent; whether that is fewer than there were."""
+        had, self.lent = self.lent or 0, min(self.lent or 0, places)
+        return self.lent < had
+
+    def keep_to_share(self) -> None:
+        """Nothing is lent any more, so what the others let through is not known."""
+        self.lent, self._lines_of = None, {}
         self._admit()
+
+    def give_back(self, flow: Flow | None) -> None:
+        """A call within the window has ended.
+
+        Where its place was lent, and calls wait, it may be the turn of another copy's.
+        """
+        self.taken -= 1
+        if self.lent is not None and flow is not None and not self._lines:
+            self.lent += self.taken + self.lent < self.window
+        self._admit()
+        self.on_change()
 
     def drop(self, name: str, turn: asyncio.Future[None]) -> None:
         """A place is in its flow's line no more; a flow that waits no more loses its credit."""
@@ -128,19 +175,31 @@ class FairTurns:
             if not line.places:
                 del self._lines[name]
 
+    @property
+    def _room(self) -> float:
+        """How many calls may pass as things stand."""
+        if self.lent is None or math.isinf(self.window):
+            return self.share - self.taken
+        return self.lent
+
+    def _take(self) -> None:
+        self.taken += 1
+        if self.lent:
+            self.lent -= 1
+
     def _admit(self) -> None:
-        while self._lines and self._taken < self._window:
+        while self._lines and self._room > 0:
             turn = self._next()
             if not turn.done():  # its caller is just about to leave
                 turn.set_result(None)
-                self._taken += 1
+                self._take()
 
     def _next(self) -> asyncio.Future[None]:
         """The place whose turn it is."""
         while True:
             name, line = next(iter(self._lines.items()))
             if line.credit < 1:
-                line.credit += line.weight
+                line.credit += line.weight / self._lines_of.get(name, 1)
             if line.credit >= 1:
                 break
             self._move_to_end(name)

@@ -39,6 +39,7 @@ from proxy.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from proxy.backends.runpod.sealing import Seal
+    from proxy.backends.shared_turns import SharedTurns
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,10 @@ class BackendRegistry:
         start_times: StartTimes,
         costs: WorkerCosts,
         shares: Shares,
+        shared_turns: "SharedTurns | None" = None,
     ) -> None:
         self._shares = shares
+        self._shared_turns = shared_turns
         self._costs = costs
         self._ceilings: dict[str, Ceiling] = {}
         """By the endpoints' names: what is spent does not change with a table."""
@@ -181,7 +184,7 @@ class BackendRegistry:
     def _queue(self, name: str, config: EndpointConfig) -> Backend:
         endpoint = self._runpod_api(name, config)
         self._queues[endpoint.url] = endpoint
-        turns = self._turns(config)
+        turns = self._turns(name, config)
         jobs = Jobs(
             endpoint,
             admission=self._admission(config),
@@ -225,7 +228,7 @@ class BackendRegistry:
             self._ceiling(name).note_job(work.seconds)
             on_spent(replace(work, price_per_second=config.price_per_second))
 
-        turns = self._turns(config)
+        turns = self._turns(name, config)
         return Relay(
             self._client,
             config.worker_url(name),
@@ -264,8 +267,14 @@ class BackendRegistry:
             self._ceilings[name] = Ceiling(name, self._costs)
         return self._ceilings[name]
 
-    def _turns(self, config: EndpointConfig) -> FairTurns:
-        return FairTurns(config.worker_concurrency or self._settings.worker_concurrency)
+    def _turns(self, name: str, config: EndpointConfig) -> FairTurns:
+        settings = self._settings
+        concurrency = config.worker_concurrency or settings.worker_concurrency
+        turns = FairTurns(concurrency, copies=settings.copies)
+        if self._shared_turns is not None:
+            url = config.runpod_url(name, settings.runpod_endpoint_base_url)
+            self._shared_turns.hold(turns, url)
+        return turns
 
     def _monitor(
         self, name: str, config: EndpointConfig, endpoint: Endpoint, turns: FairTurns

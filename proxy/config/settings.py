@@ -281,10 +281,10 @@ class Settings(DatabaseSettings):
     active_workers: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     """How many workers RunPod keeps up all the time, for that budget as well."""
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = None
-    """A Redis in which all copies keep the limits of keys together."""
+    """A Redis in which all copies keep the limits of keys together, and share their turns."""
     copies: Count = 1
-    """How many copies of the proxy there are: each lets in its share of a key's limits where they
-    cannot count together."""
+    """How many copies of the proxy there are: each lets in its share of a key's limits, and of an
+    endpoint's window, where they cannot count together."""
     run_limit: RateLimit = CallLimit(1000, 200)
     """RunPod's limit for /run: calls in ten seconds, and at once."""
     stream_limit: RateLimit = CallLimit(2000, 400)

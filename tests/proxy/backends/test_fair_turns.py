@@ -185,3 +185,42 @@ async def test_no_turn_is_lost_or_made_however_callers_come_and_leave() -> None:
         assert turns.waiting == len(waiting)
         assert len(held) <= 3 + AHEAD
         assert len(held) == 3 + AHEAD or not waiting
+
+
+@in_a_loop
+async def test_copies_that_know_nothing_of_one_another_have_a_share_each() -> None:
+    turns = FairTurns(4, copies=2)
+    assert [turns.place(A).is_waiting for _ in range(5)] == [False] * 3 + [True] * 2
+    turns.note_workers(2)  # a window of nine
+    assert turns.waiting == 0
+    turns.note_workers(None)
+    assert not any(turns.place(A).is_waiting for _ in range(50))
+
+
+@in_a_loop
+async def test_what_was_lent_is_used_and_the_place_of_a_call_that_ends_is_no_waiting_ones() -> None:
+    turns = FairTurns(4, copies=2)
+    turns.lend(2, {})
+    held = [turns.place(A) for _ in range(2)]
+    waiting = turns.place(A)
+    held[0].leave()
+    assert waiting.is_waiting
+    turns.lend(1, {})
+    assert not waiting.is_waiting
+    held[1].leave()
+    assert not turns.place(A).is_waiting
+    turns.keep_to_share()
+    assert [turns.place(A).is_waiting for _ in range(2)] == [False, True]
+
+
+@in_a_loop
+async def test_a_flow_that_waits_in_other_copies_too_has_a_part_of_its_turns_here() -> None:
+    turns = FairTurns(4)
+    turns.lend(0, {"a": 3})
+    places = {turns.place(flow): flow.name for flow in (A, B) for _ in range(20)}
+    order = ""
+    for _ in range(16):
+        waited = [place for place in places if place.is_waiting]
+        turns.lend(1, {"a": 3})
+        order += "".join(places[place] for place in waited if not place.is_waiting)
+    assert order == "bba" + "bbba" * 3 + "b"

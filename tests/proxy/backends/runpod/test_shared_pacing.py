@@ -3,7 +3,7 @@
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,24 +20,10 @@ from tests.proxy.backends.runpod.test_pacing import Log
 from tests.proxy.conftest import chat
 from tests.proxy.process import Proxy
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
-from tests.redis_server import RedisServer, redis_server
-from tests.waiting import wait_until
+from tests.redis_server import RedisServer
+from tests.waiting import until, wait_until
 
 LIMIT = CallLimit(calls=400, at_once=40)
-
-
-@pytest.fixture(scope="module")
-def lasting_redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-def redis(lasting_redis: RedisServer) -> RedisServer:
-    """A Redis that is up and holds nothing."""
-    lasting_redis.stop()
-    lasting_redis.start()
-    return lasting_redis
 
 
 @asynccontextmanager
@@ -95,9 +81,9 @@ async def test_a_copy_that_begins_need_not_wait_for_one_that_has_all(
 
     async with two_copies(redis, CallLimit(100_000, 40)) as (one, other):
         held = [asyncio.create_task(hold(one)) for _ in range(100)]
-        await _until(lambda: one.in_flight == 36)
+        await until(lambda: one.in_flight == 36)
         held += [asyncio.create_task(hold(other)) for _ in range(100)]
-        await _until(lambda: other.in_flight == 4)
+        await until(lambda: other.in_flight == 4)
         for _ in range(100):
             await asyncio.sleep(0)
             assert one.in_flight + other.in_flight <= 40
@@ -118,8 +104,7 @@ async def test_while_redis_is_away_each_copy_keeps_to_its_share(redis: RedisServ
         for limiter in copies:
             for _ in range(100):
                 group.create_task(hold(limiter))
-        for limiter in copies:
-            await _until(lambda limiter=limiter: limiter.in_flight == 20)
+        await until(lambda: [limiter.in_flight for limiter in copies] == [20, 20])
         for _ in range(100):
             await asyncio.sleep(0)
             assert [limiter.in_flight for limiter in copies] == [20, 20]
@@ -179,11 +164,3 @@ def test_two_proxies_submit_no_more_at_once_than_runpod_takes(
     finally:
         for copy in copies:
             copy.close()
-
-
-async def _until(condition: object) -> None:
-    """Wait for something in this very loop."""
-    assert callable(condition)
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - nothing rings when a turn is given
-            await asyncio.sleep(0.01)
