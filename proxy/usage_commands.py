@@ -12,7 +12,7 @@ from proxy.backends.runpod.billing import Bill, BillUnavailable, bill
 from proxy.backends.runpod.endpoint import create_client
 from proxy.config.settings import DatabaseSettings, Settings
 from proxy.config.tables import Config, secret
-from proxy.ledger.sums import ESTIMATE, PLACE, Total, added, as_csv, date_of, shown, today
+from proxy.ledger.sums import ESTIMATE, PLACE, Total, added, as_csv, date_of, harmless, shown, today
 
 ABOUT = """\
 What keys have used, by the ledger in the database of PROXY_DATABASE_URL, or in that of the state
@@ -77,7 +77,7 @@ def reconcile(options: argparse.Namespace, settings: Settings, config: Config) -
     if options.csv:
         table = csv.DictWriter(sys.stdout, fieldnames=list(_LINE), lineterminator="\r\n")
         table.writeheader()
-        table.writerows(lines)
+        table.writerows({name: harmless(line[name]) for name in _LINE} for line in lines)
         return 0
     _tell(_table(lines) if lines else "nothing has been used or billed", ESTIMATE, BILL)
     return 0

@@ -90,10 +90,11 @@ def as_csv(some: Iterable[Total], *kept: str) -> str:
     lines.writerow(names)
     for one in some:
         found = shown(one, *kept)
-        lines.writerow([_harmless(found[name]) for name in names])
+        lines.writerow([harmless(found[name]) for name in names])
     return text.getvalue()
 
 
-def _harmless(value: Any) -> Any:
+def harmless(value: Any) -> Any:
+    """The value as a cell that a spreadsheet takes for no formula, whoever gave the name."""
     is_formula = isinstance(value, str) and value.startswith(_STARTS_A_FORMULA)
     return f"'{value}" if is_formula else value

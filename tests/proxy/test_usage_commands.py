@@ -134,6 +134,21 @@ def test_a_table_for_a_spreadsheet_holds_no_formula(command: Command) -> None:
 
 
 @pytest.mark.slow
+def test_a_table_of_bills_holds_no_formula(
+    command: Command, billing: Billing, tmp_path: Path
+) -> None:
+    keep(f"sqlite:///{tmp_path}/proxy.sqlite3")
+    file = tmp_path / "proxy.toml"
+    file.write_text(CONFIG.replace("endpoints.ep", 'endpoints."=1+1"').replace('"ep"', '"=1+1"'))
+    billing.answers = {
+        "rest-key": JSONResponse({"records": [billed("abc123", -1.5)]}),
+        "other-key": JSONResponse({"records": []}),
+    }
+    line, _ = csv.DictReader(io.StringIO(command("--reconcile", "--csv").stdout))
+    assert (line["endpoint"], line["billed"]) == ("'=1+1", "-1.5")
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("kept")
 def test_runpods_bill_stands_beside_the_estimate(
     command: Command, billing: Billing, tmp_path: Path
