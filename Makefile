@@ -12,8 +12,8 @@ help: ## list the targets
 setup: ## make both environments and the built-in models (once; minutes)
 	@$(SET_UP)
 
-run: ## start emulator, worker with vLLM on the CPU, and proxy; MODEL= serves another model
-	@$(SET_UP) ports project vllm $(if $(MODEL),,models)
+run: ## start emulator, worker with vLLM on the CPU, and proxy; MODEL= serves another model, ENGINE=scripted none
+	@$(SET_UP) ports project
 	@$(PROJECT_PYTHON) -m scripts.run
 
 test: setup ## run every test, real vLLM included; ARGS= goes to pytest

@@ -120,20 +120,20 @@ def local_stack(
     proxy_port: int = 0,
     idle_timeout_seconds: float = 600,
     admin_key: str = "",
+    made_later: bool = False,
 ) -> Iterator[LocalStack]:
     """Start the stack, wait until it takes requests, and leave nothing running.
 
     The first request for a model starts its worker, which stays for `idle_timeout_seconds` after
     the last one; with RunPod's default of 5 every pause would end in a cold start. Port 0 is any
-    that is free.
+    that is free. Models that are `made_later` may be missing until then.
 
     Raises:
         SetUpError: a port is taken, or a model is not there.
         ProcessDied: the emulator or the proxy did not start.
     """
-    for model in models:
-        if model.path.startswith("/") and not Path(model.path).is_dir():
-            raise SetUpError(f"there is no model in {model.path}: run `make setup`, or set MODEL")
+    if not made_later:
+        check_models(models)
     processes: list[Process] = []
     stack = LocalStack(
         endpoints=tuple(Endpoint(model, free_port()) for model in models),
@@ -155,6 +155,22 @@ def local_stack(
     finally:
         # The proxy first, so that the jobs of running requests end before their worker does.
         stop(reversed(processes), STOP_SECONDS)
+
+
+def check_models(models: Sequence[Model]) -> None:
+    """Return if all of them can be loaded.
+
+    Raises:
+        SetUpError: one is not there.
+    """
+    for model in models:
+        if not is_there(model):
+            raise SetUpError(f"there is no model in {model.path}: run `make setup`, or set MODEL")
+
+
+def is_there(model: Model) -> bool:
+    """Whether it is; what is not in a folder is on the hub."""
+    return not model.path.startswith("/") or Path(model.path).is_dir()
 
 
 def _emulator(stack: LocalStack, idle_timeout_seconds: float) -> Process:
@@ -182,17 +198,20 @@ def _for_worker(endpoint: Endpoint) -> dict[str, str]:
     """The worker's environment, on top of the emulator's."""
     flags = {"WORKER_VLLM_FLAGS": str(file)} if (file := vllm_flags()) else {}
     return {
-        **endpoint.model.settings,
+        "WORKER_VLLM_COMMAND": vllm_command(),
         **flags,
+        **endpoint.model.settings,
         "MODEL_NAME": endpoint.model.path,
         "OPENAI_SERVED_MODEL_NAME_OVERRIDE": endpoint.model.name,
-        "WORKER_VLLM_COMMAND": vllm_command(),
         "WORKER_VLLM_PORT": str(endpoint.vllm_port),
     }
 
 
 def _proxy(stack: LocalStack) -> Process:
-    models = {endpoint.model.name: {"endpoint": endpoint.id} for endpoint in stack.endpoints}
+    models = {
+        endpoint.model.name: {"endpoint": endpoint.id, "owned_by": endpoint.model.owner}
+        for endpoint in stack.endpoints
+    }
     endpoints: dict[str, Any] = {endpoint.id: {} for endpoint in stack.endpoints}
     config = _written(stack.logs / "proxy.toml", {"endpoints": endpoints, "models": models})
     environment = {

@@ -1,16 +1,18 @@
 """Which models a local stack serves, each on an endpoint of its own, and the settings they need.
 
 Without a wish: the built-in two. A model that is wished for is served alone, so that it has the
-machine for itself.
+machine for itself. And there is an engine that needs no model at all.
 """
 
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.progress import SetUpError
-from scripts.set_up import TINY_CHAT, TINY_EMBED
+from scripts.set_up import ROOT, TINY_CHAT, TINY_EMBED, VLLM_FLAGS
 
 CHAT_ENDPOINT = "local"
 EMBEDDING_ENDPOINT = "local-embed"
@@ -48,6 +50,8 @@ EMBEDDING_MODEL = {
     # All that it has, also when our environment says another length for the other model.
     "MAX_MODEL_LEN": "512",
 }
+SCRIPTED = "scripted"
+"""What `ENGINE` names, and the name that clients know: no model, but an engine with a script."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,20 @@ class Model:
     name: str
     endpoint: str
     settings: Mapping[str, str]
+    owner: str = "vllm"
 
 
-def find_models(wanted: str = "") -> tuple[Model, ...]:
+def find_models(wanted: str = "", engine: str = "") -> tuple[Model, ...]:
     """The built-in models, or the one wanted: a name on the Hugging Face hub, or a folder.
 
     The first is the one to chat with, and what our environment says of the worker is about it.
+    With the engine `scripted` there is no model, and no vLLM.
 
     Raises:
-        SetUpError: there is no such model here.
+        SetUpError: there is no such model here, or no such engine.
     """
+    if engine:
+        return (_scripted(wanted, engine),)
     if wanted:
         path, name = _wanted(wanted)
         return (Model(path, name, CHAT_ENDPOINT, _unless_set(ANY_MODEL | OTHER_MODEL)),)
@@ -77,6 +85,22 @@ def find_models(wanted: str = "") -> tuple[Model, ...]:
         Model(str(TINY_CHAT.folder), TINY_CHAT.name, CHAT_ENDPOINT, chat),
         Model(str(TINY_EMBED.folder), TINY_EMBED.name, EMBEDDING_ENDPOINT, embed),
     )
+
+
+def _scripted(wanted: str, engine: str) -> Model:
+    if engine != SCRIPTED:
+        raise SetUpError(f"ENGINE is {engine}: there is {SCRIPTED}, and without it vLLM")
+    if wanted:
+        raise SetUpError(
+            f"MODEL is {wanted}, but ENGINE={SCRIPTED} has no model: set one of the two"
+        )
+    program = ROOT / "scripts" / "scripted_engine.py"
+    settings = {
+        "HF_HUB_OFFLINE": "1",
+        "WORKER_VLLM_COMMAND": shlex.join([sys.executable, str(program), "--introduce"]),
+        "WORKER_VLLM_FLAGS": str(VLLM_FLAGS),
+    }
+    return Model(SCRIPTED, SCRIPTED, CHAT_ENDPOINT, settings, owner="scripted-engine")
 
 
 def _wanted(wanted: str) -> tuple[str, str]:

@@ -48,13 +48,17 @@ class Process:
         """The id of the launcher, which is the parent of the program."""
         return self._launcher.pid
 
+    def poll(self) -> int | None:
+        """Its exit code, as a shell tells it; None while it runs."""
+        return self._launcher.poll()
+
     def check(self) -> None:
         """Return if it runs.
 
         Raises:
             ProcessDied: it has ended.
         """
-        if (code := self._launcher.poll()) is not None:
+        if (code := self.poll()) is not None:
             said = "\n".join(last_lines(self.log))
             raise ProcessDied(f"{self.name} ended with exit code {code}, {self.log} ends:\n{said}")
 

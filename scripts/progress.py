@@ -3,12 +3,14 @@
 import fcntl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 SHOWN_LINES = 40
+TICK_SECONDS = 1.0
 
 
 class SetUpError(Exception):
@@ -17,15 +19,31 @@ class SetUpError(Exception):
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Print the name of what is being done now, and afterwards the seconds it took."""
-    started = time.monotonic()
-    print(f"  {name} ...", end="", flush=True)
+    """Print the name of what is being done now, and afterwards the seconds it took.
+
+    On a terminal the seconds so far as well.
+    """
+    started, is_over = time.monotonic(), threading.Event()
+    line = f"  {name} ..."
+    again = f"\r{line}" if sys.stdout.isatty() else ""
+    print(line, end="", flush=True)
+    clock = threading.Thread(target=_show_clock, args=(again, started, is_over), daemon=True)
+    if again:
+        clock.start()
+    ended = " failed"
     try:
         yield
-    except BaseException:
-        print(" failed", flush=True)
-        raise
-    print(f" {time.monotonic() - started:.1f} s", flush=True)
+        ended = f" {time.monotonic() - started:.1f} s"
+    finally:
+        is_over.set()
+        if again:
+            clock.join()
+        print(f"{again}{ended}", flush=True)
+
+
+def _show_clock(line: str, started: float, is_over: threading.Event) -> None:
+    while not is_over.wait(TICK_SECONDS):
+        print(f"{line} {time.monotonic() - started:.0f} s", end="", flush=True)
 
 
 def run(

@@ -69,7 +69,7 @@ def set_up_project() -> None:
     environment = project_environment()
 
     def make() -> None:
-        with phase("packages of the project"):
+        with phase("packages of the project (150 MB)"):
             create(environment)
             install(environment, DEV_LOCK)
         with phase("the project itself, editable"):
@@ -121,6 +121,13 @@ def vllm_command() -> str:
     """How vLLM is started, without its flags, as in a shell."""
     ours = shlex.join([str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server"])
     return os.environ.get("WORKER_VLLM_COMMAND") or ours
+
+
+def vllm_is_there() -> bool:
+    """Whether nothing has to be made or looked at before vLLM can be started."""
+    if os.environ.get("WORKER_VLLM_COMMAND"):
+        return True
+    return not os.environ.get("VLLM_VENV") and vllm_environment().is_ready
 
 
 def set_up_vllm() -> None:

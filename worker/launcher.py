@@ -59,6 +59,7 @@ def follow(vllm_pid: int, worker_pid: int, signals: int) -> int:
                 break
             if signal.SIGTERM in arrived:
                 os.kill(vllm_pid, signal.SIGTERM)
+    os.kill(vllm_pid, signal.SIGKILL)  # the one child that is known where there is no /proc
     return 0
 
 
@@ -73,7 +74,7 @@ def reap(vllm_pid: int) -> int | None:
 
 
 def children() -> Iterator[int]:
-    """The process ids of our children, orphans included."""
+    """The process ids of our children, orphans included; none where there is no /proc."""
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             # The name in parentheses may hold anything; the parent's id is second after it.

@@ -26,6 +26,11 @@ READ_SECONDS: Final = 120.0
 PLACING: Final = "waiting for a machine"
 
 _PHASES: Final = (
+    (
+        # Before the others: these lines name much that is not being done.
+        re.compile(r"Initializing a V1 LLM engine|Resolved architecture|Enforce eager set"),
+        "starting the engine",
+    ),
     (re.compile(r"[Cc]apturing CUDA graph|[Gg]raph capturing"), "capturing CUDA graphs"),
     (re.compile(r"torch\.compile|Dynamo bytecode|Compiling a graph|[Cc]ompiling"), "compiling"),
     (re.compile(r"[Ww]arm(ing)?[ -]?up|[Mm]emory profiling|KV cache"), "warming up"),

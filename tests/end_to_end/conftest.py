@@ -23,7 +23,7 @@ from tests.proxy.conftest import KEY, settings_for
 from tests.servers import free_port, serve
 from tests.waiting import wait_until
 
-ENGINE = Path(__file__).parents[1] / "engine.py"
+ENGINE = Path(__file__).parents[2] / "scripts" / "scripted_engine.py"
 
 
 @dataclass

@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from proxy.app import create_app
+from scripts.scripted_engine import create_engine
 from tests.emulator.running import API_KEY, emulator
-from tests.engine import create_engine
 from tests.proxy.conftest import KEY, chat, settings_for
 from tests.servers import serve
 

@@ -54,6 +54,11 @@ def test_a_key_without_the_right_costs_the_phase_alone(
     ("line", "phase"),
     [
         ("INFO [gpu_model_runner.py:1] Starting to load model m...", "loading weights"),
+        (
+            "[vllm.py:1] Enforce eager set, disabling torch.compile, CUDAGraphs",
+            "starting the engine",
+        ),
+        ("INFO Initializing a V1 LLM engine (v0.32.0): num_of_warmups=0", "starting the engine"),
         ("Loading safetensors checkpoint shards: 100% Completed | 4/4", "loading weights"),
         ("Capturing CUDA graphs (mixed prefill-decode): 10%|", "capturing CUDA graphs"),
         ("INFO [backends.py:1] Dynamo bytecode transform time: 5.1 s", "compiling"),

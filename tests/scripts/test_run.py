@@ -1,139 +1,29 @@
 """`make run`'s script as a process, with the scripted engine in vLLM's place."""
 
 import json
-import os
 import re
-import shlex
-import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
+from scripts.happenings import what_happens
 from scripts.local_stack import STOP_SECONDS
-from scripts.run import what_happens
-from scripts.set_up import TINY_CHAT, TINY_EMBED, VLLM_FLAGS
-from tests.servers import free_port
+from scripts.screen import Paint
+from scripts.set_up import TINY_CHAT, TINY_EMBED
+from tests.scripts.conftest import ENGINE, Run, Start, runs, words_of
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
-ENGINE = ROOT / "tests" / "engine.py"
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-class Run:
-    """One `python -m scripts.run`, its output in a file."""
-
-    def __init__(self, folder: Path, engine_flags: str, environment: dict[str, str]) -> None:
-        model = folder / "some-model"
-        model.mkdir()
-        self.ports = {name: free_port() for name in ("PROXY_PORT", "EMULATOR_PORT")}
-        self._output = folder / "output"
-        self._mark = f"run-{folder}"
-        engine = shlex.join([sys.executable, str(ENGINE), *shlex.split(engine_flags)])
-        with self._output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.run"],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    **{name: str(port) for name, port in self.ports.items()},
-                    "MODEL": str(model),
-                    "WORKER_VLLM_COMMAND": engine,
-                    "WORKER_VLLM_FLAGS": str(VLLM_FLAGS),
-                    "RUN_LOGS": str(folder / "logs"),
-                    "MARK": self._mark,
-                    **environment,
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        """What it has printed so far."""
-        return self._output.read_text(errors="replace")
-
-    def wait_for(self, text: str) -> None:
-        """Until it has printed that."""
-        wait_until(lambda: text in self.output or self.process.poll() is not None, seconds=120)
-        assert text in self.output, self.output
-
-    def interrupt(self) -> None:
-        """Ctrl-C: the terminal sends it to the whole process group."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def left(self) -> list[psutil.Process]:
-        """All processes that this run has started, whoever their parent is by now."""
-        return [process for process in psutil.process_iter() if self._is_ours(process)]
-
-    def engines(self) -> list[list[str]]:
-        """The command lines of the engines that run."""
-        lines = [words_of(process) for process in self.left()]
-        return [words for words in lines if words[1:2] == [str(ENGINE)]]
-
-    def served(self) -> list[str]:
-        """The names of the models that the engines serve."""
-        return [words[words.index("--served-model-name") + 1] for words in self.engines()]
-
-    def end(self) -> None:
-        """Kill whatever the test has not ended."""
-        self.process.kill()
-        self.process.wait()
-        for process in self.left():
-            with suppress(psutil.NoSuchProcess):  # it went with another one
-                process.kill()
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            return process.environ().get("MARK") == self._mark
-        except psutil.Error:
-            return False
-
-
-def words_of(process: psutil.Process) -> list[str]:
-    """Its command line; nothing if it has ended by now."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-Start = Callable[..., Run]
-
-
-@contextmanager
-def _runs(folders: Callable[[], Path]) -> Iterator[Start]:
-    runs: list[Run] = []
-
-    def start(engine_flags: str = "", **environment: str) -> Run:
-        runs.append(Run(folders(), engine_flags, environment))
-        return runs[-1]
-
-    yield start
-    for run in runs:
-        run.end()
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with _runs(lambda: tmp_path) as start:
-        yield start
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run that tests share: it is up, and nothing ends it."""
-    with _runs(lambda: tmp_path_factory.mktemp("up")) as start:
+    with runs(lambda: tmp_path_factory.mktemp("up")) as start:
         run = start(VERBOSE="1", MAX_NUM_SEQS="7")
         run.wait_for("Up until Ctrl-C")
         yield run
@@ -161,8 +51,9 @@ def test_the_page_that_it_tells_of_lets_its_key_in_and_floods_nobody(up: Run) ->
         status = browser.get("admin/status", headers={"sec-fetch-site": "same-origin"})
         assert status.status_code == 200
     line = "2026-11-29 12:00:00,000 INFO proxy.access: req_1 GET /admin/{} 200 completed 0.001s"
-    assert what_happens(Path("proxy.log"), line.format("keys")) is not None
-    assert what_happens(Path("proxy.log"), line.format("status")) is None
+    plain = Paint(live=False)
+    assert what_happens(Path("proxy.log"), line.format("keys"), plain) is not None
+    assert what_happens(Path("proxy.log"), line.format("status"), plain) is None
 
 
 def test_both_built_in_models_are_served_each_by_a_worker_started_when_asked(
@@ -206,12 +97,16 @@ def test_it_shows_each_request_and_what_becomes_of_workers(start: Start) -> None
     wait_until(lambda: not run.engines(), seconds=60)
     curl = run.output[run.output.index("curl -N") :].split("\n\n")[0]
     subprocess.run(curl, shell=True, capture_output=True, timeout=100)
-    run.wait_for("POST /v1/chat/completions 200")
+    run.wait_for("200  POST /v1/chat/completions")
     shown = run.output.partition('"prompt": "Hello!"}}')[2].splitlines()
-    lines = [line for line in shown if re.match(r"\d\d:\d\d:\d\d  ", line)]
-    assert re.search(r"  endpoint local is (warming|ready): ", "\n".join(lines))
-    assert re.search(r"  POST /v1/chat/completions 200 ", "\n".join(lines))
-    assert "proxy.access" not in "\n".join(lines)
+    lines = "\n".join(line for line in shown if re.match(r"\d\d:\d\d:\d\d  ", line))
+    for event in (r"stopping: \S+", r"stopped \(exit code 0\)", "started", "ready after"):
+        assert re.search(rf"  worker of local  {event}", lines), event
+    assert re.search(r"  endpoint local is (warming|ready): ", lines)
+    assert re.search(
+        r"  200  POST /v1/chat/completions  [\d.]+ s, some-model, cold start$", lines, re.M
+    )
+    assert "proxy.access" not in lines
 
 
 def test_logs_of_others_in_its_folder_stay(start: Start, tmp_path: Path) -> None:

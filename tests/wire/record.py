@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from tests.engine import create_engine
+from scripts.scripted_engine import create_engine
 from tests.servers import serve
 from tests.wire.sealing import SECRET, opened_frame, sealed_input
 from worker.answer import VLLMClient

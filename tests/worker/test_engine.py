@@ -13,11 +13,11 @@ import httpx
 import openai
 import pytest
 
-from tests.engine import create_engine
+from scripts.scripted_engine import create_engine
 from tests.servers import free_port, serve
 from tests.waiting import leaving_after, wait_until
 
-ENGINE = Path(__file__).parents[1] / "engine.py"
+ENGINE = Path(__file__).parents[2] / "scripts" / "scripted_engine.py"
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -164,3 +164,26 @@ def test_the_process_takes_vllms_flags_and_can_die(
     with pytest.raises(httpx.RemoteProtocolError):
         chat(url, model="m", script={"die_after": 1})
     assert process.wait(timeout=30) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["Bonjour 🙂", [{"type": "text", "text": "Bonjour 🙂"}, {"type": "image_url"}]],
+)
+def test_an_engine_that_introduces_itself_says_so_in_every_answer(said: Any) -> None:
+    app = create_engine("scripted")
+    app.state.engine.introduces_itself = True
+    body = {"model": "scripted", "messages": [*MESSAGES, {"role": "user", "content": said}]}
+    with serve(app) as base, httpx.Client(base_url=f"{base}/v1", timeout=30) as client:
+        [choice] = client.post("chat/completions", json=body).json()["choices"]
+        [model] = client.get("models").json()["data"]
+        cut = client.post("chat/completions", json=body | {"max_tokens": 5}).json()
+        text = client.post("completions", json={"prompt": "Salut"}).json()["choices"][0]["text"]
+        followed = client.post("chat/completions", json=body | {"script": {"text": "a"}}).json()
+    assert choice["message"]["content"].startswith("This is the scripted engine 🎭, no model")
+    assert choice["message"]["content"].endswith("You wrote: Bonjour 🙂")
+    assert model["owned_by"] == "scripted-engine"
+    assert cut["choices"][0]["message"]["content"].strip() == "This is the scripted engine"
+    assert cut["choices"][0]["finish_reason"] == "length"
+    assert text.endswith("You wrote: Salut")
+    assert followed["choices"][0]["message"]["content"] == "a"

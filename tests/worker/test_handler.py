@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from tests.engine import Engine, create_engine
+from scripts.scripted_engine import Engine, create_engine
 from tests.servers import free_port, serve
 from tests.worker.test_wire import recorded
 from worker.answer import VLLMClient

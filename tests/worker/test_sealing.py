@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
-from tests.engine import Engine, create_engine
+from scripts.scripted_engine import Engine, create_engine
 from tests.servers import serve
 from tests.wire.record import opened
 from tests.wire.sealing import SECRET, opened_frame, sealed_input

@@ -23,7 +23,7 @@ from worker.server import VLLMServer, temporary_folder
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-ENGINE = [sys.executable, str(ROOT / "tests" / "engine.py")]
+ENGINE = [sys.executable, str(ROOT / "scripts" / "scripted_engine.py")]
 
 Start = Callable[..., VLLMServer]
 

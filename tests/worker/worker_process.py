@@ -25,6 +25,7 @@ from tests.servers import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
+ENGINE = ROOT / "scripts" / "scripted_engine.py"
 SECONDS = 60.0
 
 
@@ -97,7 +98,7 @@ def start_worker(
         id=client.url.rpartition("/")[2],
         env={
             "MODEL_NAME": "tiny-chat",
-            "WORKER_VLLM_COMMAND": f"{sys.executable} {ROOT}/tests/engine.py {engine_flags}",
+            "WORKER_VLLM_COMMAND": f"{sys.executable} {ENGINE} {engine_flags}",
             "WORKER_VLLM_FLAGS": str(VLLM_FLAGS),
             "PYTHONPATH": str(ROOT),
             "HOME": str(directory),

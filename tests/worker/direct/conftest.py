@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from tests.engine import Engine, create_engine
+from scripts.scripted_engine import Engine, create_engine
 from tests.servers import free_port, serve
 from tests.worker.direct.scripted_proxy import SECONDS, ScriptedProxy
 from worker.answer import VLLMClient

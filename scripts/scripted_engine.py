@@ -1,8 +1,10 @@
 """A scripted engine: vLLM's HTTP API with no model, for every test that is not about vLLM itself.
 
-Two ways in: `create_engine()` is the ASGI application, for `serve()`; `python tests/engine.py
---port N --model NAME` is a process that stands where vLLM stands, accepts vLLM's flags and
-ignores those it does not know.
+Two ways in: `create_engine()` is the ASGI application, for `serve()`; `python
+scripts/scripted_engine.py --port N --model NAME` is a process that stands where vLLM stands,
+accepts vLLM's flags and ignores those it does not know. With `--introduce` each of its answers says
+that no model made it: so it stands in `make run ENGINE=scripted`, which is there in seconds and
+wherever Python is.
 
 Answers have vLLM 0.32's ids, field order and error shape. The text follows from the prompt and
 holds characters of one to four bytes. A `"script"` object in the body of a generating request
@@ -38,6 +40,12 @@ from starlette.types import Receive, Scope, Send
 
 WORDS = ["Hello", " wörld", ",", " 你好", " 🙂", " naïve", " café", " and", " so", " on", "."]
 MAX_MODEL_LEN = 8192
+INTRODUCTION = """\
+This is the scripted engine 🎭, no model: whatever you ask, it says this and then your last words. \
+All else is real: the proxy, the emulator of RunPod, the worker with RunPod's SDK, this stream. \
+`make run` without ENGINE=scripted has vLLM and a small model. You wrote: """
+INTRODUCTION_DELAY_SECONDS = 0.03
+"""Between two words of it, so that the stream can be seen."""
 
 
 @dataclass
@@ -48,6 +56,8 @@ class Script:
     """How many tokens to make; without it as many as `max_tokens` says, or twelve."""
     text: str | None = None
     """The exact text, word by word, in place of the one made from the prompt."""
+    is_cut: bool = False
+    """Whether `max_tokens` counts for that text as well."""
     first_delay_seconds: float = 0.0
     delay_seconds: float = 0.0
     status: int | None = None
@@ -106,6 +116,7 @@ class Engine:
     models: list[str]
     counters: Counters = field(default_factory=Counters)
     records: deque[RequestRecord] = field(default_factory=lambda: deque(maxlen=200))
+    introduces_itself: bool = False
     child_pid: int | None = None
     health: int = 200
     owns_process: bool = False
@@ -153,6 +164,20 @@ def _prompt_of(body: dict[str, Any]) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt)
 
 
+def _last_words(body: dict[str, Any]) -> str:
+    """What was said last, as text; nothing if that was something else."""
+    said = body["messages"][-1].get("content") if body.get("messages") else body.get("prompt")
+    parts = said if isinstance(said, list) else [said]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return " ".join(text for text in texts if isinstance(text, str))
+
+
+def _introducing(body: dict[str, Any]) -> Script:
+    """The script of an engine that introduces itself."""
+    text = INTRODUCTION + _last_words(body)
+    return Script(text=text, delay_seconds=INTRODUCTION_DELAY_SECONDS, is_cut=True)
+
+
 def _tokens_of(prompt: str, script: Script, limit: int | None) -> tuple[list[str], str]:
     """The tokens to make and the finish reason."""
     if script.text is not None:
@@ -163,7 +188,7 @@ def _tokens_of(prompt: str, script: Script, limit: int | None) -> tuple[list[str
         tokens = [WORDS[(start + index) % len(WORDS)] for index in range(count)]
     if script.event_bytes:
         tokens = [token.ljust(script.event_bytes, "x") for token in tokens]
-    if limit is not None and limit <= len(tokens) and script.text is None:
+    if limit is not None and limit <= len(tokens) and (script.text is None or script.is_cut):
         return tokens[:limit], "length"
     return tokens, "stop"
 
@@ -382,8 +407,9 @@ async def _generate(request: Request, *, chat: bool) -> Response:
     needed = "messages" if chat else "prompt"
     if needed not in body:
         return _bad_request(f"[{{'type': 'missing', 'loc': ('body', '{needed}')}}]", needed)
+    is_scripted = "script" in body or not _engine(request).introduces_itself
     try:
-        script = Script.of(body)
+        script = Script.of(body) if is_scripted else _introducing(body)
     except TypeError as error:
         return _bad_request(str(error), "script")
     if script.status is not None:
@@ -452,8 +478,9 @@ async def _tokenize(request: Request) -> Response:
 
 
 async def _models(request: Request) -> Response:
-    card = {"object": "model", "created": int(time.time()), "owned_by": "vllm", "parent": None}
     models = _engine(request).models
+    owner = "scripted-engine" if _engine(request).introduces_itself else "vllm"
+    card = {"object": "model", "created": int(time.time()), "owned_by": owner, "parent": None}
     data = [
         {"id": name, **card, "root": models[0], "max_model_len": MAX_MODEL_LEN, "permission": []}
         for name in models
@@ -564,6 +591,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--die-saying", type=Path)
     parser.add_argument("--until", default="")
     parser.add_argument("--spawn-child", action="store_true")
+    parser.add_argument("--introduce", action="store_true")
     known, _ = parser.parse_known_args()
     return known
 
@@ -574,6 +602,7 @@ def main() -> None:
     app = create_engine(*(arguments.served_model_name or [arguments.model]))
     engine: Engine = app.state.engine
     engine.owns_process = True
+    engine.introduces_itself = arguments.introduce
     if arguments.spawn_child:
         engine.child_pid = _spawn_child()
     if arguments.say:
