@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import proxy
 from emulator.settings import EmulatorSettings, read_toml
 from proxy.config.load import load
 from proxy.config.settings import Settings, environment_names
-from scripts.models import ANY_MODEL, CHAT_MODEL, TINY_MODEL
+from scripts.models import ANY_MODEL, CHAT_MODEL, SCRIPTED, TINY_MODEL, find_models
 from scripts.set_up import VLLM_FLAGS
 from tests.deploy.conftest import BARE, ROOT, output_of
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 Services = dict[str, dict[str, Any]]
 EMULATOR_ENV = ROOT / "deploy/compose/emulator.env"
+SCRIPTED_ENV = ROOT / "deploy/compose/scripted.env"
 EXAMPLE_ENV = ROOT / "deploy/compose/example.env"
 
 
@@ -36,9 +38,12 @@ def services(programs: Path) -> Services:
     return found
 
 
-def test_nothing_runs_as_root_or_writes_to_its_own_files(services: Services) -> None:
+def test_nothing_runs_as_root_or_writes_to_its_own_files(
+    programs: Path, services: Services
+) -> None:
     assert set(services) == {"proxy", "postgres", "redis", "prometheus", "grafana", "emulator"}
-    for name, service in services.items():
+    scripted = read(programs, SCRIPTED_ENV)["services"]["scripted"]
+    for name, service in [*services.items(), ("scripted", scripted)]:
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
@@ -140,3 +145,29 @@ def test_the_emulators_worker_has_what_make_run_gives_it() -> None:
     assert endpoint.env["MODEL_NAME"] in made
     flags = Path(endpoint.env["WORKER_VLLM_FLAGS"]).relative_to("/opt/emulator")
     assert ROOT / flags == VLLM_FLAGS
+
+
+def test_without_vllm_it_is_the_scripted_engine_of_make_run(programs: Path) -> None:
+    services = read(programs, SCRIPTED_ENV)["services"]
+    assert set(services) == {"proxy", "postgres", "redis", "prometheus", "grafana", "scripted"}
+    proxy_environment = services["proxy"]["environment"]
+    assert proxy_environment["RUNPOD_ENDPOINT_BASE_URL"] == "http://scripted:8400/v2"
+    assert services["scripted"]["build"]["target"] == SCRIPTED
+    assert services["scripted"]["image"] != services["proxy"]["image"]
+    settings = EmulatorSettings.model_validate(read_toml(ROOT / "deploy/compose/scripted.toml"))
+    [endpoint] = settings.endpoints
+    [model] = find_models(engine=SCRIPTED)
+    assert proxy_environment["PROXY_MODELS"] == model.name
+    assert endpoint.env["OPENAI_SERVED_MODEL_NAME_OVERRIDE"] == model.name
+    assert set(endpoint.env) >= set(model.settings)
+    program = endpoint.env["WORKER_VLLM_COMMAND"].split()
+    assert program[2:] == shlex.split(model.settings["WORKER_VLLM_COMMAND"])[2:]
+    assert (ROOT / Path(program[1]).relative_to("/opt/emulator")).is_file()
+
+
+def test_what_compose_reads_is_in_the_emulators_image() -> None:
+    copied = (ROOT / "Dockerfile.emulator.dockerignore").read_text().splitlines()
+    dockerfile = (ROOT / "Dockerfile.emulator").read_text()
+    configurations = re.findall(r'CMD \["--config", "(.+?)"\]', dockerfile)
+    assert len(configurations) == 2
+    assert {f"!{file}" for file in configurations} <= set(copied)
