@@ -48,7 +48,8 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 NO_VLLM = """\
 vLLM's CPU build exists for Linux on x86_64 and aarch64 (glibc 2.28 or newer), and this is {here}.
-Everything but vLLM works: `make check` and `make test-fast`. To run a model all the same, set
+Everything but vLLM works: `make run ENGINE=scripted`, `make check` and `make test-fast`. To run a
+model all the same, set
   VLLM_VENV            to a virtual environment that has vLLM, or
   WORKER_VLLM_COMMAND  to how your vLLM is started, such as "/opt/vllm/bin/vllm serve", with
   MODEL                naming the model it shall serve."""

@@ -29,7 +29,9 @@ def test_a_machine_without_vllm_is_told_how_to_bring_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    with pytest.raises(SetUpError, match=r"(?s)x86_64 and aarch64.*VLLM_VENV.*WORKER_VLLM_COMMAND"):
+    with pytest.raises(
+        SetUpError, match=r"(?s)x86_64 and aarch64.*ENGINE=scripted.*VLLM_VENV.*WORKER_VLLM_COMMAND"
+    ):
         set_up.set_up_vllm()
     assert not (tmp_path / "cache").exists()
 
