@@ -1,5 +1,6 @@
 """What is told of a request that has ended: in the log, in the numbers, wherever it is counted."""
 
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -8,6 +9,8 @@ from proxy.api.answer import NO_COURSE, Course
 
 WARM: Final = "warm"
 """The outcome of what woke a worker by the clock, which is no request."""
+_SAFE: Final = re.compile(r"[A-Za-z0-9/._~-]*")
+"""A path that `quote` leaves as it is, as most are: it takes longer than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class EndedRequest:
     @property
     def safe_path(self) -> str:
         """The path in printable characters: unpacked, it could hold a line of its own."""
-        return quote(self.path)
+        return self.path if _SAFE.fullmatch(self.path) else quote(self.path)
 
     @property
     def facts(self) -> dict[str, str | int | float]:

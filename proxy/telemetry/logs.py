@@ -6,14 +6,15 @@ Either way a line is a line: what a client has chosen cannot break it, or forge 
 import json
 import logging
 import time
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from proxy.telemetry.ended_request import EndedRequest
 
 Format = Literal["text", "json"]
 
-ENDED: Final = "ended"
-"""The request that a line is about, in `extra`; a JSON line has all that is told of it by names."""
+FACTS: Final = "facts"
+"""Of the request that a line is about, an attribute of its record: a JSON line has all of them."""
 _TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -37,41 +38,45 @@ class JSONLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        seconds, milliseconds = time.gmtime(record.created), int(record.msecs)
         line: dict[str, Any] = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', seconds)}.{milliseconds:03}Z",
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if (ended := getattr(record, ENDED, None)) is not None:
-            line |= _fields(ended)
+        line |= getattr(record, FACTS, {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _as_json(line)
+
+
+_as_json: Final = json.JSONEncoder(default=str).encode
+
+
+@lru_cache(1)
+def _second(time_seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_seconds))
 
 
 def log_request(ended: EndedRequest) -> None:
     """The line of a request."""
     if not access.isEnabledFor(logging.INFO):
         return
-    access.info(
-        "%s %s %s %d %s %.3fs job=%s%s%s",
-        ended.id,
-        ended.method,
-        ended.safe_path,
-        ended.status,
-        ended.outcome,
-        ended.seconds,
-        ended.job_id or "-",
-        "".join(f" {name}={_word(value)}" for name, value in ended.facts.items()),
-        ended.remark,
-        extra={ENDED: ended},
+    facts = ended.facts
+    message = (
+        f"{ended.id} {ended.method} {ended.safe_path} {ended.status} {ended.outcome} "
+        f"{ended.seconds:.3f}s job={ended.job_id or '-'}"
+        f"{''.join([f' {name}={_word(value)}' for name, value in facts.items()])}{ended.remark}"
     )
+    # Made here: `info` would look for its caller first, who is always the same.
+    record = access.makeRecord(access.name, logging.INFO, __file__, 0, message, (), None)
+    setattr(record, FACTS, facts | _further_facts(ended))
+    access.handle(record)
 
 
-def _fields(ended: EndedRequest) -> dict[str, Any]:
-    return ended.facts | {
+def _further_facts(ended: EndedRequest) -> dict[str, Any]:
+    """What a line that is to be read begins with."""
+    return {
         "request": ended.id,
         "method": ended.method,
         "path": ended.path,

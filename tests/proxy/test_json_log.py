@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from proxy.telemetry.ended_request import EndedRequest
-from proxy.telemetry.logs import JSONLines
+from proxy.telemetry.logs import JSONLines, log_request
 from tests.proxy.conftest import KEY, chat
 from tests.proxy.http.test_streaming import CHAT, FRAMES
 from tests.proxy.scripted_runpod import Page, ScriptedRunPod
@@ -82,13 +82,14 @@ def test_every_line_is_an_object_and_a_requests_line_has_its_facts(
     assert forged["path"] == '/v1/models/a\n"forged\u2028'
 
 
-def test_no_text_breaks_a_json_line() -> None:
-    record = logging.LogRecord(NASTY, logging.INFO, "", 1, "%s", (NASTY,), None)
-    record.ended = EndedRequest("id", "GET", "/", 200, "completed", 1.0, model=NASTY)
-    line = JSONLines().format(record)
-    assert line.isascii()
-    assert line.isprintable()
-    assert json.loads(line)["message"] == json.loads(line)["model"] == NASTY
+def test_no_text_breaks_a_json_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "proxy.access"):
+        log_request(EndedRequest("id", "GET", "/", 200, "completed", 1.0, model=NASTY))
+    [of_request] = caplog.records
+    said = logging.LogRecord(NASTY, logging.INFO, "", 1, "%s", (NASTY,), None)
+    lines = [JSONLines().format(record) for record in (of_request, said)]
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    assert json.loads(lines[0])["model"] == json.loads(lines[1])["message"] == NASTY
 
 
 def test_a_line_tells_the_key_the_model_and_how_long_the_job_waited(
