@@ -16,7 +16,11 @@ MAX_JOBS: Final = 1_000
 SHARE: Final = 0.1
 """How much of RunPod's limit for /status is used for it at most."""
 MAX_CALLS_PER_SECOND: Final = 5.0
-"""A call costs the proxy about a tenth of what a whole plain request does."""
+"""A call costs the proxy about a tenth of what a whole plain request does.
+
+Those of a second are made one after the other: a call that wakes a proxy up is dearer than one
+whose code the processor has just had.
+"""
 PATIENCE_SECONDS: Final = 30.0
 
 Ask = Callable[[], Awaitable[Course | None]]
@@ -24,10 +28,13 @@ OnTold = Callable[[Course], None]
 
 
 class JobTimes:
-    """Asks of one job after the other."""
+    """Asks of one job after the other, a few in a row."""
 
     def __init__(self, calls_per_second: float) -> None:
-        self._pause_seconds = 1 / min(SHARE * calls_per_second, MAX_CALLS_PER_SECOND)
+        rate = min(SHARE * calls_per_second, MAX_CALLS_PER_SECOND)
+        self._together = max(1, int(rate))
+        """How many calls are made one after the other, before the next pause."""
+        self._pause_seconds = self._together / rate
         self._due: list[tuple[float, int, int, Ask, OnTold]] = []
         """When, a number that no other has, which time it is, and of what; a heap."""
         self._numbers = itertools.count()
@@ -58,16 +65,22 @@ class JobTimes:
                 # Not longer than until one that is added meanwhile can be due.
                 await asyncio.sleep(min(wait_seconds, PAUSES[0]))
                 continue
-            _, _, turn, ask, on_told = heapq.heappop(self._due)
-            try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    course = await ask()
-            except JobNotFound:
-                continue
-            except (ProxyError, TimeoutError):
-                course = None
-            if course is not None:
-                on_told(course)
-            elif turn + 1 < len(PAUSES):
-                self._plan(turn + 1, ask, on_told)
+            for _ in range(self._together):
+                if self._due and self._due[0][0] <= loop.time():
+                    await self._ask_first()
         self._asking = None
+
+    async def _ask_first(self) -> None:
+        """Ask of the job that is due, and plan to ask again unless it has ended."""
+        _, _, turn, ask, on_told = heapq.heappop(self._due)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                course = await ask()
+        except JobNotFound:
+            return
+        except (ProxyError, TimeoutError):
+            course = None
+        if course is not None:
+            on_told(course)
+        elif turn + 1 < len(PAUSES):
+            self._plan(turn + 1, ask, on_told)

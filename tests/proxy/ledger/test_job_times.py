@@ -54,10 +54,11 @@ async def test_of_more_jobs_than_may_wait_nothing_is_asked(monkeypatch: pytest.M
     await times.close()
 
 
-@pytest.mark.parametrize(("limit", "pause_seconds"), [(10, 1.0), (10_000, 0.2)])
-def test_calls_take_a_share_of_runpods_limit_and_are_few(
-    limit: float, pause_seconds: float
-) -> None:
+@pytest.mark.parametrize(
+    ("limit", "pauses"),
+    [(10, [1.0] * 6), (16, [0.625] * 6), (25, [0, 0.8] * 3), (10_000, [0, 0, 0, 0, 1.0, 0])],
+)
+def test_calls_take_a_share_of_runpods_limit_and_are_few(limit: float, pauses: list[float]) -> None:
     async def moments() -> list[float]:
         times, found = JobTimes(limit), list[float]()
 
@@ -65,11 +66,11 @@ def test_calls_take_a_share_of_runpods_limit_and_are_few(
             found.append(asyncio.get_running_loop().time())
             return TOLD
 
-        for _ in range(4):
+        for _ in range(7):
             times.ask(ask, lambda _: None)
         assert times._asking is not None
         await times._asking
         return found
 
-    pauses = [later - one for one, later in itertools.pairwise(run_virtually(moments()))]
-    assert pauses == pytest.approx([pause_seconds] * 3)
+    found = [later - one for one, later in itertools.pairwise(run_virtually(moments()))]
+    assert found == pytest.approx(pauses)
