@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 from pydantic import SecretStr
@@ -99,7 +100,7 @@ class NoSuchKey(KeyMistake):
     """There is none of this name."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredKey:
     """A key as it is kept. Times are Unix times in seconds."""
 
@@ -137,7 +138,7 @@ class StoredKey:
         """Whether somebody administers with it now."""
         return self.may_administer and self.state == "active"
 
-    @property
+    @cached_property
     def key(self) -> Key:
         """What its holder may do."""
         models = None if self.models is None else frozenset(self.models)

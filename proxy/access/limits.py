@@ -179,9 +179,9 @@ def to_reserve(limits: KeyLimits, tokens: Tokens) -> int:
 
 def check_budget(limits: KeyLimits, today: Spent, month: Spent, now: datetime) -> None:
     """Raise InsufficientQuota if a budget is spent; it may have been overshot by what ran then."""
-    for spent, dollars, seconds, name, ends in (
-        (month, limits.monthly_budget, limits.monthly_gpu_seconds, "monthly", next_month(now)),
-        (today, limits.daily_budget, limits.daily_gpu_seconds, "daily", next_day(now)),
+    for spent, dollars, seconds, name, end_of in (
+        (month, limits.monthly_budget, limits.monthly_gpu_seconds, "monthly", next_month),
+        (today, limits.daily_budget, limits.daily_gpu_seconds, "daily", next_day),
     ):
         if dollars is not None and spent.dollars >= dollars:
             said = f"${dollars:g} (spent: ${spent.dollars:.4g})"
@@ -189,6 +189,7 @@ def check_budget(limits: KeyLimits, today: Spent, month: Spent, now: datetime) -
             said = f"{seconds:g} GPU-seconds (spent: {spent.seconds:.4g})"
         else:
             continue
+        ends = end_of(now)
         raise InsufficientQuota(
             f"You exceeded your current quota: this API key has spent its {name} budget of {said}. "
             f"It may be used again from {ends:%Y-%m-%d} 00:00 UTC on, or when the operator of this "

@@ -4,6 +4,7 @@ It is kept in a SQLite file, so that a proxy which is started again goes on from
 that share the folder share what is spent. Days and months are those of UTC.
 """
 
+import itertools
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +30,14 @@ CREATE TABLE IF NOT EXISTS looks (
     endpoint TEXT PRIMARY KEY, at REAL NOT NULL, workers INTEGER NOT NULL
 ) WITHOUT ROWID"""
 _ADD: Final = """
-INSERT INTO spending VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
+INSERT INTO spending VALUES %s ON CONFLICT DO UPDATE
 SET dollars = dollars + excluded.dollars, seconds = seconds + excluded.seconds"""
+_READ: Final = "SELECT period, dollars, seconds FROM spending WHERE key = ? AND period IN (?, ?)"
+MAX_TOGETHER: Final = 1_000
+"""How many rows are written by one statement."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(msgspec.Struct, frozen=True, gc=False):
     """What was spent in a time: dollars as they are estimated, and seconds of workers."""
 
     dollars: float = 0.0
@@ -40,6 +45,9 @@ class Spent:
 
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(self.dollars + other.dollars, self.seconds + other.seconds)
+
+
+_NOTHING: Final = Spent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +90,27 @@ class Spending:
         """The holder of this key has spent so much more."""
         periods = Periods.of(self.now())
         for period in (periods.day, periods.month):
-            self._unwritten[key, period] = self._unwritten.get((key, period), Spent()) + spent
-        rows = [(*place, one.dollars, one.seconds) for place, one in self._unwritten.items()]
+            self._unwritten[key, period] = self._unwritten.get((key, period), _NOTHING) + spent
         try:
-            with self._database:
-                self._database.executemany(_ADD, rows)
+            while self._unwritten:
+                self._write_some()
         except sqlite3.Error as exc:  # a full disk must not cost a request its answer
             log.error("what keys have spent cannot be written now, and is kept in memory: %s", exc)
-        else:
-            self._unwritten.clear()
 
     def of(self, key: str) -> tuple[Spent, Spent]:
         """What it has spent today, and this month."""
         periods = Periods.of(self.now())
-        return self._in(key, periods.day), self._in(key, periods.month)
+        try:
+            found = self._database.execute(_READ, (key, periods.day, periods.month)).fetchall()
+        except sqlite3.Error as exc:
+            log.error("what keys have spent cannot be read now: %s", exc)
+            found = []
+        written = {period: Spent(*spent) for period, *spent in found}
+        today, month = (
+            written.get(period, _NOTHING) + self._unwritten.get((key, period), _NOTHING)
+            for period in (periods.day, periods.month)
+        )
+        return today, month
 
     def swap_look(self, endpoint: str, at: float, workers: int) -> tuple[float, int] | None:
         """Keep the last look at an endpoint's workers; returns the one before, if there was one.
@@ -132,21 +147,18 @@ class Spending:
                 self._opened = _opened(":memory:", periods)
         return self._opened
 
-    def _in(self, key: str, period: str) -> Spent:
-        unwritten = self._unwritten.get((key, period), Spent())
-        try:
-            row = self._database.execute(
-                "SELECT dollars, seconds FROM spending WHERE key = ? AND period = ?", (key, period)
-            ).fetchone()
-        except sqlite3.Error as exc:
-            log.error("what keys have spent cannot be read now: %s", exc)
-            row = None
-        return unwritten + Spent(*row) if row else unwritten
+    def _write_some(self) -> None:
+        """Write rows by one statement, which is a transaction by itself; raises sqlite3.Error."""
+        some = list(itertools.islice(self._unwritten.items(), MAX_TOGETHER))
+        values = [value for place, one in some for value in (*place, one.dollars, one.seconds)]
+        self._database.execute(_ADD % ", ".join(["(?, ?, ?, ?)"] * len(some)), values)
+        for place, _ in some:
+            del self._unwritten[place]
 
 
 def _opened(path: Path | str, periods: Periods) -> sqlite3.Connection:
     """The database, without the rows of months that have passed."""
-    database = sqlite3.connect(path, timeout=BUSY_SECONDS)
+    database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     # A killed process loses nothing that the system has; only a dead machine would.
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = OFF")

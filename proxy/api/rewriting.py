@@ -66,6 +66,9 @@ class Rewriter:
         """A whole answer that is no stream."""
         if not any(mark in body for mark in self._marks):
             return body
+        if not self._both_names:  # nothing is to be changed, so nothing else is looked at
+            self._note(_places_of_usage(body))
+            return body
         changed = self._changed(_parsed(body))
         return body if changed is None else msgspec.json.encode(changed)
 
@@ -148,6 +151,21 @@ def _ends_a_choice(chunk: dict[str, Any]) -> bool:
     if not isinstance(choices, list) or "system_fingerprint" in chunk:
         return False
     return any(isinstance(c, dict) and c.get("finish_reason") for c in choices)
+
+
+class _Places(msgspec.Struct):
+    """Where a whole answer tells its usage; what else is in it is passed over."""
+
+    usage: Any = None
+    response: Any = None
+    message: Any = None
+
+
+def _places_of_usage(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.structs.asdict(msgspec.json.decode(body, type=_Places))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _parsed(text: bytes | msgspec.Raw) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from proxy.access import spending as spending_module
 from proxy.access.keys import KeyLimits
 from proxy.access.limits import check_budget
 from proxy.access.spending import FILE, Spending, Spent
@@ -82,6 +83,25 @@ def test_what_cannot_be_written_is_kept_and_written_later(
     spending.close()
     again = Spending(tmp_path)
     assert again.of("a")[0] == Spent(3.0, 3.0)
+    again.close()
+
+
+def test_what_many_keys_have_left_to_write_is_written_a_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spending_module, "MAX_TOGETHER", 3)
+    spending, names = Spending(tmp_path), ["a", "b", "c"]
+    spending.note("a", Spent(1.0, 1.0))
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for name in names:
+        spending.note(name, Spent(1.0, 2.0))
+    other.execute("ROLLBACK")
+    other.close()
+    spending.note("a", Spent(1.0, 1.0))
+    spending.close()
+    again = Spending(tmp_path)
+    assert [again.of(name)[1] for name in names] == [Spent(3, 4), Spent(1, 2), Spent(1, 2)]
     again.close()
 
 
