@@ -1,7 +1,7 @@
 # Every target sets up what it needs and is missing. PYTHON= names the Python to set up with.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast ui-check chaos soak hostile bench conformance check lock images-check clean clean-all
+.PHONY: help setup run test test-fast ui-check recording chaos soak hostile bench conformance check lock images-check clean clean-all
 
 SET_UP = python="$$(scripts/find_python.sh)" && "$$python" -m scripts.set_up
 PROJECT_PYTHON = .venv/bin/python
@@ -26,6 +26,10 @@ test-fast: ## run the quick tests that need no vLLM, in four processes; ARGS= go
 ui-check: setup ## use the status page, Open WebUI and a page in a real browser, try the guides for Node.js; SCREENSHOT= keeps a picture
 	@$(PROJECT_PYTHON) -m scripts.ui_tools
 	@$(PROJECT_PYTHON) -m pytest tests/ui $(ARGS)
+
+recording: ## film `make run` in a terminal (tmux) for the README; COMMAND= films another command
+	@$(SET_UP) project
+	@$(PROJECT_PYTHON) -m scripts.recording
 
 chaos: ## break everything at random, for long; SEED= and REQUESTS= say how
 	@$(SET_UP) project
