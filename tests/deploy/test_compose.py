@@ -75,6 +75,7 @@ def test_the_proxy_starts_with_what_it_is_given(
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.runpod_endpoint_base_url == "http://emulator:8400/v2"
+    assert settings.rest_base_url == "http://emulator:8400"
     assert settings.models == ("tiny-chat",)
     assert settings.metrics_key is not None
     given = services["prometheus"]["environment"]["METRICS_KEY"]
@@ -121,7 +122,11 @@ def test_a_secret_that_is_missing_is_named(programs: Path, tmp_path: Path) -> No
 def test_the_example_names_every_variable_that_compose_reads() -> None:
     read_by_compose = set(re.findall(r"(?<!\$)\$\{(\w+)", (ROOT / "compose.yaml").read_text()))
     shown = set(re.findall(r"^#?(\w+)=", EXAMPLE_ENV.read_text(), re.MULTILINE))
-    assert read_by_compose - shown == {"IMAGE", "RUNPOD_ENDPOINT_BASE_URL"}
+    assert read_by_compose - shown == {
+        "IMAGE",
+        "RUNPOD_ENDPOINT_BASE_URL",
+        "RUNPOD_REST_BASE_URL",
+    }
     assert shown <= read_by_compose
 
 
