@@ -11,6 +11,7 @@ from pathlib import Path
 
 SHOWN_LINES = 40
 TICK_SECONDS = 1.0
+CLOCK = "clock of a phase"
 
 
 class SetUpError(Exception):
@@ -27,7 +28,8 @@ def phase(name: str) -> Iterator[None]:
     line = f"  {name} ..."
     again = f"\r{line}" if sys.stdout.isatty() else ""
     print(line, end="", flush=True)
-    clock = threading.Thread(target=_show_clock, args=(again, started, is_over), daemon=True)
+    facts = (again, started, is_over)
+    clock = threading.Thread(target=_show_clock, args=facts, daemon=True, name=CLOCK)
     if again:
         clock.start()
     ended = " failed"
