@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -212,14 +213,21 @@ class Entry:
         seconds = work.seconds if told is None else told
         row = _priced(row, seconds, work, is_told=told is not None)
         self._ledger.add(row)
-        if told is None and work.ended_course is not None:
+        if told is not None:
+            self._settle(work, told)
+        elif work.ended_course is not None:
 
             def note(course: Course) -> None:
                 if (seconds := course.execution_seconds) is not None:
                     known = msgspec.structs.replace(row, queue_seconds=course.queue_seconds)
                     self._ledger.add(_priced(known, seconds, work, is_told=True))
+                    self._settle(work, seconds)
 
             self._ledger.times.ask(work.ended_course, note)
+
+    def _settle(self, work: Work, seconds: float) -> None:
+        """What was spent as seen from here becomes what RunPod tells."""
+        self._on_spent(replace(work, seconds=seconds - work.seconds))
 
     def _row(self, work: Work, ended: EndedRequest) -> Row:
         work_id = ended.course.work_id

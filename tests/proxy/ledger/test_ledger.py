@@ -15,6 +15,7 @@ import pytest
 from starlette.responses import Response
 
 from proxy.access.limits import Permit
+from proxy.backends.runpod.job import Job
 from proxy.config.settings import DATABASE_FILE
 from proxy.http import context
 from proxy.ledger import ledger
@@ -404,3 +405,24 @@ def test_what_wakes_a_worker_by_the_clock_has_a_row_and_is_no_request(
     assert row["id"] == f"ep/{row['job_id']}"
     assert sums["requests"] == 0
     assert sums["dollars"] >= 4.0 * PRICE
+
+
+@pytest.mark.parametrize(("seen", "told", "status"), [(1.0, 4000, 429), (4.0, 1000, 200)])
+def test_budgets_are_settled_by_the_time_that_runpod_tells(
+    runpod: ScriptedRunPod,
+    start: Start,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: float,
+    told: int,
+    status: int,
+) -> None:
+    monkeypatch.setattr(Job, "worker_seconds", seen)
+    monkeypatch.setenv("LIMITED_KEY", "sk-limited")
+    runpod.scripts, runpod.final = several(), ENDED | {"executionTime": told}
+    limited = f"{CONFIG}\n[keys.one]\nenv = 'LIMITED_KEY'\ndaily_gpu_seconds = 2\n"
+    with start(limited) as client:
+        client.headers["authorization"] = "Bearer sk-limited"
+        assert ask(client).status_code == 200
+        the_row(url, is_execution_told=True)
+        assert ask(client).status_code == status
