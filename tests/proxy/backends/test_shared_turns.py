@@ -25,6 +25,12 @@ KEPT = f"{PREFIX}:turns:{{ep}}"
 NEVER = 1000.0
 
 
+@pytest.fixture(autouse=True)
+def no_lease_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is."""
+    monkeypatch.setattr(shared_turns, "LEASE_SECONDS", NEVER)
+
+
 class CountedState(SharedState):
     """A Redis that is counted how often it is asked, and answers."""
 
@@ -326,11 +332,13 @@ async def test_places_are_kept_for_as_long_as_calls_are_under_way(
 async def test_places_of_a_copy_that_was_killed_are_free_after_its_lease(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_turns, "LEASE_SECONDS", 1.0)
     async with two_copies(redis) as crowd:
         await crowd.fill(crowd.one, A)
         await crowd.wait_in_line(crowd.one, A, 30)
         await crowd.wait_in_line(crowd.other, B, 30)
+        monkeypatch.setattr(shared_turns, "LEASE_SECONDS", 1.0)
+        await crowd.one.questions_answered(2)
+        monkeypatch.setattr(shared_turns, "LEASE_SECONDS", NEVER)
         await crowd.one.kill()
         await until(lambda: crowd.order.count("b") == WINDOW)
         await crowd.other.questions_answered(2)
@@ -340,7 +348,7 @@ async def test_places_of_a_copy_that_was_killed_are_free_after_its_lease(
 async def test_while_redis_is_away_each_copy_keeps_to_its_share_and_then_they_share_one_window(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_turns, "SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(shared_turns, "SETTLE_SECONDS", NEVER)
     redis.stop()
     async with two_copies(redis, 5) as crowd:
         for copy, flow in ((crowd.one, A), (crowd.other, B)):
