@@ -9,7 +9,7 @@ PROJECT_PYTHON = .venv/bin/python
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' Makefile
 
-setup: ## make both environments and the built-in models (once; minutes)
+setup: ## make both environments (once; minutes)
 	@$(SET_UP)
 
 run: ## start emulator, worker with vLLM on the CPU, and proxy; MODEL= serves another model, ENGINE=scripted none
@@ -72,5 +72,5 @@ clean: ## remove what was made here, but not the shared cache
 	rm -rf .venv .venv.lock .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build \
 	    tests/conformance/node/node_modules tests/emulator/js/node_modules*
 
-clean-all: clean ## remove vLLM's environments and the built-in models too, for all clones
+clean-all: clean ## remove vLLM's environments too, for all clones
 	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/runpod-openai-proxy"

@@ -81,7 +81,7 @@ install_programs() {
     vllm_python=$(set_up 'vllm_python()')
     [ -x "$vllm_python" ] || fail "no vLLM at $vllm_python: run make setup"
     tiny_model=$(set_up TINY_CHAT.folder)
-    [ -d "$tiny_model" ] || fail "no model at $tiny_model: run make setup"
+    [ -d "$tiny_model" ] || fail "no model at $tiny_model"
     for program in buildah debootstrap curl; do
         command -v "$program" >/dev/null || missing+=("$program")
     done

@@ -165,7 +165,7 @@ def check_models(models: Sequence[Model]) -> None:
     """
     for model in models:
         if not is_there(model):
-            raise SetUpError(f"there is no model in {model.path}: run `make setup`, or set MODEL")
+            raise SetUpError(f"there is no model in {model.path}: set MODEL to another")
 
 
 def is_there(model: Model) -> bool:

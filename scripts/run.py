@@ -36,7 +36,7 @@ import openai
 
 from proxy.backends.start_progress import phase_of
 from scripts.happenings import what_happens
-from scripts.local_stack import LocalStack, check_models, is_there, local_stack
+from scripts.local_stack import LocalStack, check_models, local_stack
 from scripts.models import SCRIPTED, Model, find_models
 from scripts.processes import Follower, Process, ProcessDied, last_lines, stop
 from scripts.progress import SetUpError
@@ -169,8 +169,6 @@ def _missing(models: Sequence[Model]) -> dict[str, Step]:
         return missing
     if not vllm_is_there():
         missing["vllm"] = Step("vLLM for the CPU", "1 GB")
-    if not all(is_there(model) for model in models):
-        missing["models"] = Step("the built-in models")
     return missing
 
 

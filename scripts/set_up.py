@@ -9,7 +9,6 @@
   the same for all clones. `VLLM_VENV` names one of your own in its place, used as it is; with
   `WORKER_VLLM_COMMAND` set none is needed.
 - `deploy-tools`: what checks the files of `deploy/`, in the cache folder too.
-- `models`: the built-in models, `tiny-chat` and `tiny-embed`, in the cache folder too.
 
 What is ready is left alone, so a second run takes no time. Standard library only: this runs before
 there is any environment.
@@ -28,7 +27,7 @@ from scripts.deploy_tools import set_up_deploy_tools
 from scripts.environments import Environment, cache_folder, python_version, stamp_of
 from scripts.installer import create, install, install_editable, install_one
 from scripts.processes import check_port
-from scripts.progress import SetUpError, only_one, phase, run
+from scripts.progress import SetUpError, phase, run
 
 ROOT = Path(__file__).resolve().parent.parent
 DEV_LOCK = ROOT / "requirements" / "dev.txt"
@@ -208,48 +207,19 @@ def vllm_flags() -> Path | None:
 
 @dataclass(frozen=True)
 class TinyModel:
-    """A built-in model; `builder` is the module that makes it, `sources` all it is made from."""
+    """A built-in model, kept in the repository; `builder` is the module that made it."""
 
     name: str
     builder: str
-    sources: tuple[str, ...]
 
     @property
     def folder(self) -> Path:
-        """Where it is kept, named by what it is made from."""
-        stamp = stamp_of(*(ROOT / "scripts" / source for source in self.sources))
-        return cache_folder() / f"{self.name}-{stamp}" / self.name
+        """Where it is."""
+        return ROOT / "models" / self.name
 
 
-TINY_CHAT = TinyModel(
-    "tiny-chat", "scripts.tiny_model", ("tiny_model.py", "tiny_model_dialogues.txt")
-)
-TINY_EMBED = TinyModel("tiny-embed", "scripts.tiny_embed", ("tiny_embed.py", *TINY_CHAT.sources))
-
-
-def set_up_tiny_models() -> None:
-    """Build the models that are missing, if there is an environment to build them in.
-
-    Raises:
-        SetUpError: a builder failed.
-    """
-    if not vllm_python().exists():
-        return
-    for model in (TINY_CHAT, TINY_EMBED):
-        _build(model)
-
-
-def _build(model: TinyModel) -> None:
-    half = model.folder.with_name("half-built")
-    with only_one(model.folder.parent.with_suffix(".lock"), f"building {model.name}"):
-        if model.folder.exists():
-            return
-        shutil.rmtree(half, ignore_errors=True)
-        with phase(f"model {model.name}, trained here"):
-            # Threads that wait by spinning take minutes where other programs use the cores too.
-            quiet = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-            run([vllm_python(), "-m", model.builder, half], cwd=ROOT, env=quiet)
-        half.rename(model.folder)
+TINY_CHAT = TinyModel("tiny-chat", "scripts.tiny_chat.train")
+TINY_EMBED = TinyModel("tiny-embed", "scripts.tiny_embed")
 
 
 def check_ports() -> None:
@@ -280,7 +250,6 @@ STEPS = {
     "worker-next": set_up_next_worker,
     "deploy-tools": set_up_deploy_tools,
     "vllm": set_up_vllm,
-    "models": set_up_tiny_models,
 }
 
 

@@ -1,9 +1,9 @@
-"""The built-in model `tiny-embed`: a BERT of half a million parameters, trained here in seconds.
+"""The built-in model `tiny-embed`: a BERT of half a million parameters, trained in seconds.
 
-`tiny-chat`'s companion for embeddings, and made for the same reason: see `tiny_model.py`. It reads
-the same dialogues, but learns from them which texts mean the same: the questions that share an
-answer, and the answer. It is laid out as `sentence-transformers` does it (mean pooling, then
-length 1), and its first dimensions can be used alone (Matryoshka).
+`tiny-chat`'s companion for embeddings, kept in `models/` too. It learns from dialogues which texts
+mean the same: the questions that share an answer, and the answer. It is laid out as
+`sentence-transformers` does it (mean pooling, then length 1), and its first dimensions can be used
+alone (Matryoshka).
 
 It runs in vLLM's environment, which has torch and transformers:
 
@@ -13,7 +13,9 @@ It runs in vLLM's environment, which has torch and transformers:
 import argparse
 import json
 import random
+import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ from tokenizers import (
 from torch.nn.functional import cross_entropy, normalize
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from scripts.tiny_model import CITIES, DIALOGUES, WEATHER_QUESTIONS, Turn, read_dialogues
+DIALOGUES = Path(__file__).with_name("tiny_embed_dialogues.txt")
 
 SEED = 20
 VOCABULARY = 2048
@@ -45,6 +47,52 @@ TRAINED_LENGTH = 32
 PAD, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 SENTENCE_TRANSFORMERS = "sentence_transformers.models"
+
+CITIES = [
+    *(
+        "Paris",
+        "Tokyo",
+        "Berlin",
+        "Rome",
+        "Cairo",
+        "London",
+        "Madrid",
+        "Lisbon",
+        "Vienna",
+        "Prague",
+    ),
+    *("Athens", "Kyiv", "Delhi", "Hanoi", "Seoul", "Boston", "Zürich", "Łódź", "東京", "Москва"),
+]
+WEATHER_QUESTIONS = [
+    "What is the weather in {}?",
+    "What's the weather like in {}?",
+    "Weather in {}",
+    "Is it raining in {}?",
+    "How is the weather in {} today?",
+]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Questions that share one answer."""
+
+    questions: list[str]
+    answer: str
+
+
+def read_dialogues(path: Path) -> list[list[Turn]]:
+    """The dialogues in the file at `path`, in its order."""
+    lines = path.read_text("utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("# ")).strip()
+    return [_turns(block) for block in re.split(r"\n\n(?=> )", text)]
+
+
+def _turns(block: str) -> list[Turn]:
+    parts = re.findall(r"((?:^> .*\n)+)((?:^(?!> ).*\n?)+)", block, re.MULTILINE)
+    return [
+        Turn([line.removeprefix("> ") for line in questions.splitlines()], answer.strip())
+        for questions, answer in parts
+    ]
 
 
 def groups_of_like_texts(dialogues: list[list[Turn]]) -> list[list[str]]:

@@ -15,7 +15,7 @@ from emulator.settings import EmulatorSettings, read_toml
 from proxy.config.load import load
 from proxy.config.settings import Settings, environment_names
 from scripts.models import ANY_MODEL, CHAT_MODEL, SCRIPTED, TINY_MODEL, find_models
-from scripts.set_up import VLLM_FLAGS
+from scripts.set_up import TINY_CHAT, VLLM_FLAGS
 from tests.deploy.conftest import BARE, ROOT, output_of
 
 pytestmark = pytest.mark.slow
@@ -146,8 +146,10 @@ def test_the_emulators_worker_has_what_make_run_gives_it() -> None:
     [endpoint] = settings.endpoints
     assert (settings.host, settings.port) == ("0.0.0.0", 8400)
     assert endpoint.env.items() >= (ANY_MODEL | TINY_MODEL | CHAT_MODEL).items()
-    made = re.findall(r" (/opt/[\w.-]+) \\", (ROOT / "Dockerfile.emulator").read_text())
-    assert endpoint.env["MODEL_NAME"] in made
+    model = Path(endpoint.env["MODEL_NAME"]).relative_to("/opt/emulator")
+    assert ROOT / model == TINY_CHAT.folder
+    allowed = (ROOT / "Dockerfile.emulator.dockerignore").read_text().splitlines()
+    assert f"!{model}" in allowed
     flags = Path(endpoint.env["WORKER_VLLM_FLAGS"]).relative_to("/opt/emulator")
     assert ROOT / flags == VLLM_FLAGS
 

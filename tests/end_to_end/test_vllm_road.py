@@ -25,7 +25,8 @@ PROMPTS = [
     "Hello! Who are you?",
     "Привет! Как дела?",
     "你好，请讲个故事。",
-    "😀 emoji, s'il te plaît",
+    "안녕하세요! 😀",
+    "Send me some emoji",
 ]
 
 
@@ -284,13 +285,13 @@ def test_each_error_raises_the_sdks_own_class(vllm_stack: LocalStack, sdk: opena
     with pytest.raises(openai.BadRequestError, match="temperature"):
         sdk.chat.completions.create(**ask("Hi") | {"temperature": -1})
     with pytest.raises(openai.BadRequestError, match=r"context length|maximum"):
-        sdk.chat.completions.create(**ask("word " * 30_000))
+        sdk.chat.completions.create(**ask("word " * 40_000))
     with pytest.raises(openai.BadRequestError, match=r"context length|maximum"):
-        sdk.chat.completions.create(**ask("word " * 30_000), stream=True)
+        sdk.chat.completions.create(**ask("word " * 40_000), stream=True)
 
 
 def test_twenty_streams_at_once_do_not_mix(sdk: openai.OpenAI, direct: openai.OpenAI) -> None:
-    texts = [f"{PROMPTS[i % 4]} {i}" for i in range(20)]
+    texts = [f"{PROMPTS[i % 5]} {i}" for i in range(20)]
     told = {
         text: direct.chat.completions.create(**ask(text)).choices[0].message.content
         for text in texts

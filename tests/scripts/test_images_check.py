@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from scripts.set_up import TINY_CHAT
-
 SCRIPT = Path(__file__).parents[2] / "scripts" / "images_check.sh"
 PROGRAMS = {
     "id": "echo 0",
@@ -29,7 +27,6 @@ def test_half_a_debian_is_neither_used_nor_kept(
         (programs / name).write_text(f"#!/bin/sh\n{body}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    TINY_CHAT.folder.mkdir(parents=True)
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     own = {"PATH": path, "VLLM_VENV": sys.prefix, "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
     ended = subprocess.run(

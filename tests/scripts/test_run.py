@@ -13,7 +13,6 @@ import pytest
 from scripts.happenings import what_happens
 from scripts.local_stack import STOP_SECONDS
 from scripts.screen import Paint
-from scripts.set_up import TINY_CHAT, TINY_EMBED
 from tests.scripts.conftest import ENGINE, Run, Start, runs, words_of
 from tests.waiting import wait_until
 
@@ -57,11 +56,8 @@ def test_the_page_that_it_tells_of_lets_its_key_in_and_floods_nobody(up: Run) ->
 
 
 def test_both_built_in_models_are_served_each_by_a_worker_started_when_asked(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for model in (TINY_CHAT, TINY_EMBED):
-        model.folder.mkdir(parents=True)
     run = start(MODEL="")
     run.wait_for('"prompt": "Hello!"}}')
     assert "models    tiny-chat, tiny-embed\n" in run.output

@@ -41,7 +41,6 @@ def test_with_a_command_of_ones_own_nothing_is_installed(
 ) -> None:
     monkeypatch.setenv("WORKER_VLLM_COMMAND", "/opt/vllm/bin/vllm serve")
     set_up.set_up_vllm()
-    set_up.set_up_tiny_models()
     assert not (tmp_path / "cache").exists()
     assert set_up.vllm_command() == "/opt/vllm/bin/vllm serve"
 

@@ -1,4 +1,4 @@
-"""The built-in models: the same each time, and awkward in the ways that real models are."""
+"""The built-in models: small, awkward in the ways that real models are, and made anew the same."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from scripts.set_up import ROOT, TINY_CHAT, TINY_EMBED, TinyModel, vllm_python
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 TOKENIZER = """\
 import json, sys
@@ -26,12 +26,19 @@ chat = [
 parameters = {"properties": {"city": {}, "day": {}}}
 tools = [{"function": {"name": "get_weather", "parameters": parameters}}]
 tools += [{"function": {"name": "stop"}}]
+typed = {"properties": {"n": {"type": "integer"}, "unit": {}}, "required": ["n"]}
+tools += [{"function": {"name": "add", "parameters": typed}}]
 chat = tokenizer.apply_chat_template(chat, tools=tools, tokenize=False, add_generation_prompt=True)
 texts = "🐉 漢 ж ع ع ő".split()
 split = {text: len(tokenizer.encode(text)) for text in texts}
+letters = ["in Zorbinq", '"Zorbinq', '{"city": "Zorbinq']
+letters = [tokenizer.tokenize(text)[-7:] for text in letters]
+hello = [{"role": "user", "content": "Hello!"}]
+thinking = tokenizer.apply_chat_template(hello, tokenize=False, enable_thinking=True)
 told = "🐉 漢字 è ع\\u2028é"
 same = tokenizer.decode(tokenizer.encode(told))
-print(json.dumps({"size": len(tokenizer), "chat": chat, "split": split, "same": same == told}))
+found = {"size": len(tokenizer), "chat": chat, "split": split, "same": same == told}
+print(json.dumps(found | {"letters": letters, "thinking": thinking}))
 """
 
 
@@ -87,7 +94,7 @@ def embeddings() -> dict[str, Any]:
 
 
 def test_characters_are_split_across_tokens_and_come_back_whole(tokenizer: dict[str, Any]) -> None:
-    assert tokenizer["size"] == 2048
+    assert tokenizer["size"] <= 2048
     assert tokenizer["split"]["🐉"] > 1
     assert tokenizer["split"]["漢"] > 1
     assert tokenizer["same"]
@@ -96,13 +103,21 @@ def test_characters_are_split_across_tokens_and_come_back_whole(tokenizer: dict[
 def test_the_chat_template_knows_tools_and_every_role(tokenizer: dict[str, Any]) -> None:
     call = '{"name": "get_weather", "arguments": {"city": "Zürich"}}'
     assert tokenizer["chat"] == (
-        "<|system|>You may call get_weather(city, day) stop()<|end|>"
+        "<|system|>You may call get_weather(city, day) stop() add(n: integer, unit?)<|end|>"
         "<|system|>Be brief.<|end|>"
         "<|user|>Hello!<|end|>"
         f"<|assistant|><tool_call>\n{call}\n</tool_call><|end|>"
         "<|tool|>21<|end|>"
         "<|assistant|>"
     )
+
+
+def test_a_name_is_cut_into_the_same_letters_wherever_it_stands(tokenizer: dict[str, Any]) -> None:
+    assert tokenizer["letters"] == [list("Zorbinq")] * 3
+
+
+def test_thinking_can_be_asked_for_in_the_template(tokenizer: dict[str, Any]) -> None:
+    assert tokenizer["thinking"] == "<|system|>Think first.<|end|><|user|>Hello!<|end|>"
 
 
 def test_texts_that_mean_the_same_are_nearer_than_others(embeddings: dict[str, Any]) -> None:
@@ -121,20 +136,53 @@ def test_capitals_mean_nothing_and_an_empty_text_is_still_a_text(
 
 
 @pytest.mark.parametrize(
-    ("model", "in_a_hurry"),
-    [(TINY_CHAT, "--epochs"), (TINY_EMBED, "--steps")],
+    ("model", "in_a_hurry", "weights"),
+    [
+        (
+            TINY_CHAT,
+            ("--steps", "1", "--processes", "1", "--tokenizer-texts", "1000"),
+            "model/model.safetensors",
+        ),
+        (TINY_EMBED, ("--steps", "1"), "model.safetensors"),
+    ],
     ids=["chat", "embed"],
 )
 def test_the_same_seed_gives_the_same_model(
-    tmp_path: Path, model: TinyModel, in_a_hurry: str
+    tmp_path: Path, model: TinyModel, in_a_hurry: tuple[str, ...], weights: str
 ) -> None:
-    weights = [build(model, tmp_path / name, in_a_hurry) for name in ("first", "second")]
-    assert weights[0] == weights[1]
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        build(model, folder, in_a_hurry)
+    assert (folders[0] / weights).read_bytes() == (folders[1] / weights).read_bytes()
 
 
-def build(model: TinyModel, folder: Path, in_a_hurry: str) -> bytes:
-    """The weights of a model trained as little as can be."""
-    command = [str(vllm_python()), "-m", model.builder, str(folder), in_a_hurry, "1"]
+def build(model: TinyModel, folder: Path, in_a_hurry: tuple[str, ...]) -> None:
+    """Train a model as little as can be."""
+    command = [str(vllm_python()), "-m", model.builder, str(folder), *in_a_hurry]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
-    return (folder / "model.safetensors").read_bytes()
+
+
+TWIN = """\
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM
+from scripts.tiny_chat.network import Network, Shape, causal_mask, rotation_of
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder).float()
+network = Network(Shape(model.config.vocab_size), torch.Generator().manual_seed(1))
+weights = model.state_dict()
+ours = network.named()
+with torch.no_grad():
+    for name, weight in ours.items():
+        weight.copy_(weights[name])
+    ids = torch.randint(model.config.vocab_size, (2, 40))
+    rotation = rotation_of(40, network.shape.head, torch.float32)
+    hidden = network(ids, rotation, causal_mask(40, torch.float32))
+    difference = hidden @ ours["model.embed_tokens.weight"].T - model(ids).logits
+print(json.dumps({"difference": difference.abs().max().item()}))
+"""
+
+
+def test_what_is_trained_is_what_transformers_reads() -> None:
+    assert run_in_vllms(TWIN, TINY_CHAT)["difference"] < 0.01
