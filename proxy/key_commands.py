@@ -1,9 +1,10 @@
 """`python -m proxy keys`: keys made, listed, changed and revoked, while proxies run or not."""
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Final
 from pydantic import ValidationError
 
 from proxy.access.key_terms import RIGHTS, KeyTerms
-from proxy.access.keys import KeyLimits, KeyMistake, StoredKey
+from proxy.access.keys import KeyLimits, KeyMistake, Keys, StoredKey
 from proxy.config.file import ConfigError
 from proxy.config.load import load
 from proxy.config.mistakes import reason
 from proxy.config.settings import DATABASE_FILE, DatabaseSettings, Settings
+from proxy.config.tables import Config
 
 if TYPE_CHECKING:  # SQLAlchemy, which only a command that runs needs
     from sqlalchemy import Connection
@@ -41,6 +43,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "keys", help="make, list and revoke keys", description=ABOUT, formatter_class=raw
     )
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    parsers: dict[str, argparse.ArgumentParser] = {}
     for action, says in (
         ("create", "make a key; it is shown this once"),
         ("change", "let a key's holder do something else; what is not named stays"),
@@ -48,13 +51,18 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser = actions.add_parser(action, help=says, argument_default=argparse.SUPPRESS)
         parser.add_argument("name", help="for people, the log and metrics")
         _add_terms(parser)
+        parsers[action] = parser
     actions.add_parser("list", help="all keys there are and were")
     for action, says in (
         ("show", "what one key may do"),
         ("revoke", "let a key never be used again"),
         ("rotate", "give a key another secret; the former is refused from then on"),
     ):
-        actions.add_parser(action, help=says).add_argument("name")
+        parsers[action] = actions.add_parser(action, help=says)
+        parsers[action].add_argument("name")
+    for action in ("change", "revoke"):
+        says = "also if no key could administer then"
+        parsers[action].add_argument("--force", action="store_true", default=False, help=says)
 
 
 def _add_terms(parser: argparse.ArgumentParser) -> None:
@@ -70,37 +78,69 @@ def run(options: argparse.Namespace, settings: DatabaseSettings) -> int:
     """Do what the command line says; returns the exit code."""
     from proxy.storage.database import Database, DatabaseAway
 
+    config = _config()
     database = Database(settings.database or settings.new_database)
     try:
-        done = database.run_here(_work(options))
+        done = database.run_here(_work(options, config))
     except (DatabaseAway, KeyMistake) as exc:
         print(f"not done: {exc}", file=sys.stderr)  # noqa: T201 - what the command is for
         return 1
     finally:
         database.close_here()
     print(done)  # noqa: T201
-    if doubt := _doubt(options):
+    for doubt in _doubts(options, config):
         print(doubt, file=sys.stderr)  # noqa: T201
     if options.action in ("create", "rotate"):
         print("Keep it now: it is not shown again.", file=sys.stderr)  # noqa: T201
     return 0
 
 
-def _doubt(options: argparse.Namespace) -> str:
-    """What is to be known of a budget in dollars: it takes prices, which proxies have."""
-    if options.action not in ("create", "change"):
-        return ""
-    key = _terms(options).applied(StoredKey(options.name, created=0))
-    if key.limits.daily_budget is None and key.limits.monthly_budget is None:
-        return ""
+def _config() -> tuple[Settings, Config] | None:
+    """A proxy's configuration, which need not be here."""
     try:
-        return key.uncounted(load(Settings()))
-    except (ValidationError, ConfigError):  # a proxy's settings need not be here
-        return "Dollars are counted where the proxy knows an endpoint's price_per_second."
+        settings = Settings()
+        return settings, load(settings)
+    except (ValidationError, ConfigError):
+        return None
 
 
-def _work(options: argparse.Namespace) -> Callable[["Connection"], str]:
+def _doubts(options: argparse.Namespace, found: tuple[Settings, Config] | None) -> Iterator[str]:
+    """What is to be known of a key's models, and of a budget in dollars, which takes prices."""
+    if options.action not in ("create", "change"):
+        return
+    key = _terms(options).applied(StoredKey(options.name, created=0))
+    if found is not None:
+        _, config = found
+        yield from (f"here {sentence}" for sentence in config.unknown(key.models))
+        if said := key.uncounted(config):
+            yield said
+    elif key.limits.daily_budget is not None or key.limits.monthly_budget is not None:
+        yield "Dollars are counted where the proxy knows an endpoint's price_per_second."
+
+
+def _keeps_admin(options: argparse.Namespace, found: tuple[Settings, Config] | None) -> bool:
+    """Whether the last key of the database that may administer must stay."""
+    if options.force:
+        return False
+    if found is None:
+        return not os.environ.get("PROXY_ADMIN_KEYS")
+    settings, config = found
+    return not any(key.may_administer for key in Keys(settings, config.keys).configured)
+
+
+def _work(
+    options: argparse.Namespace, found: tuple[Settings, Config] | None
+) -> Callable[["Connection"], str]:
     """What is to be done in the database; it returns what is to be told."""
+    from proxy.access.stored_keys import keeping_admin
+
+    work = _change(options)
+    changes = options.action in ("change", "revoke")
+    return keeping_admin(work) if changes and _keeps_admin(options, found) else work
+
+
+def _change(options: argparse.Namespace) -> Callable[["Connection"], str]:
+    """The same, whoever may administer after it."""
     from proxy.access.stored_keys import change, create, find, listed, revoke, rotate
 
     match options.action:

@@ -116,14 +116,7 @@ class StoredKeys:
 
     async def _change(self, work: Callable[[Connection], T], keeps_admin: bool = False) -> T:
         """Do it, and know of it here from now on."""
-
-        def change(connection: Connection) -> T:
-            done = work(connection)
-            if keeps_admin and not any(key.is_admins for key in listed(connection)):
-                raise KeyMistake(_LAST_ADMIN)  # and nothing is done
-            return done
-
-        done = await self._do(change)
+        done = await self._do(keeping_admin(work) if keeps_admin else work)
         if self._asking is not None:  # what it brings may be from before
             await asyncio.wait({self._asking})
         self._as_of = float("-inf")
@@ -191,9 +184,23 @@ class StoredKeys:
 
 _LAST_ADMIN: Final = (
     "then no key could administer this proxy: let another one do so first, or use "
-    "`python -m proxy keys` where it runs"
+    "`python -m proxy keys` with --force where it runs"
 )
 _STATES: Final = {"expired": "expired", "revoked": "been revoked"}
+
+
+def keeping_admin(work: Callable[[Connection], T]) -> Callable[[Connection], T]:
+    """The same work, but a KeyMistake if with it the last key goes that may administer."""
+
+    def keep(connection: Connection) -> T:
+        _begin_change(connection)
+        had_admin = _has_admin(connection)
+        done = work(connection)
+        if had_admin and not _has_admin(connection):
+            raise KeyMistake(_LAST_ADMIN)  # and nothing is done
+        return done
+
+    return keep
 
 
 def create(connection: Connection, key: StoredKey) -> str:
@@ -268,6 +275,10 @@ def _unrevoked(connection: Connection, name: str) -> StoredKey:
 def listed(connection: Connection) -> Sequence[StoredKey]:
     """All keys there are and were, by name."""
     return [_stored(row) for row in connection.execute(select(KEYS).order_by("name")).mappings()]
+
+
+def _has_admin(connection: Connection) -> bool:
+    return any(key.is_admins for key in listed(connection))
 
 
 def _all(connection: Connection) -> tuple[int, dict[bytes, StoredKey]]:

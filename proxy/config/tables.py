@@ -311,6 +311,12 @@ class Config(Table):
         fallbacks = (model.fallback for model in self.models.values())
         return found | {f.url for f in fallbacks if isinstance(f, FallbackURL)}
 
+    def unknown(self, models: Iterable[str] | None) -> list[str]:
+        """Of these models those that are none, in words."""
+        if models is None or self.open_endpoint is not None:
+            return []
+        return [_no("model", name, self.models) for name in models if name not in self.models]
+
     def unpriced(self, models: Iterable[str] | None) -> list[str]:
         """The endpoints of these models, or of all, of whose cost nothing is known."""
         named = self.models if models is None else [m for m in models if m in self.models]

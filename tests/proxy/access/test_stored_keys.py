@@ -19,7 +19,8 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
-from proxy import check_storage
+from proxy import check_storage, key_commands
+from proxy.__main__ import parser
 from proxy.access import stored_keys
 from proxy.access.keys import KeyLimits, KeyMistake, StoredKey
 from proxy.access.stored_keys import (
@@ -30,7 +31,7 @@ from proxy.access.stored_keys import (
 )
 from proxy.app import create_app
 from proxy.config.load import load
-from proxy.config.settings import DATABASE_FILE
+from proxy.config.settings import DATABASE_FILE, DatabaseSettings
 from proxy.config.tables import digest
 from proxy.errors import InvalidAPIKey, KeysUnavailable
 from proxy.storage import database as database_module
@@ -42,6 +43,13 @@ from tests.servers import serve
 from tests.waiting import wait_until
 
 MODELS = "/v1/models"
+PROXYS = {
+    "RUNPOD_API_KEY": "rp",
+    "RUNPOD_ENDPOINT_ID": "ep",
+    "PROXY_API_KEYS": "sk-test",
+    "PROXY_MODELS": "big",
+}
+"""What a proxy's environment has."""
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -208,6 +216,60 @@ def test_what_cannot_be_done_is_told(
     refused = command(*arguments)
     assert refused.returncode != 0
     assert says in refused.stderr
+
+
+@pytest.fixture
+def command_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """The same in this process: its exit code, and what it says beside."""
+    for name in PROXYS:
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str, **variables: str) -> tuple[int, str]:
+        with monkeypatch.context() as environment:
+            for name, value in ({"PROXY_STATE_DIR": str(folder)} | variables).items():
+                environment.setenv(name, value)
+            code = key_commands.run(parser().parse_args(["keys", *arguments]), DatabaseSettings())
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_command_keeps_the_last_key_that_may_administer_unless_it_is_forced(
+    command_here: Callable[..., tuple[int, str]], folder: Path
+) -> None:
+    for name in ("alice", "bob"):
+        make(folder, StoredKey(name, created=0, may_administer=True))
+    assert command_here("revoke", "bob")[0] == 0
+    for arguments in (("revoke", "alice"), ("change", "alice", "--no-may-administer")):
+        code, said = command_here(*arguments)
+        assert code == 1
+        assert "no key could administer this proxy" in said
+    kept = done(url_in(folder), lambda one: stored_keys.find(one, "alice"))
+    assert (kept.state, kept.may_administer) == ("active", True)
+    assert command_here("change", "alice", "--no-may-administer", "--force")[0] == 0
+    assert command_here("revoke", "alice")[0] == 0  # there was no admin before, either
+
+
+@pytest.mark.parametrize("settings", [{}, PROXYS])
+def test_the_last_key_may_go_where_the_environment_names_an_admin(
+    command_here: Callable[..., tuple[int, str]], folder: Path, settings: dict[str, str]
+) -> None:
+    make(folder, StoredKey("alice", created=0, may_administer=True))
+    assert command_here("revoke", "alice", **settings)[0] == 1
+    admins = {"PROXY_ADMIN_KEYS": "sk-admin-of-this-test-0123456789abcdef"}
+    assert command_here("revoke", "alice", **settings, **admins)[0] == 0
+
+
+def test_a_model_that_is_not_served_is_told_by_the_command(
+    command_here: Callable[..., tuple[int, str]],
+) -> None:
+    code, said = command_here("create", "alice", "--models", "big,bih", **PROXYS)
+    assert code == 0
+    assert "here there is no model 'bih'; did you mean big?" in said
+    assert "'big'" not in said
+    assert "no model" not in command_here("change", "alice", "--models", "all", **PROXYS)[1]
 
 
 def test_a_key_does_what_was_said_when_it_was_made(folder: Path, start: Start) -> None:
