@@ -209,6 +209,7 @@ class HealthMonitor:
     def observe(self, health: Health, now: float) -> None:
         """Take one look's counters, seen at `now` (seconds, monotonic)."""
         before = self._state
+        had_none = self._had_no_worker(now)
         self._unseen_since = math.inf
         if self.starts.has_just_answered:
             health = health.between_jobs()
@@ -219,7 +220,7 @@ class HealthMonitor:
             health = health.without_loading()
         self._health = health
         if self._waiting and not health.up:
-            self._follow_start(is_sure=not health.busy)
+            self._follow_start(is_sure=had_none or not health.busy)
         if self._history.note(health, now):
             self.starts.note_failure(ModelStartFailed(UNKNOWN_CAUSE), exits=True)
         self.starts.note_up(health.up)
@@ -238,6 +239,11 @@ class HealthMonitor:
             self._set(State.COLD)
         if self._state is not before:
             log.info("endpoint %s is %s: %s", self._name, self._state, self._reason)
+
+    def _had_no_worker(self, now: float) -> bool:
+        """Whether the last look, a moment ago, saw none: one that is at work now has started."""
+        last = self._health if now - self._noted < 2 * LOOK_SECONDS else None
+        return last is not None and not (last.up or last.busy or last.initializing)
 
     def _note_startless(self, health: Health, now: float) -> None:
         if now - self._noted > OLD_SECONDS:  # what was in between has not been seen

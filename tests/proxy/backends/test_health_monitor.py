@@ -175,6 +175,28 @@ async def test_a_worker_that_has_just_taken_its_first_job_is_no_start_unless_it_
 
 
 @pytest.mark.parametrize(
+    ("before", "apart", "is_start"),
+    [
+        ({}, 5, True),
+        ({}, 11, False),  # what was in between has not been seen
+        ({"initializing": 1}, 5, False),
+        ({"ready": 1}, 5, False),
+        ({"running": 1}, 5, False),
+    ],
+)
+async def test_a_worker_at_work_where_none_was_a_moment_ago_was_started(
+    before: dict[str, int], apart: int, is_start: bool
+) -> None:
+    began = time.monotonic()
+    monitor = seen((before, 0))
+    at_work = Health.of({"workers": {"running": 1}, "jobs": {"inProgress": 1}})
+    with monitor.waiting():
+        monitor.observe(at_work, 100 + apart)
+        assert monitor.clock.has_met_start(began) is is_start
+    await monitor.close()
+
+
+@pytest.mark.parametrize(
     ("workers", "has_answered"), [({"running": 1}, True), ({"ready": 1, "running": 1}, False)]
 )
 async def test_a_worker_that_was_up_and_dies_at_its_first_request_is_no_failed_start(
