@@ -31,7 +31,7 @@ TITLE = (
 )
 COLUMNS, LINES = 100, 34
 LONGEST_PAUSE_SECONDS = 0.7
-LAPSE = 20.0
+LAPSE = 10.0
 MOST_SECONDS = 900.0
 AFTER_SECONDS = 3.0
 """How long what others ask for is watched."""
