@@ -91,9 +91,12 @@ def film(
 
 
 def shell(*words: str) -> str:
-    """A command that shows itself first, as if it had been typed."""
+    """A command that shows itself first, as if it had been typed, and not by another make.
+
+    A make within a make tells which folder it enters, and that is nobody's affair.
+    """
     line = shlex.join(words)
-    return f"printf '$ %s\\n' {shlex.quote(line)}; exec {line}"
+    return f"printf '$ %s\\n' {shlex.quote(line)}; unset MAKEFLAGS MFLAGS MAKELEVEL; exec {line}"
 
 
 def shortened(frames: list[Frame], *, longest_seconds: float, lapse: float) -> list[Frame]:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -106,6 +107,17 @@ def test_what_a_command_prints_is_filmed_in_its_colours(tmp_path: Path) -> None:
         assert RED in frames[-1].text
         window.press("Enter")
         assert list(film(window, lambda _: False, most_seconds=30)) is not None  # it ends
+
+
+def test_a_make_that_is_filmed_tells_nothing_of_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAKELEVEL", "1")
+    monkeypatch.setenv("MAKEFLAGS", "w")
+    (tmp_path / "Makefile").write_text("all:\n\t@echo done\n")
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run(["sh", "-c", shell("make")], capture_output=True, text=True, check=True)
+    assert done.stdout == "$ make\ndone\n"
 
 
 @needs_tmux
